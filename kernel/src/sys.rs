@@ -1,0 +1,162 @@
+//! System calls that nix has no wrapper for, one to a function: raw ptrace requests, kcmp, pidfd and process creation.
+
+use crate::regs::XState;
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use std::ffi::c_void;
+
+/// NT_X86_XSTATE of elf.h.
+const NT_X86_XSTATE: usize = 0x202;
+/// include/uapi/linux/ptrace.h; libc has no PTRACE_GET_RSEQ_CONFIGURATION.
+const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
+/// More than any CPU's XSAVE area (AMX included: 11 KiB).
+const XSTATE_MAX_BYTES: usize = 64 << 10;
+/// Bytes of the kernel's sigset_t.
+const SIGSET_BYTES: usize = 8;
+
+fn request(request: libc::c_uint, tid: Pid, addr: usize, data: *mut c_void) -> Result<i64, Errno> {
+    // SAFETY: every caller below passes an address that the request reads or writes within the object it points to.
+    let answer = unsafe { libc::ptrace(request, tid.as_raw(), addr, data) };
+    Errno::result(answer)
+}
+
+pub(crate) fn get_xstate(tid: Pid) -> Result<XState, Errno> {
+    let mut buffer = vec![0_u8; XSTATE_MAX_BYTES];
+    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    request(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, (&raw mut iov).cast())?;
+    buffer.truncate(iov.iov_len);
+    Ok(buffer)
+}
+
+pub(crate) fn set_xstate(tid: Pid, state: &[u8]) -> Result<(), Errno> {
+    let mut iov = libc::iovec { iov_base: state.as_ptr().cast_mut().cast(), iov_len: state.len() };
+    request(libc::PTRACE_SETREGSET, tid, NT_X86_XSTATE, (&raw mut iov).cast()).map(drop)
+}
+
+pub(crate) fn get_sigmask(tid: Pid) -> Result<u64, Errno> {
+    let mut mask = 0_u64;
+    request(libc::PTRACE_GETSIGMASK, tid, SIGSET_BYTES, (&raw mut mask).cast())?;
+    Ok(mask)
+}
+
+pub(crate) fn set_sigmask(tid: Pid, mut mask: u64) -> Result<(), Errno> {
+    request(libc::PTRACE_SETSIGMASK, tid, SIGSET_BYTES, (&raw mut mask).cast()).map(drop)
+}
+
+pub(crate) fn peek_siginfo(tid: Pid, shared: bool) -> Result<Vec<[u8; 128]>, Errno> {
+    #[repr(C)]
+    struct Args {
+        off: u64,
+        flags: u32,
+        nr: i32,
+    }
+    let mut found = Vec::new();
+    loop {
+        let mut batch = [[0_u8; 128]; 32];
+        let mut args = Args { off: found.len() as u64, flags: u32::from(shared), nr: batch.len() as i32 };
+        let count = request(
+            libc::PTRACE_PEEKSIGINFO,
+            tid,
+            (&raw mut args) as usize,
+            batch.as_mut_ptr().cast(),
+        )? as usize;
+        found.extend_from_slice(&batch[..count]);
+        if count < batch.len() {
+            return Ok(found);
+        }
+    }
+}
+
+pub(crate) fn get_rseq(tid: Pid) -> Result<Option<(u64, u32, u32, u32)>, Errno> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Configuration {
+        address: u64,
+        size_bytes: u32,
+        signature: u32,
+        flags: u32,
+        pad: u32,
+    }
+    let mut config = Configuration::default();
+    let size = size_of::<Configuration>();
+    request(PTRACE_GET_RSEQ_CONFIGURATION, tid, size, (&raw mut config).cast())?;
+    let registered = config.address != 0;
+    Ok(registered.then_some((config.address, config.size_bytes, config.signature, config.flags)))
+}
+
+pub(crate) fn cont(tid: Pid, to_syscall: bool, signal: i32) -> Result<(), Errno> {
+    let how = if to_syscall { libc::PTRACE_SYSCALL } else { libc::PTRACE_CONT };
+    request(how, tid, 0, signal as usize as *mut c_void).map(drop)
+}
+
+/// Which kernel objects [`same_object`] compares.
+#[derive(Clone, Copy, Debug)]
+pub enum Kcmp {
+    /// Open file descriptions behind two descriptors.
+    File(u32, u32),
+}
+
+/// Whether two processes' (or one's) kernel objects are one; an order over them for sorting is not offered.
+pub fn same_object(a: Pid, b: Pid, what: Kcmp) -> Result<bool, Errno> {
+    const KCMP_FILE: i32 = 0;
+    let Kcmp::File(first, second) = what;
+    // SAFETY: kcmp takes five integers and touches no memory of ours.
+    let answer = unsafe { libc::syscall(libc::SYS_kcmp, a.as_raw(), b.as_raw(), KCMP_FILE, u64::from(first), u64::from(second)) };
+    Errno::result(answer).map(|order| order == 0)
+}
+
+/// The head and length of a thread's robust futex list.
+pub fn robust_list(tid: Pid) -> Result<(u64, u64), Errno> {
+    let (mut head, mut len) = (0_u64, 0_u64);
+    // SAFETY: get_robust_list writes one pointer and one size_t, both 8 bytes here.
+    let answer = unsafe { libc::syscall(libc::SYS_get_robust_list, tid.as_raw(), &raw mut head, &raw mut len) };
+    Errno::result(answer).map(|_| (head, len))
+}
+
+/// `struct clone_args` up to set_tid_size (version 1), of include/uapi/linux/sched.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CloneArgs {
+    /// CLONE_* bits.
+    pub flags: u64,
+    /// Where to store a pidfd.
+    pub pidfd: u64,
+    /// Where to store the tid in the child.
+    pub child_tid: u64,
+    /// Where to store the tid in the parent.
+    pub parent_tid: u64,
+    /// Signal to the parent at exit.
+    pub exit_signal: u64,
+    /// Lowest byte of the child's stack.
+    pub stack: u64,
+    /// Its size in bytes.
+    pub stack_size: u64,
+    /// Thread-local storage.
+    pub tls: u64,
+    /// Address of an array of wanted tids.
+    pub set_tid: u64,
+    /// Its length.
+    pub set_tid_size: u64,
+}
+
+/// A child with a copy of our memory that does nothing but pause, under the pid asked for, with default signal handlers.
+pub(crate) fn clone_paused(pid: u32) -> Result<Pid, Errno> {
+    const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
+    let wanted = [pid as libc::pid_t];
+    let args = CloneArgs {
+        flags: CLONE_CLEAR_SIGHAND,
+        exit_signal: libc::SIGCHLD as u64,
+        set_tid: wanted.as_ptr() as u64,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    };
+    // SAFETY: like fork; the child runs nothing but the pause loop below, which touches only its own copy of this stack.
+    let answer = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    if answer == 0 {
+        loop {
+            // SAFETY: pause takes no argument.
+            unsafe { libc::syscall(libc::SYS_pause) };
+        }
+    }
+    Errno::result(answer).map(|pid| Pid::from_raw(pid as i32))
+}

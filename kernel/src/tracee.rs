@@ -1,0 +1,231 @@
+//! ptrace as type states: a thread is [`Running`], [`Stopped`] or gone, and only a stopped one can be asked for anything.
+//!
+//! Data flow: [`Running::seize`] attaches without stopping; [`Running::interrupt`] consumes the running thread and yields a
+//! stopped one; [`Stopped::detach`] or dropping our process lets it go. Both types are move-only and not `Send`: the kernel
+//! takes ptrace requests from the attaching thread only. Sessions begin without `PTRACE_O_EXITKILL`, so that the death of a
+//! tracer merely lets an untouched tracee run on; [`Stopped::set_exit_kill`] brackets the time in which its registers are ours.
+//!
+//! Known hole: a tracee of another tracer answers EPERM like one that is not ours; `/proc/PID/status` (TracerPid) tells which.
+
+use crate::regs::{Registers, XState};
+use nix::errno::Errno;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::marker::PhantomData;
+
+/// Why a thread could not be traced or did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// The thread is gone (it exited or was killed).
+    #[error("thread {0} is gone")]
+    Gone(Pid),
+    /// The kernel refuses to let us trace it.
+    #[error("thread {0} may not be traced by this user")]
+    NotPermitted(Pid),
+    /// Stopped by SIGSTOP or a terminal: such a thread is not ours to wake.
+    #[error("thread {0} is stopped by a signal: continue it (kill -CONT) first")]
+    GroupStopped(Pid),
+    /// Any other answer of the kernel.
+    #[error("ptrace {op} of thread {tid}: {errno}")]
+    Failed {
+        /// The request.
+        op: &'static str,
+        /// The thread.
+        tid: Pid,
+        /// What the kernel said.
+        errno: Errno,
+    },
+}
+
+/// Outcome of a ptrace request.
+pub type Result<T> = std::result::Result<T, TraceError>;
+
+pub(crate) fn failed(op: &'static str, tid: Pid) -> impl FnOnce(Errno) -> TraceError {
+    move |errno| match errno {
+        Errno::ESRCH => TraceError::Gone(tid),
+        Errno::EPERM | Errno::EACCES => TraceError::NotPermitted(tid),
+        errno => TraceError::Failed { op, tid, errno },
+    }
+}
+
+type NotSend = PhantomData<*const ()>;
+
+/// A traced thread that runs. Not Clone, on purpose: there is one owner of a thread's state.
+#[derive(Debug)]
+pub struct Running {
+    tid: Pid,
+    _not_send: NotSend,
+}
+
+/// A traced thread that does not run until we say so.
+#[derive(Debug)]
+pub struct Stopped {
+    tid: Pid,
+    _not_send: NotSend,
+}
+
+/// How a stopped thread came to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// By our interrupt, or a new thread's first stop.
+    Interrupt,
+    /// At the entry to or exit from a system call.
+    Syscall,
+    /// By a ptrace event (clone, …).
+    Event(i32),
+    /// About to be handed this signal.
+    Signal(i32),
+    /// With its whole group, by a stop signal.
+    Group,
+}
+
+const BASE_OPTIONS: Options = Options::PTRACE_O_TRACESYSGOOD;
+
+impl Running {
+    /// Attach to `tid` without stopping it.
+    pub fn seize(tid: Pid) -> Result<Self> {
+        ptrace::seize(tid, BASE_OPTIONS).map_err(failed("seize", tid))?;
+        Ok(Self { tid, _not_send: PhantomData })
+    }
+
+    /// Which thread.
+    #[must_use]
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// Ask the thread to stop, without waiting for it: several can be asked before the first wait.
+    pub fn request_stop(&self) -> Result<()> {
+        ptrace::interrupt(self.tid).map_err(failed("interrupt", self.tid))
+    }
+
+    /// Stop the thread. Signals that were just being delivered go on to it; its stop comes before their handlers run.
+    pub fn interrupt(self) -> Result<Stopped> {
+        self.request_stop()?;
+        self.stopped()
+    }
+
+    /// Wait for a stop that was asked for.
+    pub fn stopped(self) -> Result<Stopped> {
+        loop {
+            let (stopped, stop) = self.wait()?;
+            match stop {
+                Stop::Interrupt => return Ok(stopped),
+                Stop::Group => {
+                    stopped.detach()?;
+                    return Err(TraceError::GroupStopped(self.tid));
+                }
+                Stop::Signal(signal) => stopped.cont(ContMode::Free, signal)?,
+                Stop::Syscall | Stop::Event(_) => stopped.cont(ContMode::Free, 0)?,
+            }
+        }
+    }
+
+    /// A thread that attached itself by inheritance (`PTRACE_O_TRACECLONE`): wait for its first stop.
+    pub fn inherited(tid: Pid) -> Result<Stopped> {
+        Self { tid, _not_send: PhantomData }.stopped()
+    }
+
+    fn wait(&self) -> Result<(Stopped, Stop)> {
+        wait_stop(self.tid)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ContMode {
+    Free,
+    ToSyscall,
+}
+
+/// Wait until `tid` stops.
+pub(crate) fn wait_stop(tid: Pid) -> Result<(Stopped, Stop)> {
+    let stopped = Stopped { tid, _not_send: PhantomData };
+    loop {
+        let status = match waitpid(tid, Some(WaitPidFlag::__WALL)) {
+            Err(Errno::EINTR) => continue,
+            Err(Errno::ECHILD) => return Err(TraceError::Gone(tid)),
+            other => other.map_err(failed("wait", tid))?,
+        };
+        return match status {
+            WaitStatus::PtraceSyscall(_) => Ok((stopped, Stop::Syscall)),
+            // PTRACE_EVENT_STOP is 128; its signal is SIGTRAP for an interrupt, the stop signal for a group stop.
+            WaitStatus::PtraceEvent(_, Signal::SIGTRAP, 128) => Ok((stopped, Stop::Interrupt)),
+            WaitStatus::PtraceEvent(_, _, 128) => Ok((stopped, Stop::Group)),
+            WaitStatus::PtraceEvent(_, _, event) => Ok((stopped, Stop::Event(event))),
+            WaitStatus::Stopped(_, signal) => Ok((stopped, Stop::Signal(signal as i32))),
+            _ => Err(TraceError::Gone(tid)),
+        };
+    }
+}
+
+impl Stopped {
+    /// Which thread.
+    #[must_use]
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// While `on`, our death kills the tracee. `trace_clone` makes threads that it starts stop under us as well.
+    pub fn set_exit_kill(&self, on: bool, trace_clone: bool) -> Result<()> {
+        let mut options = BASE_OPTIONS;
+        options.set(Options::PTRACE_O_EXITKILL, on);
+        options.set(Options::PTRACE_O_TRACECLONE, trace_clone);
+        ptrace::setoptions(self.tid, options).map_err(failed("set options", self.tid))
+    }
+
+    /// General registers.
+    pub fn registers(&self) -> Result<Registers> {
+        ptrace::getregs(self.tid).map(Registers).map_err(failed("get registers", self.tid))
+    }
+
+    /// Replace the general registers.
+    pub fn set_registers(&self, regs: &Registers) -> Result<()> {
+        ptrace::setregs(self.tid, regs.0).map_err(failed("set registers", self.tid))
+    }
+
+    /// All extended state (x87, SSE, AVX, …) as XSAVE lays it out.
+    pub fn xstate(&self) -> Result<XState> {
+        crate::sys::get_xstate(self.tid).map_err(failed("get xstate", self.tid))
+    }
+
+    /// Replace all extended state.
+    pub fn set_xstate(&self, state: &[u8]) -> Result<()> {
+        crate::sys::set_xstate(self.tid, state).map_err(failed("set xstate", self.tid))
+    }
+
+    /// Blocked signals, bit `n - 1` for signal n; inside sigsuspend and the like the mask that will come back.
+    pub fn signal_mask(&self) -> Result<u64> {
+        crate::sys::get_sigmask(self.tid).map_err(failed("get signal mask", self.tid))
+    }
+
+    /// Replace the blocked signals.
+    pub fn set_signal_mask(&self, mask: u64) -> Result<()> {
+        crate::sys::set_sigmask(self.tid, mask).map_err(failed("set signal mask", self.tid))
+    }
+
+    /// Pending signals as raw `siginfo_t`s, oldest first: the thread's own, or (`shared`) its process's.
+    pub fn pending_signals(&self, shared: bool) -> Result<Vec<[u8; 128]>> {
+        crate::sys::peek_siginfo(self.tid, shared).map_err(failed("peek signals", self.tid))
+    }
+
+    /// The registered restartable-sequence area: address, size in bytes, signature, flags; `None` where there is none.
+    pub fn rseq(&self) -> Result<Option<(u64, u32, u32, u32)>> {
+        crate::sys::get_rseq(self.tid).map_err(failed("get rseq", self.tid))
+    }
+
+    /// Message of the ptrace event it stopped at (a new thread's id after a clone event).
+    pub(crate) fn event_message(&self) -> Result<i64> {
+        ptrace::getevent(self.tid).map_err(failed("get event", self.tid))
+    }
+
+    /// Let go of the thread; it runs on from its registers.
+    pub fn detach(self) -> Result<()> {
+        ptrace::detach(self.tid, None).map_err(failed("detach", self.tid))
+    }
+
+    pub(crate) fn cont(&self, mode: ContMode, signal: i32) -> Result<()> {
+        crate::sys::cont(self.tid, mode == ContMode::ToSyscall, signal).map_err(failed("continue", self.tid))
+    }
+}
