@@ -128,6 +128,12 @@ impl<'t> Borrowed<'t> {
         &self.registers
     }
 
+    /// Signals that were blocked when the session began.
+    #[must_use]
+    pub fn signal_mask(&self) -> u64 {
+        self.mask
+    }
+
     /// Put everything back. An interrupted call of the thread's own goes on when it runs again.
     pub fn give_back(self) -> TraceResult<()> {
         let thread = self.remote.thread;

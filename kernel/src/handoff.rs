@@ -1,0 +1,57 @@
+//! Descriptors that change hands: taken out of another process by pidfd, or sent over a unix socket.
+
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::unistd::Pid;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+/// Own a descriptor that a system call has just made for us.
+#[must_use]
+pub fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: callers pass what a call (dup, pidfd_open, SCM_RIGHTS) returned to them and nobody else keeps.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// A descriptor for the process itself, immune to its pid being used again.
+pub fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
+    // SAFETY: two integers in, a descriptor out.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    Errno::result(fd).map(|fd| own(fd as RawFd))
+}
+
+/// A duplicate of descriptor `fd` of the process behind `pidfd`.
+pub fn pidfd_getfd(pidfd: &OwnedFd, fd: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: three integers in, a descriptor out.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
+    Errno::result(fd).map(|fd| own(fd as RawFd))
+}
+
+/// Send `signal` to exactly that process.
+pub fn pidfd_kill(pidfd: &OwnedFd, signal: i32) -> Result<(), Errno> {
+    // SAFETY: a null siginfo stands for the default one.
+    let answer = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0) };
+    Errno::result(answer).map(drop)
+}
+
+/// Send descriptors along with one byte.
+pub fn send_fds(socket: &UnixStream, fds: &[RawFd]) -> Result<(), Errno> {
+    let rights = [ControlMessage::ScmRights(fds)];
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&[0])], &rights, MsgFlags::empty(), None).map(drop)
+}
+
+/// Receive `count` descriptors and their byte; `EBADMSG` where fewer came.
+pub fn recv_fds(socket: &UnixStream, count: usize) -> Result<Vec<OwnedFd>, Errno> {
+    let mut byte = [0];
+    let mut buffer = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!([RawFd; 8]);
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut buffer, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut found = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            found.extend(fds.into_iter().map(own));
+        }
+    }
+    if found.len() == count { Ok(found) } else { Err(Errno::EBADMSG) }
+}

@@ -1,0 +1,119 @@
+//! Checkpoint: freeze a process, describe it, capture its pages into a store, commit the manifest, end it or let it go on.
+//!
+//! [`freeze`] → [`describe`] → [`capture`] → commit. The process is stopped throughout and nothing of it is changed for good: on
+//! any error, and with `leave_running`, it runs on from where it stopped. The name appears in the store only with the commit, after
+//! every chunk is durable, and the process is killed only after that.
+
+mod ask;
+mod capture;
+mod describe;
+mod error;
+mod freeze;
+mod proc;
+
+pub use capture::Compression;
+pub use error::CheckpointError;
+
+use freeze::Frozen;
+use images::Image;
+use kernel::memory::ProcessMemory;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use pages::{SnapshotId, SnapshotName};
+use std::time::{Duration, Instant};
+use store::{Store, StoreError};
+
+/// What to do.
+#[derive(Debug)]
+pub struct Request {
+    /// The process.
+    pub pid: u32,
+    /// What to call the snapshot.
+    pub name: SnapshotName,
+    /// Let the process go on afterwards.
+    pub leave_running: bool,
+    /// Level and chunk size.
+    pub compression: Compression,
+}
+
+/// What was done.
+#[derive(Debug, serde::Serialize)]
+pub struct Report {
+    /// The process.
+    pub pid: u32,
+    /// The snapshot's name.
+    pub name: String,
+    /// Its digest.
+    pub snapshot: String,
+    /// Bytes of pages with contents.
+    pub memory_bytes: u64,
+    /// Chunks of the snapshot.
+    pub chunks: u64,
+    /// Chunks the store did not have.
+    pub new_chunks: u64,
+    /// Compressed bytes sent.
+    pub sent_bytes: u64,
+    /// How long the process stood still, in microseconds.
+    pub frozen_us: u64,
+}
+
+/// Make a snapshot of a process in `store`; `progress` is told of bytes read.
+pub fn checkpoint(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) + Sync)) -> Result<Report, CheckpointError> {
+    refuse_taken(store, &request.name)?;
+    let started = Instant::now();
+    let frozen = Frozen::freeze(request.pid)?;
+    let memory = ProcessMemory::open(Pid::from_raw(request.pid as i32)).map_err(|error| CheckpointError::Memory {
+        pid: request.pid,
+        range: "all of it".to_owned(),
+        why: error.to_string(),
+    })?;
+    let (mut manifest, maps) = describe::describe(&frozen, &memory, request.compression.chunk_size_bytes)?;
+    let captured = capture::capture(request.pid, &manifest.regions, &maps, request.compression, store, progress)?;
+    manifest.extents = captured.extents;
+    let memory_pages: u64 = manifest.extents.iter().map(|extent| extent.pages).sum();
+    let snapshot = store.commit(Image::encode(&manifest, &captured.table), &request.name)?;
+    if !request.leave_running {
+        end(request.pid);
+    }
+    frozen.release();
+    if !request.leave_running {
+        wait_gone(request.pid);
+    }
+    Ok(Report {
+        pid: request.pid,
+        name: request.name.to_string(),
+        snapshot: SnapshotId::to_string(&snapshot),
+        memory_bytes: memory_pages * pages::PAGE_SIZE_BYTES,
+        chunks: captured.table.len() as u64,
+        new_chunks: captured.new_chunks,
+        sent_bytes: captured.sent_bytes,
+        frozen_us: started.elapsed().as_micros() as u64,
+    })
+}
+
+/// Refuse a name in use before anything is stopped; the commit checks again.
+fn refuse_taken(store: &dyn Store, name: &SnapshotName) -> Result<(), CheckpointError> {
+    match store.resolve(name) {
+        Ok(_) => Err(CheckpointError::NameTaken(name.clone())),
+        Err(StoreError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn end(pid: u32) {
+    // It is stopped by us, so it is there; if it is not, it ended, which is what is wanted.
+    let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+}
+
+/// Until its pid is free again (its parent has to reap it), but no longer than a restore may reasonably be kept waiting.
+fn wait_gone(pid: u32) {
+    const LONGEST: Duration = Duration::from_secs(2);
+    let begun = Instant::now();
+    let ended = || {
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+        crate::process::stat::Stat::parse(&stat).is_some_and(|stat| stat.state() == 'Z')
+    };
+    while !ended() && begun.elapsed() < LONGEST {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,179 @@
+//! Asking the frozen process for what no file of /proc tells, by calls run in its own threads.
+//!
+//! A scratch mapping holds what the calls write; it is unmapped and every register put back before anything else happens to
+//! the thread. The `syscall` instruction used is one that the vDSO has anyway, so no byte of the process is changed.
+
+use super::freeze::Frozen;
+use super::CheckpointError;
+use crate::process::maps::Mapping;
+use images::manifest::{AlternateStack, IntervalTimer, PosixTimer, SignalAction};
+use kernel::memory::ProcessMemory;
+use kernel::regs::Registers;
+use kernel::remote::Borrowed;
+use kernel::tracee::Stopped;
+use pages::{PAGE_SIZE_BYTES, VirtAddr};
+
+/// `syscall`.
+const SYSCALL_INSTRUCTION: [u8; 2] = [0x0f, 0x05];
+/// Highest signal number.
+pub const LAST_SIGNAL: u32 = 64;
+/// prctl that libc does not name: 40, since Linux 3.5.
+const PR_GET_TID_ADDRESS: u64 = 40;
+
+/// The place calls are run from, found once for the process.
+#[derive(Debug)]
+pub struct Asker<'f> {
+    pid: u32,
+    syscall_at: VirtAddr,
+    memory: &'f ProcessMemory,
+}
+
+/// One thread on loan.
+#[derive(Debug)]
+pub struct Session<'f> {
+    pid: u32,
+    borrowed: Borrowed<'f>,
+    scratch: u64,
+    memory: &'f ProcessMemory,
+}
+
+impl<'f> Asker<'f> {
+    /// Find a `syscall` instruction in the vDSO of `frozen`; also yields the vDSO's text.
+    pub fn new(frozen: &Frozen, memory: &'f ProcessMemory, maps: &[Mapping]) -> Result<(Self, Vec<u8>), CheckpointError> {
+        let proc = frozen.proc();
+        let vdso = maps.iter().find(|m| m.path == "[vdso]");
+        let vdso = vdso.ok_or_else(|| proc.refuse("it has no vDSO", "boot without vdso=0"))?;
+        let mut text = vec![0; (vdso.end - vdso.start) as usize];
+        memory.read(VirtAddr(vdso.start), &mut text).map_err(|e| CheckpointError::Memory {
+            pid: proc.pid,
+            range: format!("{:x}", vdso.start),
+            why: e.to_string(),
+        })?;
+        let at = text.windows(2).position(|pair| pair == SYSCALL_INSTRUCTION);
+        let at = at.ok_or_else(|| proc.refuse("its vDSO has no syscall instruction", "report this kernel"))?;
+        let asker = Self { pid: proc.pid, syscall_at: VirtAddr(vdso.start + at as u64), memory };
+        Ok((asker, text))
+    }
+
+    /// Borrow `thread`.
+    pub fn borrow(&self, thread: &'f Stopped) -> Result<Session<'f>, CheckpointError> {
+        let mut borrowed = Borrowed::begin(thread, self.syscall_at).map_err(CheckpointError::trace(self.pid))?;
+        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+        match borrowed.call(libc::SYS_mmap, [0, PAGE_SIZE_BYTES, prot, flags, u64::MAX, 0]) {
+            Ok(scratch) => Ok(Session { pid: self.pid, borrowed, scratch, memory: self.memory }),
+            Err(error) => {
+                borrowed.give_back().map_err(CheckpointError::trace(self.pid))?;
+                Err(CheckpointError::ask(self.pid, "leave to map a page")(error))
+            }
+        }
+    }
+}
+
+impl Session<'_> {
+    /// Registers the thread had before the loan.
+    #[must_use]
+    pub fn registers(&self) -> &Registers {
+        self.borrowed.registers()
+    }
+
+    fn call(&mut self, what: &'static str, number: i64, args: [u64; 6]) -> Result<u64, CheckpointError> {
+        self.borrowed.call(number, args).map_err(CheckpointError::ask(self.pid, what))
+    }
+
+    fn scratch<const N: usize>(&self) -> Result<[u8; N], CheckpointError> {
+        let mut bytes = [0; N];
+        let read = self.memory.read(VirtAddr(self.scratch), &mut bytes);
+        read.map_err(|e| CheckpointError::Memory { pid: self.pid, range: "scratch".to_owned(), why: e.to_string() })?;
+        Ok(bytes)
+    }
+
+    fn words<const N: usize>(&self) -> Result<[u64; N], CheckpointError> {
+        let page: [u8; 64] = self.scratch()?;
+        let mut out = [0; N];
+        for (word, bytes) in out.iter_mut().zip(page.chunks_exact(8)) {
+            *word = bytes.try_into().map_or(0, u64::from_ne_bytes);
+        }
+        Ok(out)
+    }
+
+    /// A prctl that answers by its return value.
+    pub fn prctl(&mut self, what: &'static str, option: i32) -> Result<u64, CheckpointError> {
+        self.call(what, libc::SYS_prctl, [option as u64, 0, 0, 0, 0, 0])
+    }
+
+    /// A prctl that writes an int.
+    pub fn prctl_int(&mut self, what: &'static str, option: i32) -> Result<u32, CheckpointError> {
+        self.call(what, libc::SYS_prctl, [option as u64, self.scratch, 0, 0, 0, 0])?;
+        self.scratch::<4>().map(u32::from_ne_bytes)
+    }
+
+    /// Where the kernel clears the tid when the thread ends.
+    pub fn tid_address(&mut self) -> Result<u64, CheckpointError> {
+        self.call("tid address", libc::SYS_prctl, [PR_GET_TID_ADDRESS, self.scratch, 0, 0, 0, 0])?;
+        self.words::<1>().map(|[address]| address)
+    }
+
+    /// The alternate signal stack, or `None` where there is none.
+    pub fn alternate_stack(&mut self) -> Result<Option<AlternateStack>, CheckpointError> {
+        self.call("alternate stack", libc::SYS_sigaltstack, [0, self.scratch, 0, 0, 0, 0])?;
+        let [base, flags, size_bytes] = self.words()?;
+        // SS_ONSTACK is the kernel's to tell, from the stack pointer; SS_DISABLE means there is none.
+        let flags = (flags as u32) & !(libc::SS_ONSTACK as u32);
+        Ok((flags & libc::SS_DISABLE as u32 == 0).then_some(AlternateStack { base, flags, size_bytes }))
+    }
+
+    /// Dispositions of the signals in `mask` (bit n - 1 for signal n).
+    pub fn signal_actions(&mut self, mask: u64) -> Result<Vec<SignalAction>, CheckpointError> {
+        let mut actions = Vec::new();
+        for signal in (1..=LAST_SIGNAL).filter(|n| mask & (1 << (n - 1)) != 0) {
+            self.call("signal action", libc::SYS_rt_sigaction, [u64::from(signal), 0, self.scratch, 8, 0, 0])?;
+            actions.push(SignalAction { signal, sigaction: self.scratch::<32>()?.to_vec() });
+        }
+        Ok(actions)
+    }
+
+    /// The armed interval timers.
+    pub fn interval_timers(&mut self) -> Result<Vec<IntervalTimer>, CheckpointError> {
+        let mut timers = Vec::new();
+        for which in 0..3 {
+            self.call("interval timer", libc::SYS_getitimer, [u64::from(which), self.scratch, 0, 0, 0, 0])?;
+            let [interval_s, interval_us, value_s, value_us] = self.words()?;
+            if value_s != 0 || value_us != 0 {
+                timers.push(IntervalTimer {
+                    which,
+                    interval_us: interval_s * 1_000_000 + interval_us,
+                    value_us: value_s * 1_000_000 + value_us,
+                });
+            }
+        }
+        Ok(timers)
+    }
+
+    /// Fill in the times of `timer`.
+    pub fn posix_timer(&mut self, timer: &mut PosixTimer) -> Result<(), CheckpointError> {
+        self.call("POSIX timer", libc::SYS_timer_gettime, [u64::from(timer.id), self.scratch, 0, 0, 0, 0])?;
+        let [interval_s, interval_ns, value_s, value_ns] = self.words()?;
+        timer.interval_ns = interval_s * 1_000_000_000 + interval_ns;
+        timer.value_ns = value_s * 1_000_000_000 + value_ns;
+        Ok(())
+    }
+
+    /// Signals the thread blocked before the loan.
+    #[must_use]
+    pub fn signal_mask(&self) -> u64 {
+        self.borrowed.signal_mask()
+    }
+
+    /// The end of the heap.
+    pub fn brk(&mut self) -> Result<u64, CheckpointError> {
+        self.call("heap end", libc::SYS_brk, [0; 6])
+    }
+
+    /// Unmap the scratch page and put the thread back as it was.
+    pub fn end(mut self) -> Result<(), CheckpointError> {
+        let unmapped = self.borrowed.call(libc::SYS_munmap, [self.scratch, PAGE_SIZE_BYTES, 0, 0, 0, 0]);
+        self.borrowed.give_back().map_err(CheckpointError::trace(self.pid))?;
+        unmapped.map(drop).map_err(CheckpointError::ask(self.pid, "leave to unmap a page"))
+    }
+}

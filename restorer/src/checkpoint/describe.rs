@@ -1,0 +1,152 @@
+//! Describe: everything of a frozen process but the bytes of its pages, as a manifest without extents.
+//!
+//! First everything that cannot be captured is refused, from /proc alone and before a single call runs in the process; then
+//! /proc, ptrace and injected calls fill the manifest: [`regions`] the memory map, [`threads`] what each thread owns,
+//! [`files`] the descriptors.
+
+pub mod files;
+pub mod regions;
+pub mod sockets;
+pub mod threads;
+
+use super::ask::Asker;
+use super::freeze::Frozen;
+use super::proc::Proc;
+use super::CheckpointError;
+use crate::process::maps::{Mapping, parse_smaps};
+use crate::process::stat::Stat;
+use crate::process::status::Status;
+use crate::process::timers::parse_timers;
+use images::manifest::{Host, Manifest, MemoryMap, Process, Rlimit};
+use kernel::memory::ProcessMemory;
+use std::time::SystemTime;
+
+/// Namespaces a restore does not build: the process must share ours.
+const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
+
+/// The manifest of `frozen` and its memory map.
+pub fn describe(frozen: &Frozen, memory: &ProcessMemory, chunk_size_bytes: u32) -> Result<(Manifest, Vec<Mapping>), CheckpointError> {
+    let proc = frozen.proc();
+    let maps = parse_smaps(&proc.text("smaps")?).ok_or_else(|| proc.malformed("smaps"))?;
+    refuse_what_is_shared(proc)?;
+    let regions = regions::regions(proc, &maps)?;
+    let (files, descriptors) = files::files(proc)?;
+    let (asker, vdso) = Asker::new(frozen, memory, &maps)?;
+    let mut process = process_of_proc(proc)?;
+    let mut threads = Vec::new();
+    for (index, thread) in frozen.threads().iter().enumerate() {
+        let mut session = asker.borrow(thread)?;
+        let described = threads::thread(proc, thread, &mut session).and_then(|described| {
+            if index == 0 {
+                threads::process_wide(proc, &mut session, &mut process)?;
+            }
+            Ok(described)
+        });
+        session.end()?; // also after an error: the process runs on as it was
+        threads.push(described?);
+    }
+    if let Some(leader) = frozen.threads().first() {
+        let pending = leader.pending_signals(true).map_err(CheckpointError::trace(proc.pid))?;
+        process.shared_pending = pending.iter().map(|info| info.to_vec()).collect();
+    }
+    let xstate_size_bytes = threads.first().map_or(0, |t| t.xstate.len() as u32);
+    let manifest = Manifest {
+        host: Some(Host {
+            kernel_release: nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default(),
+            vdso_digest: images::chunk_id(&vdso).0.to_vec(),
+            xstate_features: threads.first().map_or(0, |t| threads::xstate_features(&t.xstate)),
+            xstate_size_bytes,
+        }),
+        process: Some(process),
+        threads,
+        regions,
+        extents: Vec::new(),
+        files,
+        descriptors,
+        chunk_size_bytes,
+        created_unix_s: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+    };
+    Ok((manifest, maps))
+}
+
+fn refuse_what_is_shared(proc: Proc) -> Result<(), CheckpointError> {
+    for name in NAMESPACES {
+        let file = format!("ns/{name}");
+        if proc.link(&file)? != (Proc { pid: std::process::id() }).link(&file)? {
+            return Err(proc.refuse(format!("it lives in another {name} namespace"), "run defrost inside that namespace"));
+        }
+    }
+    if proc.link("root")? != "/" {
+        return Err(proc.refuse("its root directory is not /", "run defrost inside that chroot"));
+    }
+    for tid in proc.numbers("task")? {
+        let children = proc.text(&format!("task/{tid}/children"))?;
+        if let Some(child) = children.split_whitespace().next() {
+            return Err(proc.refuse(format!("it has a child process ({child})"), "checkpoint a process without children"));
+        }
+    }
+    let text = proc.text("status")?;
+    if Status::new(&text).number("Seccomp").unwrap_or(0) != 0 {
+        return Err(proc.refuse("it runs under a seccomp filter", "start it without seccomp"));
+    }
+    Ok(())
+}
+
+fn process_of_proc(proc: Proc) -> Result<Process, CheckpointError> {
+    let stat = Stat::parse(&proc.text("stat")?).ok_or_else(|| proc.malformed("stat"))?;
+    let text = proc.text("status")?;
+    let status = Status::new(&text);
+    let address = |field: usize| stat.field(field) as u64;
+    let exe = proc.link("exe")?;
+    let exe_identity = files::identity(proc, &exe)?;
+    let cwd = proc.link("cwd")?;
+    if cwd.ends_with(" (deleted)") {
+        return Err(proc.refuse(format!("its working directory was removed: {cwd}"), "let it change to another directory"));
+    }
+    let posix_timers = parse_timers(&proc.text("timers")?).ok_or_else(|| proc.malformed("timers"))?;
+    let oom_score_adj = proc.text("oom_score_adj")?.trim().parse().map_err(|_| proc.malformed("oom_score_adj"))?;
+    Ok(Process {
+        pid: proc.pid,
+        exe_identity: Some(exe_identity),
+        exe,
+        cwd,
+        umask: status.umask().ok_or_else(|| proc.malformed("status"))?,
+        comm: proc.text("comm")?.trim_end_matches('\n').to_owned(),
+        mm: Some(MemoryMap {
+            start_code: address(26),
+            end_code: address(27),
+            start_stack: address(28),
+            start_data: address(45),
+            end_data: address(46),
+            start_brk: address(47),
+            arg_start: address(48),
+            arg_end: address(49),
+            env_start: address(50),
+            env_end: address(51),
+            brk: 0, // asked of the process itself: stat does not tell
+            auxv: proc.bytes("auxv")?,
+        }),
+        rlimits: limits(proc)?,
+        posix_timers,
+        session_leader: stat.field(6) == i64::from(proc.pid),
+        group_leader: stat.field(5) == i64::from(proc.pid),
+        oom_score_adj,
+        ..Process::default()
+    })
+}
+
+/// /proc/PID/limits in the order of RLIMIT_CPU (0) to RLIMIT_RTTIME (15).
+fn limits(proc: Proc) -> Result<Vec<Rlimit>, CheckpointError> {
+    const NAMES: [&str; 16] = [
+        "Max cpu time", "Max file size", "Max data size", "Max stack size", "Max core file size", "Max resident set",
+        "Max processes", "Max open files", "Max locked memory", "Max address space", "Max file locks",
+        "Max pending signals", "Max msgqueue size", "Max nice priority", "Max realtime priority", "Max realtime timeout",
+    ];
+    let text = proc.text("limits")?;
+    let find = |(resource, name): (usize, &&str)| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        let mut values = line.split_whitespace().map(|v| if v == "unlimited" { Some(u64::MAX) } else { v.parse().ok() });
+        Some(Rlimit { resource: resource as u32, soft: values.next()??, hard: values.next()?? })
+    };
+    NAMES.iter().enumerate().map(|limit| find(limit).ok_or_else(|| proc.malformed("limits"))).collect()
+}

@@ -1,0 +1,110 @@
+//! /proc/PID/smaps: one [`Mapping`] a region, with the VmFlags that /proc/PID/maps does not tell.
+//!
+//! The head line is `start-end perms offset dev inode path`; of the lines below only `VmFlags:` and `AnonHugePages` matter.
+
+use images::manifest::RegionFlag;
+
+/// A region of the address space as the kernel lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// First byte.
+    pub start: u64,
+    /// First byte behind it.
+    pub end: u64,
+    /// PROT_* bits.
+    pub prot: u32,
+    /// MAP_SHARED rather than MAP_PRIVATE.
+    pub shared: bool,
+    /// Offset into the file, in bytes.
+    pub offset: u64,
+    /// Inode of the file; 0 for anonymous memory.
+    pub inode: u64,
+    /// Path, `[heap]` and the like, or empty.
+    pub path: String,
+    /// VmFlags, two letters each.
+    pub flags: Vec<String>,
+}
+
+/// VmFlags that travel, with the bit of the manifest.
+const ADVICE: [(&str, RegionFlag); 11] = [
+    ("gd", RegionFlag::GrowsDown),
+    ("nr", RegionFlag::NoReserve),
+    ("lo", RegionFlag::Locked),
+    ("dc", RegionFlag::DontFork),
+    ("dd", RegionFlag::DontDump),
+    ("hg", RegionFlag::Hugepage),
+    ("nh", RegionFlag::NoHugepage),
+    ("wf", RegionFlag::WipeOnFork),
+    ("mg", RegionFlag::Mergeable),
+    ("rr", RegionFlag::Random),
+    ("sr", RegionFlag::Sequential),
+];
+
+impl Mapping {
+    /// Whether VmFlags has `flag`.
+    #[must_use]
+    pub fn has(&self, flag: &str) -> bool {
+        self.flags.iter().any(|f| f == flag)
+    }
+
+    /// The flags that a restore sets again, as manifest bits.
+    #[must_use]
+    pub fn advice(&self) -> u32 {
+        ADVICE.iter().filter(|(text, _)| self.has(text)).map(|(_, bit)| *bit as u32).sum()
+    }
+
+    /// Whether a file of the file system is behind it.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        self.inode != 0
+    }
+}
+
+/// Parse all of smaps; `None` where a line is not in the kernel's form.
+#[must_use]
+pub fn parse_smaps(text: &str) -> Option<Vec<Mapping>> {
+    let mut found: Vec<Mapping> = Vec::new();
+    for line in text.lines() {
+        let first = line.split(' ').next()?;
+        if let Some((start, end)) = first.split_once('-').filter(|_| !first.contains(':')) {
+            found.push(parse_head(line, start, end)?);
+        } else if let Some(flags) = line.strip_prefix("VmFlags:") {
+            found.last_mut()?.flags = flags.split_whitespace().map(str::to_owned).collect();
+        }
+    }
+    Some(found)
+}
+
+fn parse_head(line: &str, start: &str, end: &str) -> Option<Mapping> {
+    let mut fields = line.splitn(6, ' ');
+    let (_, perms, offset, _dev, inode) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let perms = perms.as_bytes();
+    let bit = |index: usize, letter: u8, bit: i32| if perms.get(index) == Some(&letter) { bit as u32 } else { 0 };
+    Some(Mapping {
+        start: u64::from_str_radix(start, 16).ok()?,
+        end: u64::from_str_radix(end, 16).ok()?,
+        prot: bit(0, b'r', libc::PROT_READ) | bit(1, b'w', libc::PROT_WRITE) | bit(2, b'x', libc::PROT_EXEC),
+        shared: perms.get(3) == Some(&b's'),
+        offset: u64::from_str_radix(offset, 16).ok()?,
+        inode: inode.parse().ok()?,
+        path: fields.next().unwrap_or("").trim_start().to_owned(),
+        flags: Vec::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_heads_and_flags() {
+        let text = "55d0-55f0 r-xp 00001000 fe:00 1234                   /usr/bin/a b\nSize: 4 kB\nVmFlags: rd ex mr\n\
+                    7ffe0000-7fff0000 rw-p 00000000 00:00 0                  [stack]\nVmFlags: rd wr gd ac nh\n";
+        let maps = parse_smaps(text).expect("is smaps");
+        assert_eq!(maps.len(), 2);
+        assert_eq!((maps[0].prot, maps[0].offset, maps[0].path.as_str(), maps[0].is_file()), (5, 0x1000, "/usr/bin/a b", true));
+        assert_eq!(maps[1].advice(), RegionFlag::GrowsDown as u32 | RegionFlag::NoHugepage as u32);
+        assert!(!maps[1].is_file());
+        assert!(parse_smaps("zz-yy rw-p 0 0 0\n").is_none());
+    }
+}

@@ -1,0 +1,90 @@
+//! What can stop a restore, each as one sentence: what failed, on which object, what to do next.
+
+use kernel::remote::CallError;
+use kernel::spawn::SpawnError;
+use kernel::tracee::TraceError;
+use store::StoreError;
+
+/// Why nothing was restored. Whatever the reason, nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The pid or a tid of the snapshot is in use.
+    #[error("pid {pid} is taken by {holder}: end it, or restore with --new-pid-namespace")]
+    PidTaken {
+        /// The pid.
+        pid: u32,
+        /// Who has it.
+        holder: String,
+    },
+    /// A file the process had mapped or open.
+    #[error("file {path} {what}: bring back the file as it was at the checkpoint, or checkpoint again")]
+    File {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Kernel or CPU differ in what the process may have cached.
+    #[error("this host cannot run the snapshot: {0}")]
+    Host(String),
+    /// The image holds something this version does not build.
+    #[error("snapshot {0}: restore it with the defrost that made it")]
+    Image(String),
+    /// The image cannot be read.
+    #[error("snapshot image: {0}; run `defrost verify` and checkpoint again")]
+    BadImage(#[from] images::ImageError),
+    /// A chunk cannot be trusted.
+    #[error("chunk {chunk} of the snapshot: {why}; run `defrost verify` and checkpoint again")]
+    Chunk {
+        /// Which.
+        chunk: String,
+        /// Why.
+        why: String,
+    },
+    /// A descriptor could not be made again.
+    #[error("reopen fd {fd} ({what}): {why}")]
+    Descriptor {
+        /// Its lowest number.
+        fd: u32,
+        /// What it is.
+        what: String,
+        /// Why not.
+        why: String,
+    },
+    /// No process could be made.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// A step of the rebuild failed.
+    #[error("rebuild the process: {what}: {source}")]
+    Step {
+        /// Which step.
+        what: String,
+        /// Why.
+        source: CallError,
+    },
+    /// A step done from outside failed.
+    #[error("rebuild the process: {what}: {why}")]
+    Outside {
+        /// Which step.
+        what: String,
+        /// Why.
+        why: String,
+    },
+    /// The pager could not be started or gave up.
+    #[error("pager: {0}")]
+    Pager(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<TraceError> for RestoreError {
+    fn from(source: TraceError) -> Self {
+        Self::Step { what: "trace it".to_owned(), source: source.into() }
+    }
+}
+
+/// An error of a step done from outside, for `map_err`.
+pub fn outside<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> RestoreError {
+    move |why| RestoreError::Outside { what: what.into(), why: why.to_string() }
+}

@@ -1,0 +1,113 @@
+//! Plan: what must hold on this host before anything is made, and where the rebuild may work.
+//!
+//! The functions that decide are pure; [`check_files`] alone looks at the file system.
+
+use super::error::RestoreError;
+use images::manifest::{Backing, FileIdentity, Manifest, Region};
+use pages::{PAGE_SIZE_BYTES, PageAddr};
+use std::os::unix::fs::MetadataExt;
+
+/// Lowest address a mapping may have: vm.mmap_min_addr is at most 64 KiB.
+const LOWEST: u64 = 0x1_0000;
+/// Highest address of user space with four-level page tables.
+const HIGHEST: u64 = 0x7fff_ffff_f000;
+
+/// The manifest's parts that every snapshot has, or why not.
+pub fn whole(manifest: &Manifest) -> Result<(), RestoreError> {
+    let missing = |what: &str| Err(RestoreError::Image(format!("has no {what}")));
+    match manifest {
+        Manifest { process: None, .. } => missing("process"),
+        Manifest { host: None, .. } => missing("host"),
+        m if m.threads.is_empty() => missing("threads"),
+        m if m.process.as_ref().is_some_and(|p| p.mm.is_none()) => missing("memory layout"),
+        _ => Ok(()),
+    }
+}
+
+/// A run of `pages` free pages that neither the snapshot nor the child, as it is now, uses.
+pub fn free_gap(regions: &[Region], ours: &[(u64, u64)], pages: u64) -> Option<u64> {
+    let mut used: Vec<(u64, u64)> = regions.iter().map(|r| (r.start, r.end)).chain(ours.iter().copied()).collect();
+    used.sort_unstable();
+    let wanted = pages * PAGE_SIZE_BYTES;
+    let margin = 256 * PAGE_SIZE_BYTES; // away from stacks that grow down and their guard gap
+    let mut free_from = LOWEST;
+    for (start, end) in used {
+        if start > free_from && start - free_from >= wanted + 2 * margin {
+            return Some(free_from + margin);
+        }
+        free_from = free_from.max(end);
+    }
+    (HIGHEST > free_from + wanted + 2 * margin).then_some(free_from + margin)
+}
+
+/// The vDSO and vector state must be this host's own.
+pub fn check_host(manifest: &Manifest, vdso_digest: &[u8], kernel_release: &str) -> Result<(), RestoreError> {
+    let Some(host) = &manifest.host else { return whole(manifest) };
+    if host.vdso_digest != vdso_digest {
+        return Err(RestoreError::Host(format!(
+            "its vDSO is that of kernel {}, here runs {kernel_release}: restore on a host with the same kernel build",
+            host.kernel_release
+        )));
+    }
+    Ok(())
+}
+
+/// Every file the process had mapped or was started from is there and as it was.
+pub fn check_files(manifest: &Manifest) -> Result<(), RestoreError> {
+    let exe = manifest.process.as_ref().and_then(|process| process.exe_identity.as_ref());
+    // A shared mapping is the file's own contents, which may rightly have changed; private ones rest on it byte for byte.
+    let private = manifest.regions.iter().filter(|region| region.backing == Backing::FilePrivate as i32);
+    let mut seen: Vec<&str> = Vec::new();
+    for identity in private.filter_map(|region| region.file.as_ref()).chain(exe) {
+        if !seen.contains(&identity.path.as_str()) {
+            seen.push(&identity.path);
+            check_file(identity)?;
+        }
+    }
+    Ok(())
+}
+
+/// One file is there and as it was.
+fn check_file(identity: &FileIdentity) -> Result<(), RestoreError> {
+    let changed = |what: String| Err(RestoreError::File { path: identity.path.clone(), what });
+    match std::fs::metadata(&identity.path) {
+        Err(error) => changed(format!("cannot be found ({error})")),
+        Ok(meta) if meta.size() != identity.size_bytes => changed(format!("has {} bytes instead of {}", meta.size(), identity.size_bytes)),
+        Ok(meta) if (meta.mtime(), meta.mtime_nsec() as u32) != (identity.mtime_s, identity.mtime_ns) => {
+            changed("was modified since the checkpoint".to_owned())
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Pages that the process touches in its first instructions: stacks, thread control blocks, code in anonymous memory.
+#[must_use]
+pub fn first_touched(manifest: &Manifest) -> Vec<PageAddr> {
+    let mut first = Vec::new();
+    for thread in &manifest.threads {
+        if let Some(registers) = kernel::regs::Registers::from_bytes(&thread.registers) {
+            let r = registers.0;
+            let rseq = thread.rseq.as_ref().map_or(0, |rseq| rseq.address);
+            first.extend([r.rsp, r.rip, r.fs_base, rseq].map(|address| pages::VirtAddr(address).page()));
+        }
+    }
+    let lazy = |page: &PageAddr| manifest.regions.iter().any(|r| r.lazy && r.start <= page.addr() && page.addr() < r.end);
+    first.retain(lazy);
+    first.sort_unstable();
+    first.dedup();
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gap_is_free_in_both_layouts() {
+        let region = |start, end| Region { start, end, ..Region::default() };
+        let gap = free_gap(&[region(0x40_0000, 0x50_0000)], &[(0x5000_0000, 0x6000_0000)], 4).expect("there is room");
+        let clear = |start: u64, end: u64| gap + 4 * PAGE_SIZE_BYTES <= start || end <= gap;
+        assert!(clear(0x40_0000, 0x50_0000) && clear(0x5000_0000, 0x6000_0000), "{gap:#x}");
+        assert!(free_gap(&[region(LOWEST, HIGHEST)], &[], 4).is_none());
+    }
+}
