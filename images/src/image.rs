@@ -1,0 +1,118 @@
+//! The image file: header, manifest, chunk table.
+//!
+//! ```text
+//! offset  bytes
+//!      0      8  magic "DFROSTIM"
+//!      8      4  format version (1)
+//!     12      4  compatible feature flags: may be ignored
+//!     16      4  read-only feature flags: may be ignored by those who only restore
+//!     20      4  incompatible feature flags: unknown ones are refused
+//!     24      8  bytes of the manifest
+//!     32      8  chunks in the table
+//!     40      4  CRC32C of manifest and table
+//!     44      4  CRC32C of the 44 bytes before
+//!     48      …  manifest (protobuf), then 32 bytes a chunk: its BLAKE3 digest
+//! ```
+//!
+//! All numbers are little-endian. The snapshot's id is the BLAKE3 digest of the whole file, so the checksums are there to tell a
+//! truncated or damaged file from a foreign one, not to be trusted. The server reads the table alone and never the manifest.
+
+use crate::check::check;
+use crate::error::ImageError;
+use crate::manifest::Manifest;
+use bytes::Bytes;
+use pages::{ChunkId, SnapshotId};
+use prost::Message;
+
+const MAGIC: &[u8; 8] = b"DFROSTIM";
+const VERSION: u32 = 1;
+/// Bytes in front of the manifest.
+pub const HEADER_BYTES: usize = 48;
+const DIGEST_BYTES: usize = 32;
+
+/// A checked snapshot image.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Digest of the file.
+    pub id: SnapshotId,
+    /// All but page bytes.
+    pub manifest: Manifest,
+    /// Digest of each chunk.
+    pub table: Vec<ChunkId>,
+}
+
+impl Image {
+    /// The file for a manifest and its chunks.
+    #[must_use]
+    pub fn encode(manifest: &Manifest, table: &[ChunkId]) -> Bytes {
+        let body_bytes = manifest.encoded_len() + table.len() * DIGEST_BYTES;
+        let mut out = Vec::with_capacity(HEADER_BYTES + body_bytes);
+        out.extend(MAGIC);
+        for word in [VERSION, 0, 0, 0] {
+            out.extend(word.to_le_bytes());
+        }
+        out.extend((manifest.encoded_len() as u64).to_le_bytes());
+        out.extend((table.len() as u64).to_le_bytes());
+        let mut body = manifest.encode_to_vec();
+        table.iter().for_each(|id| body.extend(id.0));
+        out.extend(crc32c::crc32c(&body).to_le_bytes());
+        out.extend(crc32c::crc32c(&out).to_le_bytes());
+        out.extend(body);
+        Bytes::from(out)
+    }
+
+    /// Read and check a file.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ImageError> {
+        let (id, table, manifest) = split(bytes)?;
+        let manifest = Manifest::decode(manifest).map_err(|error| ImageError::Manifest(error.to_string()))?;
+        check(&manifest, table.len() as u64)?;
+        Ok(Self { id, manifest, table })
+    }
+}
+
+/// Digest and chunk table of a file, without its manifest.
+pub fn parse_table(bytes: &[u8]) -> Result<(SnapshotId, Vec<ChunkId>), ImageError> {
+    split(bytes).map(|(id, table, _)| (id, table))
+}
+
+fn split(bytes: &[u8]) -> Result<(SnapshotId, Vec<ChunkId>, &[u8]), ImageError> {
+    let truncated = |need: u64| ImageError::Truncated { what: "image", have: bytes.len() as u64, need };
+    let header = bytes.get(..HEADER_BYTES).ok_or_else(|| truncated(HEADER_BYTES as u64))?;
+    if &header[..8] != MAGIC {
+        return Err(ImageError::Magic("image"));
+    }
+    if crc32c::crc32c(&header[..44]) != word(header, 44) {
+        return Err(ImageError::Checksum("image's header"));
+    }
+    if word(header, 8) != VERSION {
+        return Err(ImageError::Version { what: "image", found: word(header, 8), known: VERSION });
+    }
+    if word(header, 20) != 0 {
+        return Err(ImageError::Features(word(header, 20)));
+    }
+    let (manifest_bytes, chunks) = (long(header, 24), long(header, 32));
+    let need = chunks
+        .checked_mul(DIGEST_BYTES as u64)
+        .and_then(|table| table.checked_add(manifest_bytes)?.checked_add(HEADER_BYTES as u64))
+        .ok_or(ImageError::Checksum("image's header"))?;
+    if need != bytes.len() as u64 {
+        return Err(truncated(need));
+    }
+    let body = &bytes[HEADER_BYTES..];
+    if crc32c::crc32c(body) != word(header, 40) {
+        return Err(ImageError::Checksum("image"));
+    }
+    let (manifest, table) = body.split_at(manifest_bytes as usize);
+    let table = table.chunks_exact(DIGEST_BYTES).filter_map(ChunkId::from_slice).collect();
+    Ok((SnapshotId(*blake3::hash(bytes).as_bytes()), table, manifest))
+}
+
+/// Little-endian number at `at`; the caller has checked the length.
+pub(crate) fn word(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+/// Little-endian number at `at`; the caller has checked the length.
+pub(crate) fn long(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}

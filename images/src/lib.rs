@@ -1,0 +1,33 @@
+//! The snapshot image: bytes in, bytes out, no I/O of its own.
+//!
+//! A snapshot is one image file (header, manifest, chunk table: [`Image`]) and the chunks it names. A chunk is a run of pages,
+//! named by the BLAKE3 digest of its raw bytes ([`chunk_id`]), stored as one zstd frame ([`codec`]) in a pack ([`pack`]).
+//! [`PageMap`] tells which chunk holds a page. Reading is total: any bytes give an error or a valid value, in bounded memory.
+#![forbid(unsafe_code)]
+
+mod check;
+pub mod codec;
+mod cut;
+mod error;
+mod image;
+mod map;
+pub mod pack;
+
+#[allow(missing_docs, clippy::all, reason = "generated from manifest.proto, which documents every field")]
+pub mod manifest {
+    //! Types of manifest.proto.
+    include!(concat!(env!("OUT_DIR"), "/defrost.image.v1.rs"));
+}
+
+pub use cut::cut;
+pub use error::ImageError;
+pub use image::{HEADER_BYTES, Image, parse_table};
+pub use map::PageMap;
+
+use pages::ChunkId;
+
+/// The name of a chunk: BLAKE3-256 of its raw pages.
+#[must_use]
+pub fn chunk_id(raw: &[u8]) -> ChunkId {
+    ChunkId(*blake3::hash(raw).as_bytes())
+}

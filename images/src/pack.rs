@@ -1,0 +1,226 @@
+//! A pack: frames one behind the other, then an index sorted by chunk, then a footer.
+//!
+//! ```text
+//!      0      8  magic "DFROSTPK"
+//!      8      …  frames
+//!    end-32-48n  index: n entries of 48 bytes: digest (32), offset (8), length (4), CRC32C of the stored frame (4)
+//!    end-32   8  entries n
+//!    end-24   8  offset of the index
+//!    end-16   4  CRC32C of the index
+//!    end-12   4  format version (1)
+//!    end-8    8  magic "DFROSTPX"
+//! ```
+//!
+//! Opening costs one checksum over the index; finding a chunk is a binary search in place, so a pack needs no memory of its own.
+
+use crate::error::ImageError;
+use crate::image::{long, word};
+use pages::ChunkId;
+use std::ops::Range;
+
+/// First bytes of a pack.
+pub const MAGIC: &[u8; 8] = b"DFROSTPK";
+const END_MAGIC: &[u8; 8] = b"DFROSTPX";
+const VERSION: u32 = 1;
+const ENTRY_BYTES: usize = 48;
+const FOOTER_BYTES: usize = 32;
+
+/// Keeps the books of a pack that is being written; the writing itself is the caller's.
+#[derive(Debug, Default)]
+pub struct PackWriter {
+    entries: Vec<(ChunkId, u64, u32, u32)>,
+    frames_bytes: u64,
+}
+
+impl PackWriter {
+    /// An empty pack; the caller writes [`MAGIC`] first.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Note that `frame` is written next.
+    pub fn append(&mut self, id: ChunkId, frame: &[u8]) {
+        let offset = MAGIC.len() as u64 + self.frames_bytes;
+        self.entries.push((id, offset, frame.len() as u32, crc32c::crc32c(frame)));
+        self.frames_bytes += frame.len() as u64;
+    }
+
+    /// Bytes of frames so far.
+    #[must_use]
+    pub fn frames_bytes(&self) -> u64 {
+        self.frames_bytes
+    }
+
+    /// Chunks so far.
+    #[must_use]
+    pub fn chunks(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    /// Index and footer, to be written behind the last frame.
+    #[must_use]
+    pub fn finish(mut self) -> Vec<u8> {
+        self.entries.sort_unstable();
+        let mut out = Vec::with_capacity(self.entries.len() * ENTRY_BYTES + FOOTER_BYTES);
+        for (id, offset, len, crc) in &self.entries {
+            out.extend(id.0);
+            out.extend(offset.to_le_bytes());
+            out.extend(len.to_le_bytes());
+            out.extend(crc.to_le_bytes());
+        }
+        let checksum = crc32c::crc32c(&out);
+        out.extend((self.entries.len() as u64).to_le_bytes());
+        out.extend((MAGIC.len() as u64 + self.frames_bytes).to_le_bytes());
+        out.extend(checksum.to_le_bytes());
+        out.extend(VERSION.to_le_bytes());
+        out.extend(END_MAGIC);
+        out
+    }
+}
+
+/// A whole pack, usually a mapped file.
+#[derive(Debug)]
+pub struct PackReader<B> {
+    bytes: B,
+    index: Range<usize>,
+}
+
+impl<B: AsRef<[u8]>> PackReader<B> {
+    /// Check footer and index.
+    pub fn open(bytes: B) -> Result<Self, ImageError> {
+        let all = bytes.as_ref();
+        let need = MAGIC.len() + FOOTER_BYTES;
+        let footer_at = all.len().checked_sub(FOOTER_BYTES).filter(|_| all.len() >= need);
+        let footer_at = footer_at.ok_or(ImageError::Truncated { what: "pack", have: all.len() as u64, need: need as u64 })?;
+        let footer = &all[footer_at..];
+        if &all[..8] != MAGIC {
+            return Err(ImageError::Magic("pack"));
+        }
+        if &footer[24..] != END_MAGIC {
+            return Err(ImageError::Pack("it ends in the middle (no footer)"));
+        }
+        if word(footer, 20) != VERSION {
+            return Err(ImageError::Version { what: "pack", found: word(footer, 20), known: VERSION });
+        }
+        let (entries, at) = (long(footer, 0), long(footer, 8));
+        let index_bytes = entries.checked_mul(ENTRY_BYTES as u64).ok_or(ImageError::Pack("its footer is impossible"))?;
+        if at < MAGIC.len() as u64 || at.checked_add(index_bytes) != Some(footer_at as u64) {
+            return Err(ImageError::Pack("its footer is impossible"));
+        }
+        let index = at as usize..footer_at;
+        if crc32c::crc32c(&all[index.clone()]) != word(footer, 16) {
+            return Err(ImageError::Checksum("pack's index"));
+        }
+        Ok(Self { bytes, index })
+    }
+
+    fn entry(&self, at: usize) -> (ChunkId, u64, u32, u32) {
+        let index = &self.bytes.as_ref()[self.index.clone()];
+        let entry = &index[at * ENTRY_BYTES..(at + 1) * ENTRY_BYTES];
+        let id = ChunkId::from_slice(&entry[..32]).unwrap_or(ChunkId([0; 32]));
+        (id, long(entry, 32), word(entry, 40), word(entry, 44))
+    }
+
+    /// How many chunks.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.index.len() / ENTRY_BYTES
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// All chunks with the bytes of their frames, by digest.
+    pub fn entries(&self) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
+        (0..self.len()).map(|at| {
+            let (id, _, len, _) = self.entry(at);
+            (id, len)
+        })
+    }
+
+    fn find(&self, id: &ChunkId) -> Option<(u64, u32, u32)> {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let (found, offset, len, crc) = self.entry(middle);
+            match found.cmp(id) {
+                std::cmp::Ordering::Equal => return Some((offset, len, crc)),
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+        None
+    }
+
+    /// Whether the chunk is here.
+    #[must_use]
+    pub fn contains(&self, id: &ChunkId) -> bool {
+        self.find(id).is_some()
+    }
+
+    /// Where a chunk's frame lies, its stored bytes checked; `None` where it is not here.
+    pub fn frame(&self, id: &ChunkId) -> Result<Option<Range<usize>>, ImageError> {
+        let Some((offset, len, crc)) = self.find(id) else { return Ok(None) };
+        let end = offset.checked_add(u64::from(len)).filter(|end| *end <= self.index.start as u64 && offset >= MAGIC.len() as u64);
+        let end = end.ok_or(ImageError::Pack("its index points outside"))?;
+        let range = offset as usize..end as usize;
+        if crc32c::crc32c(&self.bytes.as_ref()[range.clone()]) != crc {
+            return Err(ImageError::Checksum("stored frame"));
+        }
+        Ok(Some(range))
+    }
+
+    /// The bytes themselves.
+    #[must_use]
+    pub fn bytes(&self) -> &B {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pack() -> Vec<u8> {
+        let mut writer = PackWriter::new();
+        let mut bytes = MAGIC.to_vec();
+        for n in 0..5_u8 {
+            let frame = vec![n; 10 + usize::from(n)];
+            writer.append(ChunkId([n.wrapping_mul(77); 32]), &frame);
+            bytes.extend(frame);
+        }
+        bytes.extend(writer.finish());
+        bytes
+    }
+
+    #[test]
+    fn every_frame_is_found() {
+        let reader = PackReader::open(pack()).expect("is whole");
+        for n in 0..5_u8 {
+            let range = reader.frame(&ChunkId([n.wrapping_mul(77); 32])).expect("is whole").expect("is there");
+            assert_eq!(reader.bytes()[range], vec![n; 10 + usize::from(n)]);
+        }
+        assert_eq!(reader.frame(&ChunkId([1; 32])), Ok(None));
+    }
+
+    #[test]
+    fn any_damage_is_noticed() {
+        let whole = pack();
+        for cut in 0..whole.len() {
+            assert!(PackReader::open(&whole[..cut]).is_err(), "cut at {cut}");
+        }
+        for at in 0..whole.len() {
+            let mut bad = whole.clone();
+            bad[at] ^= 4;
+            let noticed = match PackReader::open(bad) {
+                Err(_) => true,
+                Ok(reader) => (0..5_u8).any(|n| reader.frame(&ChunkId([n.wrapping_mul(77); 32])).is_err()),
+            };
+            assert!(noticed, "flip at {at}");
+        }
+    }
+}
