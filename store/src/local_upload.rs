@@ -1,0 +1,94 @@
+//! Chunks on their way into a directory: appended to a pack under tmp/ that is renamed into place when it is whole.
+
+use crate::local::{Packs, sync_folder};
+use crate::{StoreError, Upload};
+use bytes::Bytes;
+use images::pack::{MAGIC, PackWriter};
+use pages::ChunkId;
+use std::collections::HashSet;
+use std::io::{BufWriter, Write};
+use std::sync::Arc;
+use tempfile::NamedTempFile;
+
+/// Bytes of frames after which the next pack begins: small enough to be collected one by one.
+const PACK_BYTES: u64 = 256 << 20;
+/// Bytes written between two hints to start writing back, so that the final sync has little left to do.
+const WRITE_BACK_BYTES: u64 = 8 << 20;
+/// Bytes gathered before each write.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// An upload; a pack that was not finished goes away with it.
+#[derive(Debug)]
+pub(crate) struct LocalUpload {
+    packs: Arc<Packs>,
+    seen: HashSet<ChunkId>,
+    current: Option<Writing>,
+}
+
+#[derive(Debug)]
+struct Writing {
+    file: BufWriter<NamedTempFile>,
+    books: PackWriter,
+    hinted_bytes: u64,
+}
+
+impl LocalUpload {
+    pub(crate) fn new(packs: Arc<Packs>) -> Self {
+        Self { packs, seen: HashSet::new(), current: None }
+    }
+
+    fn begin(&self) -> Result<Writing, StoreError> {
+        let tmp = self.packs.dir.join("tmp");
+        let file = NamedTempFile::new_in(&tmp).map_err(StoreError::io(&tmp))?;
+        let mut file = BufWriter::with_capacity(BUFFER_BYTES, file);
+        file.write_all(MAGIC).map_err(StoreError::io(&tmp))?;
+        Ok(Writing { file, books: PackWriter::new(), hinted_bytes: 0 })
+    }
+
+    fn close(&mut self) -> Result<(), StoreError> {
+        let Some(Writing { mut file, books, .. }) = self.current.take() else { return Ok(()) };
+        let folder = self.packs.dir.join("packs");
+        let index = books.finish();
+        let name = images::chunk_id(&index).to_string();
+        let to = folder.join(format!("{}.pack", &name[..32]));
+        file.write_all(&index).map_err(StoreError::io(&to))?;
+        let file = file.into_inner().map_err(|error| StoreError::io(&to)(error.into_error()))?;
+        file.as_file().sync_all().map_err(StoreError::io(&to))?;
+        file.persist(&to).map_err(|error| StoreError::io(&to)(error.error))?;
+        sync_folder(&to)?;
+        self.packs.rescan()
+    }
+}
+
+impl Writing {
+    fn hint(&mut self) {
+        if self.books.frames_bytes() - self.hinted_bytes >= WRITE_BACK_BYTES {
+            self.hinted_bytes = self.books.frames_bytes();
+            let file = self.file.get_ref().as_file();
+            // Only a hint (DONTNEED starts write-back of dirty pages): where it fails, the final sync does it all.
+            let _ = nix::fcntl::posix_fadvise(file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        }
+    }
+}
+
+impl Upload for LocalUpload {
+    fn put(&mut self, id: ChunkId, frame: Bytes) -> Result<(), StoreError> {
+        if !self.seen.insert(id) || self.packs.contains(&id) {
+            return Ok(());
+        }
+        let mut writing = match self.current.take() {
+            Some(writing) => writing,
+            None => self.begin()?,
+        };
+        writing.books.append(id, &frame);
+        writing.file.write_all(&frame).map_err(StoreError::io(self.packs.dir.join("tmp")))?;
+        writing.hint();
+        let full = writing.books.frames_bytes() >= PACK_BYTES;
+        self.current = Some(writing);
+        if full { self.close() } else { Ok(()) }
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
+        self.close()
+    }
+}
