@@ -32,15 +32,15 @@ pub struct Encoder(zstd::bulk::Compressor<'static>, i32);
 /// Decompresses and verifies chunks.
 pub struct Decoder(zstd::bulk::Decompressor<'static>);
 
-/// Bytes of a chunk whose digest was checked.
-#[derive(Debug)]
-pub struct Verified<'a>(&'a [u8]);
+/// Bytes of a chunk whose digest was checked; empty before the first and after a failed decoding. The buffer is used again.
+#[derive(Debug, Default)]
+pub struct Verified(Vec<u8>);
 
-impl std::ops::Deref for Verified<'_> {
+impl std::ops::Deref for Verified {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.0
+        &self.0
     }
 }
 
@@ -84,24 +84,28 @@ impl Decoder {
         Self(zstd::bulk::Decompressor::new().expect("memory for a decompression context"))
     }
 
-    /// The `expected_len` bytes of chunk `id`, decoded into `out` and verified.
-    pub fn decode<'o>(&mut self, id: &ChunkId, frame: &[u8], expected_len: usize, out: &'o mut Vec<u8>) -> Result<Verified<'o>, CodecError> {
+    /// Decode and verify the `expected_len` bytes of chunk `id` into `out`, which stays empty where that fails.
+    pub fn decode(&mut self, id: &ChunkId, frame: &[u8], expected_len: usize, out: &mut Verified) -> Result<(), CodecError> {
+        let outcome = self.decode_unverified(frame, expected_len, &mut out.0).and_then(|()| {
+            if chunk_id(&out.0) == *id { Ok(()) } else { Err(CodecError::Digest) }
+        });
+        if outcome.is_err() {
+            out.0.clear();
+        }
+        outcome
+    }
+
+    fn decode_unverified(&mut self, frame: &[u8], expected_len: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
         let expected = expected_len as u64;
+        out.clear();
         match zstd::zstd_safe::get_frame_content_size(frame) {
             Ok(Some(found)) if found != expected => return Err(CodecError::Length { found, expected }),
             Err(_) => return Err(CodecError::Frame("it has no valid head".to_owned())),
             _ => {}
         }
-        out.clear();
         out.reserve(expected_len);
         let found = self.0.decompress_to_buffer(frame, out).map_err(|error| CodecError::Frame(error.to_string()))? as u64;
-        if found != expected {
-            return Err(CodecError::Length { found, expected });
-        }
-        if chunk_id(out) != *id {
-            return Err(CodecError::Digest);
-        }
-        Ok(Verified(out))
+        if found == expected { Ok(()) } else { Err(CodecError::Length { found, expected }) }
     }
 }
 
@@ -113,9 +117,11 @@ mod tests {
     fn only_the_right_bytes_are_verified() {
         let raw = vec![7; 16384];
         let frame = Encoder::new(1).encode(&raw).expect("compresses");
-        let (mut decoder, mut out) = (Decoder::new(), Vec::new());
-        assert_eq!(&*decoder.decode(&chunk_id(&raw), &frame, 16384, &mut out).expect("is right"), raw.as_slice());
+        let (mut decoder, mut out) = (Decoder::new(), Verified::default());
+        decoder.decode(&chunk_id(&raw), &frame, 16384, &mut out).expect("is right");
+        assert_eq!(&*out, raw.as_slice());
         assert_eq!(decoder.decode(&ChunkId([0; 32]), &frame, 16384, &mut out).err(), Some(CodecError::Digest));
+        assert!(out.is_empty(), "bytes that are wrong can be read");
         assert!(matches!(decoder.decode(&chunk_id(&raw), &frame, 4096, &mut out), Err(CodecError::Length { .. })));
         assert!(decoder.decode(&chunk_id(&raw), &frame[..frame.len() - 1], 16384, &mut out).is_err());
         assert!(decoder.decode(&chunk_id(&raw), &[], 16384, &mut out).is_err());
@@ -127,9 +133,9 @@ mod tests {
         let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0xe0];
         frame.extend((1_u64 << 40).to_le_bytes());
         frame.extend([1, 0, 0]);
-        let mut out = Vec::new();
+        let mut out = Verified::default();
         let refused = Decoder::new().decode(&ChunkId([0; 32]), &frame, 16384, &mut out).err();
         assert_eq!(refused, Some(CodecError::Length { found: 1 << 40, expected: 16384 }));
-        assert_eq!(out.capacity(), 0);
+        assert_eq!(out.0.capacity(), 0);
     }
 }

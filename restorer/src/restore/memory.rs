@@ -2,7 +2,7 @@
 
 use super::builder::{Builder, Step, WORKPLACE_PAGES, words};
 use super::error::{RestoreError, outside};
-use images::codec::Decoder;
+use images::codec::{Decoder, Verified};
 use images::manifest::{Backing, Manifest, MemoryMap, Region, RegionFlag};
 use images::{Image, PageMap};
 use kernel::memory::ProcessMemory;
@@ -100,7 +100,7 @@ pub fn set_layout(builder: &mut Builder<'_>, mm: &MemoryMap, exe_fd: i32) -> Ste
 /// Write the contents that cannot come lazily: changed pages of private file mappings, locked memory.
 pub fn write_eager(memory: &ProcessMemory, image: &Image, map: &PageMap, store: &dyn Store) -> Step<()> {
     let mut decoder = Decoder::new();
-    let mut raw = Vec::new();
+    let mut bytes = Verified::default();
     for extent in eager_extents(&image.manifest) {
         let mut page = extent.0;
         while page < extent.1 {
@@ -109,7 +109,7 @@ pub fn write_eager(memory: &ProcessMemory, image: &Image, map: &PageMap, store: 
             let id = &image.table[chunk as usize];
             let bad = |why: String| RestoreError::Chunk { chunk: id.to_string(), why };
             let frame = store.frame(id)?;
-            let bytes = decoder.decode(id, &frame, range.bytes() as usize, &mut raw).map_err(|error| bad(error.to_string()))?;
+            decoder.decode(id, &frame, range.bytes() as usize, &mut bytes).map_err(|error| bad(error.to_string()))?;
             memory.write(VirtAddr(range.start().addr()), &bytes).map_err(outside(format!("write {range}")))?;
             page = range.end().number();
         }

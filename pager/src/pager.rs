@@ -1,0 +1,230 @@
+//! A running pager: the spaces it serves, its two kinds of threads, and when it is done.
+
+use crate::residency::Residency;
+use crate::space::{Pumped, Space};
+use crate::status::{Stalls, State, Status};
+use crate::{bulk, fault_loop};
+use images::{Image, PageMap};
+use kernel::uffd::Uffd;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use store::{Store, StoreError};
+
+/// What to serve.
+pub struct Config {
+    /// The snapshot.
+    pub image: Arc<Image>,
+    /// Its name, for the status.
+    pub name: String,
+    /// Where chunks come from when a thread waits for them.
+    pub demand: Arc<dyn Store>,
+    /// Where they come from otherwise: another connection, if it is one.
+    pub bulk: Arc<dyn Store>,
+    /// The store in words.
+    pub store_text: String,
+    /// The process's userfaultfd, its lazy regions registered.
+    pub uffd: Uffd,
+    /// The process.
+    pub pidfd: OwnedFd,
+    /// Its number.
+    pub pid: u32,
+    /// Bring everything, not only what is touched.
+    pub background: bool,
+    /// Pages that will be touched first.
+    pub prefetch: Vec<PageAddr>,
+}
+
+/// What the threads share.
+pub(crate) struct Shared {
+    pub(crate) image: Arc<Image>,
+    pub(crate) map: Arc<PageMap>,
+    pub(crate) spaces: Mutex<Vec<Arc<Space>>>,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) stop: AtomicBool,
+    /// Makes the fault loop look again: a space was added, or it is time to stop.
+    pub(crate) nudge: EventFd,
+    pub(crate) demand_faults: AtomicU64,
+    pub(crate) zero_faults: AtomicU64,
+    /// Origin page number behind the last fault: where bulk goes on.
+    pub(crate) hot: AtomicU64,
+    pub(crate) stalls: Mutex<Stalls>,
+    state: Mutex<(State, Option<String>)>,
+    changed: Condvar,
+    pid: u32,
+    name: String,
+    store_text: String,
+    total_pages: u64,
+}
+
+/// A pager at work.
+pub struct Pager {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Pager {
+    /// Start to serve.
+    pub fn start(config: Config) -> nix::Result<Self> {
+        let map = Arc::new(PageMap::new(&config.image));
+        let lazy = |r: &&images::manifest::Region| r.lazy;
+        let regions: Vec<PageRange> =
+            config.image.manifest.regions.iter().filter(lazy).filter_map(|r| PageRange::from_addrs(r.start, r.end)).collect();
+        let owed = map.extents().filter(|extent| regions.iter().any(|region| region.intersect(extent).is_some()));
+        let residency = Residency::new(regions.iter().copied(), owed);
+        let shared = Arc::new(Shared {
+            total_pages: residency.owed_pages(),
+            image: config.image,
+            map,
+            spaces: Mutex::new(vec![Arc::new(Space::new(config.uffd, residency))]),
+            pidfd: config.pidfd,
+            stop: AtomicBool::new(false),
+            nudge: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            demand_faults: AtomicU64::new(0),
+            zero_faults: AtomicU64::new(0),
+            hot: AtomicU64::new(0),
+            stalls: Mutex::default(),
+            state: Mutex::new((State::Lazy, None)),
+            changed: Condvar::new(),
+            pid: config.pid,
+            name: config.name,
+            store_text: config.store_text,
+        });
+        let mut threads = vec![fault_loop::spawn(shared.clone(), config.demand, config.prefetch)];
+        if config.background {
+            threads.extend(bulk::spawn(&shared, &config.bulk));
+        }
+        Ok(Self { shared, threads })
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.shared.status()
+    }
+
+    /// Wait until everything is there, or never will be.
+    #[must_use]
+    pub fn wait_resident(&self) -> Status {
+        self.shared.wait(|state| !matches!(state, State::Lazy | State::Waiting));
+        self.shared.status()
+    }
+
+    /// Wait until the process has ended.
+    pub fn join(self) -> Status {
+        for thread in self.threads {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+        self.shared.status()
+    }
+
+    /// A handle that only asks.
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+}
+
+impl Shared {
+    fn wait(&self, until: impl Fn(&State) -> bool) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while !until(&state.0) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(crate) fn wait_settled(&self) {
+        self.wait(|state| !matches!(state, State::Lazy | State::Waiting));
+    }
+
+    /// Enter a state; one that is final stays.
+    pub(crate) fn enter(&self, new: State) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&state.0, &new) {
+            (State::Failed(_) | State::Gone, _) => return,
+            (State::Resident, State::Lazy | State::Waiting) => return,
+            _ => state.0 = new,
+        }
+        self.changed.notify_all();
+    }
+
+    /// The store stopped or began to answer.
+    pub(crate) fn lost(&self, error: Option<&StoreError>) {
+        match error {
+            Some(error) => {
+                tracing::warn!(pid = self.pid, %error, "the store does not answer: missing pages wait");
+                self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(error.to_string());
+                self.enter(State::Waiting);
+            }
+            None => {
+                tracing::info!(pid = self.pid, "the store answers again");
+                self.enter(State::Lazy);
+            }
+        }
+    }
+
+    /// End the process: a page of it can never be right.
+    pub(crate) fn fail(&self, why: &str) {
+        tracing::error!(pid = self.pid, why, "ending the process: it must not read a wrong byte");
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(why.to_owned());
+        self.enter(State::Failed(why.to_owned()));
+        // It may have ended by itself meanwhile.
+        let _ = kernel::handoff::pidfd_kill(&self.pidfd, nix::sys::signal::Signal::SIGKILL as i32);
+        self.halt();
+    }
+
+    /// Make all threads come to an end.
+    pub(crate) fn halt(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.nudge.write(1); // full: then it is awake already
+    }
+
+    /// The spaces as they are now.
+    pub(crate) fn spaces(&self) -> Vec<Arc<Space>> {
+        self.spaces.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Look at a space's events; children join in. Yields pages that threads wait for.
+    pub(crate) fn pump(&self, space: &Space) -> Vec<PageAddr> {
+        let Pumped { faults, children } = space.pump();
+        if !children.is_empty() {
+            let mut spaces = self.spaces.lock().unwrap_or_else(PoisonError::into_inner);
+            spaces.extend(children.into_iter().map(Arc::new));
+            drop(spaces);
+            let _ = self.nudge.write(1); // full: then it is awake already
+        }
+        faults
+    }
+
+    /// Whether no space owes anything.
+    pub(crate) fn settled(&self) -> bool {
+        self.spaces().iter().all(|space| space.owed_pages() == 0)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        let (state, last_error) = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (stall_p50_us, stall_p99_us) = self.stalls.lock().unwrap_or_else(PoisonError::into_inner).percentiles();
+        let missing: u64 = self.spaces().first().map_or(0, |space| space.owed_pages());
+        Status {
+            pid: self.pid,
+            snapshot: self.name.clone(),
+            store: self.store_text.clone(),
+            state,
+            total_bytes: self.total_pages * PAGE_SIZE_BYTES,
+            missing_bytes: missing * PAGE_SIZE_BYTES,
+            demand_faults: self.demand_faults.load(Ordering::Relaxed),
+            zero_faults: self.zero_faults.load(Ordering::Relaxed),
+            stall_p50_us,
+            stall_p99_us,
+            last_error,
+        }
+    }
+}

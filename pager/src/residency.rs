@@ -1,0 +1,170 @@
+//! Which pages an address space still owes, and where they belong now. Pure: no I/O.
+//!
+//! A page is known by its *origin*: its number at the checkpoint, which is what the page map speaks. *Views* say where runs of
+//! origins lie today; mremap moves a view, munmap cuts it, and a fork copies everything. A page that is in no view or not owed is
+//! the process's own business: zeros until it writes there.
+
+use pages::{PageAddr, PageRange};
+use std::collections::BTreeMap;
+
+/// A run of pages to install: `pages` pages of origin `origin` belong at `at`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Where it belongs now.
+    pub at: PageAddr,
+    /// Where it was at the checkpoint.
+    pub origin: PageAddr,
+    /// How many pages.
+    pub pages: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct View {
+    end: u64,
+    origin: u64,
+}
+
+/// The state of one address space. Keys and values are page numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Residency {
+    owed: BTreeMap<u64, u64>,
+    views: BTreeMap<u64, View>,
+    owed_pages: u64,
+}
+
+impl Residency {
+    /// Memory that lies where it was, owing `owed`.
+    #[must_use]
+    pub fn new(regions: impl IntoIterator<Item = PageRange>, owed: impl IntoIterator<Item = PageRange>) -> Self {
+        let view = |r: PageRange| (r.start().number(), View { end: r.end().number(), origin: r.start().number() });
+        let owed: BTreeMap<u64, u64> = owed.into_iter().map(|r| (r.start().number(), r.end().number())).collect();
+        let owed_pages = owed.iter().map(|(start, end)| end - start).sum();
+        Self { owed, views: regions.into_iter().map(view).collect(), owed_pages }
+    }
+
+    /// Pages that are still to come.
+    #[must_use]
+    pub fn owed_pages(&self) -> u64 {
+        self.owed_pages
+    }
+
+    /// The origin of the page at `at`, if it is still owed.
+    #[must_use]
+    pub fn owed_at(&self, at: PageAddr) -> Option<PageAddr> {
+        let at = at.number();
+        let (start, view) = self.views.range(..=at).next_back().filter(|(_, view)| at < view.end)?;
+        let origin = view.origin + (at - start);
+        let (_, end) = self.owed.range(..=origin).next_back()?;
+        (origin < *end).then(|| PageAddr::from_number(origin))
+    }
+
+    /// The first owed page at or behind `cursor` by origin, from the start again where there is none.
+    #[must_use]
+    pub fn next_owed(&self, cursor: PageAddr) -> Option<PageAddr> {
+        let cursor = cursor.number();
+        if let Some((_, end)) = self.owed.range(..=cursor).next_back() {
+            if cursor < *end {
+                return Some(PageAddr::from_number(cursor));
+            }
+        }
+        let next = self.owed.range(cursor..).next().or_else(|| self.owed.iter().next());
+        next.map(|(start, _)| PageAddr::from_number(*start))
+    }
+
+    /// What of `origins` is owed, as runs to install.
+    #[must_use]
+    pub fn owed_runs(&self, origins: PageRange) -> Vec<Run> {
+        let mut runs = Vec::new();
+        for (start, view) in &self.views {
+            let (low, high) = (view.origin, view.origin + (view.end - start));
+            let (low, high) = (low.max(origins.start().number()), high.min(origins.end().number()));
+            if low >= high {
+                continue;
+            }
+            for (from, to) in overlaps(&self.owed, low, high) {
+                let at = PageAddr::from_number(start + (from - view.origin));
+                runs.push(Run { at, origin: PageAddr::from_number(from), pages: to - from });
+            }
+        }
+        runs
+    }
+
+    /// These are there now, or will never be wanted.
+    pub fn settle(&mut self, origin: PageAddr, pages: u64) {
+        let (low, high) = (origin.number(), origin.number() + pages);
+        for (from, to) in overlaps(&self.owed, low, high) {
+            let Some((start, end)) = self.owed.range(..=from).next_back().map(|(s, e)| (*s, *e)) else { continue };
+            self.owed.remove(&start);
+            if start < from {
+                self.owed.insert(start, from);
+            }
+            if to < end {
+                self.owed.insert(to, end);
+            }
+            self.owed_pages -= to - from;
+        }
+    }
+
+    /// madvise dropped the contents of `range`: what was owed there is owed no more.
+    pub fn remove(&mut self, range: PageRange) {
+        for run in self.views_within(range) {
+            self.settle(run.origin, run.pages);
+        }
+    }
+
+    /// `range` was unmapped.
+    pub fn unmap(&mut self, range: PageRange) {
+        self.remove(range);
+        self.cut(range);
+    }
+
+    /// `range` moved to `to`.
+    pub fn remap(&mut self, range: PageRange, to: PageAddr) {
+        let moved = self.views_within(range);
+        self.cut(range);
+        if let Some(target) = PageRange::with_len(to, range.pages()) {
+            self.unmap(target);
+        }
+        for run in moved {
+            let start = to.number() + (run.at.number() - range.start().number());
+            self.views.insert(start, View { end: start + run.pages, origin: run.origin.number() });
+        }
+    }
+
+    /// The parts of views that lie in `range`.
+    fn views_within(&self, range: PageRange) -> Vec<Run> {
+        let (low, high) = (range.start().number(), range.end().number());
+        let first = self.views.range(..=low).next_back().map_or(low, |(start, _)| *start);
+        let parts = self.views.range(first..high.max(first)).filter_map(|(start, view)| {
+            let (from, to) = ((*start).max(low), view.end.min(high));
+            (from < to).then(|| Run {
+                at: PageAddr::from_number(from),
+                origin: PageAddr::from_number(view.origin + (from - start)),
+                pages: to - from,
+            })
+        });
+        parts.collect()
+    }
+
+    fn cut(&mut self, range: PageRange) {
+        let (low, high) = (range.start().number(), range.end().number());
+        for part in self.views_within(range) {
+            let at = part.at.number();
+            let Some((start, view)) = self.views.range(..=at).next_back().map(|(s, v)| (*s, *v)) else { continue };
+            self.views.remove(&start);
+            if start < low {
+                self.views.insert(start, View { end: low, origin: view.origin });
+            }
+            if high < view.end {
+                self.views.insert(high, View { end: view.end, origin: view.origin + (high - start) });
+            }
+        }
+    }
+}
+
+/// The parts of `set` within `[low, high)`.
+fn overlaps(set: &BTreeMap<u64, u64>, low: u64, high: u64) -> Vec<(u64, u64)> {
+    let first = set.range(..=low).next_back().map_or(low, |(start, _)| *start);
+    let parts = set.range(first..high.max(first)).map(|(start, end)| ((*start).max(low), (*end).min(high)));
+    parts.filter(|(from, to)| from < to).collect()
+}

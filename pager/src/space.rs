@@ -1,0 +1,192 @@
+//! One address space: its userfaultfd and what it owes, under one lock.
+//!
+//! Two things must each be one step under that lock, or stale bytes could be installed:
+//!
+//!   A: read events from the userfaultfd, apply them to the residency
+//!   B: ask the residency what is owed, UFFDIO_COPY it, settle it
+//!
+//! The process P that removes, unmaps, moves or forks does this (fs/userfaultfd.c): mmap_changing += 1; queue the event; wait until
+//! it is read; mmap_changing -= 1; go on. While mmap_changing is not 0 every COPY answers EAGAIN. So a B before the event is queued
+//! installs what P then drops, moves or copies itself; a B between queueing and A gets EAGAIN and installs nothing; a B after A asks
+//! a residency that knows. Without the lock a B could ask before A and copy after it, when P goes on: a stale page over a
+//! dropped one. read() hands out faults before events that came earlier, so a fault may name a page that is owed no more when it is
+//! answered: it then gets zeros, as P asked for.
+//!
+//! Known hole: two threads of P that munmap and mremap onto the same place at once may have their events queued in the other order
+//! than they happened; the kernel does not tell.
+
+use crate::residency::Residency;
+use kernel::uffd::{Event, Filled, Uffd};
+use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How an attempt to fill went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing of it is owed any more.
+    Settled,
+    /// Events wait to be read; try again after that.
+    Retry,
+    /// The address space is gone.
+    Gone,
+    /// The kernel refused for a reason of its own.
+    Failed(nix::errno::Errno),
+}
+
+/// An address space that may owe pages.
+#[derive(Debug)]
+pub struct Space {
+    uffd: Uffd,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    residency: Residency,
+    gone: bool,
+}
+
+/// What a look at the events brought.
+#[derive(Debug, Default)]
+pub struct Pumped {
+    /// Pages that threads wait for.
+    pub faults: Vec<PageAddr>,
+    /// Spaces of forked children.
+    pub children: Vec<Space>,
+}
+
+impl Space {
+    /// Tie a userfaultfd to what its memory owes.
+    #[must_use]
+    pub fn new(uffd: Uffd, residency: Residency) -> Self {
+        Self { uffd, state: Mutex::new(State { residency, gone: false }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it holds the lock; if it did, the state would still be whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Step A: read and apply all events.
+    pub fn pump(&self) -> Pumped {
+        let mut state = self.lock();
+        let (mut events, mut pumped) = (Vec::new(), Pumped::default());
+        while matches!(self.uffd.read_events(&mut events), Ok(true)) {
+            for event in events.drain(..) {
+                match event {
+                    Event::Fault { page, .. } => pumped.faults.push(page),
+                    Event::Fork(uffd) => pumped.children.push(Self::new(uffd, state.residency.clone())),
+                    Event::Remap { from, to, len_bytes } => {
+                        if let Some(range) = PageRange::with_len(from.page(), len_bytes / PAGE_SIZE_BYTES) {
+                            state.residency.remap(range, to.page());
+                        }
+                    }
+                    Event::Remove(range) => state.residency.remove(range),
+                    Event::Unmap(range) => state.residency.unmap(range),
+                }
+            }
+        }
+        pumped
+    }
+
+    /// The origin of an owed page.
+    pub fn owed_at(&self, page: PageAddr) -> Option<PageAddr> {
+        self.lock().residency.owed_at(page)
+    }
+
+    /// The next owed page by origin.
+    pub fn next_owed(&self, cursor: PageAddr) -> Option<PageAddr> {
+        let state = self.lock();
+        if state.gone { None } else { state.residency.next_owed(cursor) }
+    }
+
+    /// Pages still owed.
+    pub fn owed_pages(&self) -> u64 {
+        let state = self.lock();
+        if state.gone { 0 } else { state.residency.owed_pages() }
+    }
+
+    /// Step B: install what is owed of a chunk whose pages were at `origins`.
+    pub fn install(&self, origins: PageRange, data: &[u8]) -> Outcome {
+        let mut state = self.lock();
+        for run in state.residency.owed_runs(origins) {
+            let mut next = 0; // pages of the run that are dealt with
+            let mut by_page = false;
+            while next < run.pages {
+                let at = PageAddr::from_number(run.at.number() + next);
+                let origin = PageAddr::from_number(run.origin.number() + next);
+                let pages = if by_page { 1 } else { run.pages - next };
+                let skip = ((origin.number() - origins.start().number()) * PAGE_SIZE_BYTES) as usize;
+                let bytes = &data[skip..skip + (pages * PAGE_SIZE_BYTES) as usize];
+                let done = match self.uffd.copy(at, bytes) {
+                    Filled::Done => pages,
+                    Filled::Exists { bytes } => {
+                        let single = PageAddr::from_number(at.number() + bytes / PAGE_SIZE_BYTES);
+                        self.wake(single);
+                        bytes / PAGE_SIZE_BYTES + 1
+                    }
+                    Filled::Changing { bytes } => {
+                        state.residency.settle(origin, bytes / PAGE_SIZE_BYTES);
+                        return Outcome::Retry;
+                    }
+                    // One COPY must stay within one mapping: mprotect may have split it. A single page that has no mapping is gone.
+                    Filled::Unmapped if pages > 1 => {
+                        by_page = true;
+                        continue;
+                    }
+                    Filled::Unmapped => 1,
+                    Filled::Gone => {
+                        state.gone = true;
+                        return Outcome::Gone;
+                    }
+                    Filled::NoMemory => return Outcome::Failed(nix::errno::Errno::ENOMEM),
+                    Filled::Failed(errno) => return Outcome::Failed(errno),
+                };
+                state.residency.settle(origin, done);
+                next += done;
+            }
+        }
+        Outcome::Settled
+    }
+
+    /// Answer a touch of a page that is not owed: zeros, unless it is there already.
+    pub fn zero(&self, page: PageAddr) -> Outcome {
+        let state = self.lock();
+        if state.residency.owed_at(page).is_some() {
+            return Outcome::Retry;
+        }
+        let Some(range) = PageRange::with_len(page, 1) else { return Outcome::Settled };
+        match self.uffd.zero(range) {
+            Filled::Done => Outcome::Settled,
+            Filled::Exists { .. } | Filled::Unmapped => {
+                self.wake(page);
+                Outcome::Settled
+            }
+            Filled::Changing { .. } => Outcome::Retry,
+            Filled::Gone => Outcome::Gone,
+            Filled::NoMemory => Outcome::Failed(nix::errno::Errno::ENOMEM),
+            Filled::Failed(errno) => Outcome::Failed(errno),
+        }
+    }
+
+    /// Let threads that wait for `page` look again.
+    pub fn wake(&self, page: PageAddr) {
+        if let Some(range) = PageRange::with_len(page, 1) {
+            // It fails only for a range that nobody can wait in.
+            let _ = self.uffd.wake(range);
+        }
+    }
+
+    /// Stop watching `range`: nothing is owed there.
+    pub fn unregister(&self, range: PageRange) {
+        // A range that went away meanwhile needs no unregistering.
+        let _ = self.uffd.unregister(range);
+    }
+}
+
+impl AsFd for Space {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.uffd.as_fd()
+    }
+}

@@ -1,0 +1,76 @@
+//! What a pager can say of itself, in a form that scripts can read.
+
+use serde::{Deserialize, Serialize};
+
+/// Where a restore stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "state", content = "why")]
+pub enum State {
+    /// Pages are still to come.
+    Lazy,
+    /// The store does not answer; touches of missing pages wait.
+    Waiting,
+    /// Everything is there.
+    Resident,
+    /// A page could not be brought: the process was ended.
+    Failed(String),
+    /// The process ended by itself.
+    Gone,
+}
+
+/// One restore.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The process.
+    pub pid: u32,
+    /// Its snapshot.
+    pub snapshot: String,
+    /// Where its pages come from.
+    pub store: String,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub state: State,
+    /// Bytes with contents in the snapshot that come lazily.
+    pub total_bytes: u64,
+    /// Bytes still to come.
+    pub missing_bytes: u64,
+    /// Faults answered with contents.
+    pub demand_faults: u64,
+    /// Faults answered with zeros.
+    pub zero_faults: u64,
+    /// Median time from reading a fault to its answer, in microseconds.
+    pub stall_p50_us: u64,
+    /// 99th percentile of the same.
+    pub stall_p99_us: u64,
+    /// What last went wrong.
+    pub last_error: Option<String>,
+}
+
+/// Times of the last faults, for percentiles.
+#[derive(Debug, Default)]
+pub(crate) struct Stalls {
+    us: Vec<u32>,
+    next: usize,
+}
+
+/// Faults remembered: enough for a p99, little memory.
+const REMEMBERED: usize = 16_384;
+
+impl Stalls {
+    pub(crate) fn add(&mut self, us: u32) {
+        if self.us.len() < REMEMBERED {
+            self.us.push(us);
+        } else {
+            self.us[self.next % REMEMBERED] = us;
+        }
+        self.next += 1;
+    }
+
+    /// The median and the 99th percentile.
+    pub(crate) fn percentiles(&self) -> (u64, u64) {
+        let mut sorted = self.us.clone();
+        sorted.sort_unstable();
+        let at = |percent: usize| sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)));
+        (at(50).map_or(0, |us| u64::from(*us)), at(99).map_or(0, |us| u64::from(*us)))
+    }
+}
