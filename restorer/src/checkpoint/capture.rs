@@ -61,22 +61,23 @@ pub fn capture(
     let next = AtomicUsize::new(0);
     let (sender, receiver) = sync_channel(QUEUE_FRAMES);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let worker = |sender: SyncSender<(ChunkId, Bytes)>| -> Result<(), CheckpointError> {
+        let mut encoder = Encoder::new(compression.level);
+        let memory = open_memory(pid)?;
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(range) = batches.get(index) else { return Ok(()) };
+            let batch = read_batch(pid, &memory, *range, compression, store, &mut encoder, &sender)?;
+            progress(range.bytes());
+            done.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[index] = Some(batch);
+        }
+    };
     let (sent, failed) = std::thread::scope(|scope| {
-        let worker = |sender: SyncSender<(ChunkId, Bytes)>| -> Result<(), CheckpointError> {
-            let mut encoder = Encoder::new(compression.level);
-            let memory = open_memory(pid)?;
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(range) = batches.get(index) else { return Ok(()) };
-                let batch = read_batch(pid, &memory, *range, compression, store, &mut encoder, &sender)?;
-                progress(range.bytes());
-                done.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[index] = Some(batch);
-            }
-        };
         let handles: Vec<_> = (0..workers)
             .map(|_| {
                 let sender = sender.clone();
-                scope.spawn(|| worker(sender))
+                let worker = &worker;
+                scope.spawn(move || worker(sender))
             })
             .collect();
         drop(sender);

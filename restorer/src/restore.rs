@@ -1,0 +1,288 @@
+//! Restore: plan, rebuild, hand over, run.
+//!
+//! The pager's daemon is started first and gets ready while the process is rebuilt. [`plan`] checks the image against this host;
+//! [`files`] makes descriptions in our process, which the child inherits; [`memory`] and [`threads`] fill the child by injected calls
+//! through a [`builder`]. The userfaultfd is made inside the child, which keeps its own copy: with every pager dead a missing page
+//! blocks instead of reading zeros. The daemon gets our copy before anything may touch lazy memory. Until the last step our death
+//! or any error kills the child, so a failed restore leaves nothing running.
+
+mod builder;
+mod daemon;
+mod error;
+mod files;
+mod memory;
+mod plan;
+mod sockets;
+mod threads;
+
+pub use error::RestoreError;
+pub use files::Stdio;
+
+use builder::{Builder, Step};
+use daemon::Daemon;
+use error::outside;
+use images::manifest::{Manifest, Process};
+use images::{Image, PageMap};
+use kernel::memory::ProcessMemory;
+use kernel::tracee::Stopped;
+use kernel::uffd::Uffd;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use pages::{PageRange, SnapshotName};
+use std::os::fd::OwnedFd;
+use store::Store;
+
+/// What to do.
+#[derive(Debug)]
+pub struct Request {
+    /// Which snapshot.
+    pub name: SnapshotName,
+    /// The store's address, for the daemon.
+    pub store_text: String,
+    /// Where the outside's streams lead.
+    pub stdio: Stdio,
+    /// Everything in memory before the process runs.
+    pub eager: bool,
+    /// Bring the rest behind the faults.
+    pub background: bool,
+}
+
+/// A process that runs again; a child of ours.
+#[derive(Debug)]
+pub struct Restored {
+    /// Its pid.
+    pub pid: Pid,
+    /// Some of its standard streams now lead to /dev/null.
+    pub nulled: bool,
+    /// Descriptor behind which the daemon was started; kept open so that it is not taken for a failed restore.
+    pub daemon: Daemon,
+}
+
+/// Bring a process back.
+pub fn restore(request: &Request, store: &dyn Store) -> Result<Restored, RestoreError> {
+    let id = store.resolve(&request.name)?;
+    let image = Image::parse(&store.image(&id)?)?;
+    let manifest = &image.manifest;
+    plan::whole(manifest)?;
+    plan::check_files(manifest)?;
+    let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else { return Err(RestoreError::Image("has no process".to_owned())) };
+    check_free(manifest)?;
+    let mut daemon = Daemon::start(request, &id, process.pid, plan::first_touched(manifest))?;
+    let made = files::make(manifest, request.stdio)?;
+    let unpinned = pin_beside_child();
+    let stopped = kernel::spawn::spawn_stopped(process.pid)?;
+    let child = Child(stopped.tid());
+    let built = build(request, store, &image, &made, &stopped, &mut daemon);
+    if let Some(mask) = unpinned {
+        // Merely a matter of speed.
+        let _ = sched_setaffinity(Pid::from_raw(0), &mask);
+    }
+    let others = built?;
+    for (thread, described) in others.iter().zip(&manifest.threads[1..]) {
+        threads::free_to_run(described.tid, described.scheduling.as_ref())?;
+        debug_assert_eq!(thread.tid().as_raw() as u32, described.tid);
+    }
+    threads::free_to_run(leader.tid, leader.scheduling.as_ref())?;
+    for thread in others {
+        thread.detach()?;
+    }
+    stopped.detach()?;
+    Ok(Restored { pid: child.runs(), nulled: made.nulled, daemon })
+}
+
+/// The child while it is being built: killed unless it comes to run.
+struct Child(Pid);
+
+impl Child {
+    fn runs(self) -> Pid {
+        let pid = self.0;
+        std::mem::forget(self);
+        pid
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        kernel::spawn::kill_and_reap(self.0);
+    }
+}
+
+fn build(request: &Request, store: &dyn Store, image: &Image, made: &files::Made, stopped: &Stopped, daemon: &mut Daemon) -> Step<Vec<Stopped>> {
+    let manifest = &image.manifest;
+    let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else { return Err(RestoreError::Image("has no process".to_owned())) };
+    let proc_memory = ProcessMemory::open(stopped.tid()).map_err(outside("open its memory"))?;
+    let own_maps = maps_of(stopped.tid())?;
+    check_vdso(manifest, &own_maps, &proc_memory)?;
+    let ours: Vec<(u64, u64)> = own_maps.iter().map(|map| (map.start, map.end)).collect();
+    let workplace = plan::free_gap(&manifest.regions, &ours, builder::WORKPLACE_PAGES)
+        .ok_or_else(|| RestoreError::Host("its address space has no free page".to_owned()))?;
+    let mut b = Builder::in_child(stopped, &proc_memory, workplace)?;
+    drop_rseq(&mut b, stopped)?;
+    memory::clear(&mut b)?;
+    memory::map_vdso(&mut b, &manifest.regions)?;
+    memory::map_regions(&mut b, &manifest.regions, |region| {
+        let write = region.backing == images::manifest::Backing::FileShared as i32 && region.prot & libc::PROT_WRITE as u32 != 0;
+        made.mapped_fd(&region.file.as_ref()?.path, write)
+    })?;
+    if let Some(mm) = &process.mm {
+        let exe = made.mapped_fd(&process.exe, false).unwrap_or(-1);
+        memory::set_layout(&mut b, mm, exe)?;
+    }
+    memory::write_eager(&proc_memory, image, &PageMap::new(image), store)?;
+    let pidfd = kernel::handoff::pidfd_open(stopped.tid()).map_err(outside("open a pidfd"))?;
+    groups(&mut b, process)?;
+    descriptors(&mut b, manifest, made)?;
+    let (uffd, child_fd) = watch(&mut b, manifest, made, &pidfd)?;
+    close_the_rest(&mut b, manifest, child_fd)?;
+    daemon.serve(&uffd, &pidfd, request.eager)?;
+    let place = b.put_text(&process.cwd)?;
+    b.call("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
+    b.call("umask", libc::SYS_umask, [u64::from(process.umask), 0, 0, 0, 0, 0])?;
+    threads::process_wide(&mut b, process)?;
+    limits(&mut b, process)?;
+    let mut others = Vec::new();
+    for thread in &manifest.threads[1..] {
+        others.push(threads::start(&mut b, thread.tid)?);
+    }
+    threads::queue_signals(&mut b, process.pid, None, &process.shared_pending)?;
+    for (other, thread) in others.iter().zip(&manifest.threads[1..]) {
+        let mut builder = Builder::in_thread(other, &proc_memory, workplace)?;
+        threads::queue_signals(&mut builder, process.pid, Some(thread.tid), &thread.pending)?;
+        threads::state(&mut builder, thread, process.dumpable)?;
+    }
+    threads::queue_signals(&mut b, process.pid, Some(leader.tid), &leader.pending)?;
+    threads::state(&mut b, leader, process.dumpable)?;
+    b.call("leave the workplace", libc::SYS_munmap, [workplace, builder::WORKPLACE_PAGES * pages::PAGE_SIZE_BYTES, 0, 0, 0, 0])?;
+    for (stopped, thread) in others.iter().chain([stopped]).zip(manifest.threads[1..].iter().chain([leader])) {
+        threads::set_registers(stopped, thread)?;
+    }
+    Ok(others)
+}
+
+/// Every pid and tid of the snapshot is free, or who has it.
+fn check_free(manifest: &Manifest) -> Result<(), RestoreError> {
+    for thread in &manifest.threads {
+        if let Ok(comm) = std::fs::read_to_string(format!("/proc/{}/comm", thread.tid)) {
+            return Err(RestoreError::PidTaken { pid: thread.tid, holder: format!("{} (process {})", comm.trim(), thread.tid) });
+        }
+    }
+    Ok(())
+}
+
+/// An injected call is 16 times cheaper on one CPU: go where we are and stay; the child inherits it.
+fn pin_beside_child() -> Option<CpuSet> {
+    let before = sched_getaffinity(Pid::from_raw(0)).ok()?;
+    let mut here = CpuSet::new();
+    here.set(nix::sched::sched_getcpu().ok()?).ok()?;
+    sched_setaffinity(Pid::from_raw(0), &here).ok()?;
+    Some(before)
+}
+
+fn maps_of(pid: Pid) -> Step<Vec<crate::process::maps::Mapping>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/maps")).map_err(outside("read its maps"))?;
+    crate::process::maps::parse_smaps(&text).ok_or_else(|| RestoreError::Host("/proc/PID/maps has another form".to_owned()))
+}
+
+fn check_vdso(manifest: &Manifest, maps: &[crate::process::maps::Mapping], memory: &ProcessMemory) -> Step<()> {
+    let mut text = Vec::new();
+    if let Some(vdso) = maps.iter().find(|map| map.path == "[vdso]") {
+        text.resize((vdso.end - vdso.start) as usize, 0);
+        memory.read(pages::VirtAddr(vdso.start), &mut text).map_err(outside("read the vDSO"))?;
+    }
+    let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
+    plan::check_host(manifest, &images::chunk_id(&text).0, &release)
+}
+
+/// The child inherits our C library's restartable sequences, whose memory is about to go.
+fn drop_rseq(b: &mut Builder<'_>, stopped: &Stopped) -> Step<()> {
+    const RSEQ_FLAG_UNREGISTER: u64 = 1;
+    if let Some((address, size_bytes, signature, _)) = stopped.rseq()? {
+        let args = [address, u64::from(size_bytes), RSEQ_FLAG_UNREGISTER, u64::from(signature), 0, 0];
+        b.call("drop our restartable sequences", libc::SYS_rseq, args)?;
+    }
+    Ok(())
+}
+
+/// Its own session and process group, where it led one.
+fn groups(b: &mut Builder<'_>, process: &Process) -> Step<()> {
+    if process.session_leader {
+        b.call("session", libc::SYS_setsid, [0; 6])?;
+    } else if process.group_leader {
+        b.call("process group", libc::SYS_setpgid, [0; 6])?;
+    }
+    Ok(())
+}
+
+/// Descriptors get their numbers.
+fn descriptors(b: &mut Builder<'_>, manifest: &Manifest, made: &files::Made) -> Step<()> {
+    use std::os::fd::AsRawFd;
+    for descriptor in &manifest.descriptors {
+        let Some(source) = made.files.get(descriptor.file as usize) else { continue };
+        let flags = if descriptor.close_on_exec { libc::O_CLOEXEC as u64 } else { 0 };
+        b.call(&format!("fd {}", descriptor.fd), libc::SYS_dup3, [source.as_raw_fd() as u64, u64::from(descriptor.fd), flags, 0, 0, 0])?;
+    }
+    for descriptor in &manifest.descriptors {
+        let file = manifest.files.get(descriptor.file as usize);
+        let Some(images::manifest::description::Kind::Epoll(epoll)) = file.and_then(|file| file.kind.as_ref()) else { continue };
+        let first = manifest.descriptors.iter().find(|d| d.file == descriptor.file).map(|d| d.fd);
+        if first != Some(descriptor.fd) {
+            continue; // another number of the same epoll
+        }
+        for interest in &epoll.interests {
+            // struct epoll_event is packed: 32 bits of events, 64 of data.
+            let at = b.put(&[&interest.events.to_ne_bytes()[..], &interest.data.to_ne_bytes()].concat())?;
+            let args = [u64::from(descriptor.fd), libc::EPOLL_CTL_ADD as u64, u64::from(interest.fd), at, 0, 0];
+            b.call(&format!("epoll {} watching fd {}", descriptor.fd, interest.fd), libc::SYS_epoll_ctl, args)?;
+        }
+    }
+    Ok(())
+}
+
+/// Make the userfaultfd inside the child, at a number out of the program's way, and watch all lazy regions.
+fn watch(b: &mut Builder<'_>, manifest: &Manifest, made: &files::Made, pidfd: &OwnedFd) -> Step<(Uffd, u64)> {
+    let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+    let fd = b.call("userfaultfd", libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0])?;
+    let out_of_the_way = nofile(manifest).saturating_sub(1).clamp(made.base as u64, 65_535);
+    let high = b.try_call("userfaultfd", libc::SYS_fcntl, [fd, libc::F_DUPFD_CLOEXEC as u64, out_of_the_way, 0, 0, 0])?;
+    let child_fd = high.unwrap_or(fd);
+    let fd = kernel::handoff::pidfd_getfd(pidfd, child_fd as i32).map_err(outside("fetch its userfaultfd"))?;
+    let uffd = Uffd::api(fd).map_err(outside("settle userfaultfd features (CAP_SYS_PTRACE is needed)"))?;
+    for region in manifest.regions.iter().filter(|region| region.lazy) {
+        if let Some(range) = PageRange::from_addrs(region.start, region.end) {
+            uffd.register(range).map_err(outside(format!("watch {range}")))?;
+        }
+    }
+    Ok((uffd, child_fd))
+}
+
+fn nofile(manifest: &Manifest) -> u64 {
+    let limits = manifest.process.iter().flat_map(|process| &process.rlimits);
+    limits.filter(|limit| limit.resource == libc::RLIMIT_NOFILE).map(|limit| limit.soft).next().unwrap_or(1024)
+}
+
+/// Close all that the child inherited from us.
+fn close_the_rest(b: &mut Builder<'_>, manifest: &Manifest, child_fd: u64) -> Step<()> {
+    let mut keep: Vec<u64> = manifest.descriptors.iter().map(|d| u64::from(d.fd)).chain([child_fd]).collect();
+    keep.sort_unstable();
+    let mut from = 0;
+    for fd in keep.into_iter().chain([u64::from(u32::MAX)]) {
+        if from < fd {
+            b.call("close what it inherited", libc::SYS_close_range, [from, fd - 1, 0, 0, 0, 0])?;
+        }
+        from = fd + 1;
+    }
+    Ok(())
+}
+
+fn limits(b: &mut Builder<'_>, process: &Process) -> Step<()> {
+    for limit in &process.rlimits {
+        let at = b.put(&builder::words(&[limit.soft, limit.hard]))?;
+        b.call(&format!("limit {}", limit.resource), libc::SYS_prlimit64, [0, u64::from(limit.resource), at, 0, 0, 0])?;
+    }
+    let path = format!("/proc/{}/oom_score_adj", process.pid);
+    let now = std::fs::read_to_string(&path).map_err(outside("read oom_score_adj"))?;
+    if now.trim() != process.oom_score_adj.to_string() {
+        std::fs::write(&path, process.oom_score_adj.to_string()).map_err(outside("set oom_score_adj"))?;
+    }
+    Ok(())
+}

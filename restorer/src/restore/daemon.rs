@@ -1,0 +1,70 @@
+//! The pager's daemon, seen from the restore that starts it. The conversation is described in `pager::daemon`.
+
+use super::Request;
+use super::error::{RestoreError, outside};
+use kernel::uffd::Uffd;
+use pages::{PageAddr, SnapshotId};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+
+/// A daemon that was started.
+#[derive(Debug)]
+pub struct Daemon {
+    answers: BufReader<UnixStream>,
+    ready: bool,
+}
+
+impl Daemon {
+    /// Start it; it opens the store and reads the image while we rebuild.
+    pub fn start(request: &Request, id: &SnapshotId, pid: u32, prefetch: Vec<PageAddr>) -> Result<Self, RestoreError> {
+        let (ours, theirs) = UnixStream::pair().map_err(outside("make a socket pair"))?;
+        let exe = std::env::current_exe().map_err(outside("find our own program"))?;
+        // Standard input is the socket: the one descriptor a new program can be given by a safe call.
+        let child = Command::new(exe)
+            .arg("pager")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .process_group(0)
+            .current_dir("/")
+            .spawn()
+            .map_err(outside("start the pager"))?;
+        drop(child); // it outlives us on purpose; whoever adopts it reaps it
+        let start = pager::daemon::Start {
+            pid,
+            name: request.name.to_string(),
+            snapshot: id.to_string(),
+            store: request.store_text.clone(),
+            background: request.background,
+            eager: request.eager,
+            prefetch: prefetch.into_iter().map(PageAddr::addr).collect(),
+        };
+        let line = serde_json::to_string(&start).map_err(outside("write a request"))?;
+        writeln!(&ours, "{line}").map_err(outside("talk to the pager"))?;
+        Ok(Self { answers: BufReader::new(ours), ready: false })
+    }
+
+    fn expect(&mut self, word: &str) -> Result<(), RestoreError> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).map_err(outside("listen to the pager"))?;
+        let line = line.trim_end();
+        match line.strip_prefix("failed ") {
+            _ if line == word => Ok(()),
+            Some(why) => Err(RestoreError::Pager(why.to_owned())),
+            None => Err(RestoreError::Pager(format!("it ended early (said {line:?} instead of {word:?}): see its log"))),
+        }
+    }
+
+    /// Hand over the process: from now on its missing pages are served.
+    pub fn serve(&mut self, uffd: &Uffd, pidfd: &OwnedFd, eager: bool) -> Result<(), RestoreError> {
+        if !self.ready {
+            self.expect("ready")?;
+            self.ready = true;
+        }
+        kernel::handoff::send_fds(self.answers.get_ref(), &[uffd.as_raw_fd(), pidfd.as_raw_fd()]).map_err(outside("hand over to the pager"))?;
+        self.expect("serving")?;
+        if eager { self.expect("resident") } else { Ok(()) }
+    }
+}
