@@ -95,8 +95,12 @@ fn split(bytes: &[u8]) -> Result<(SnapshotId, Vec<ChunkId>, &[u8]), ImageError> 
         .checked_mul(DIGEST_BYTES as u64)
         .and_then(|table| table.checked_add(manifest_bytes)?.checked_add(HEADER_BYTES as u64))
         .ok_or(ImageError::Checksum("image's header"))?;
-    if need != bytes.len() as u64 {
+    let have = bytes.len() as u64;
+    if have < need {
         return Err(truncated(need));
+    }
+    if have > need {
+        return Err(ImageError::Surplus { what: "image", surplus: have - need });
     }
     let body = &bytes[HEADER_BYTES..];
     if crc32c::crc32c(body) != word(header, 40) {

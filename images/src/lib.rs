@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod chunk;
 pub mod codec;
 mod cut;
 mod error;

@@ -50,7 +50,7 @@ impl PageMap {
         }
         let window = extent.start().addr() - extent.start().addr() % size;
         let start = window.checked_add(nth.checked_mul(size)?)?;
-        PageRange::from_addrs(start, start.checked_add(size)?.min(extent.end().addr()))
+        PageRange::from_addrs(start, start.checked_add(size)?.min(extent.end().addr())).filter(|range| !range.is_empty())
     }
 
     /// How many chunks.

@@ -54,12 +54,7 @@ pub(crate) fn peek_siginfo(tid: Pid, shared: bool) -> Result<Vec<[u8; 128]>, Err
     loop {
         let mut batch = [[0_u8; 128]; 32];
         let mut args = Args { off: found.len() as u64, flags: u32::from(shared), nr: batch.len() as i32 };
-        let count = request(
-            libc::PTRACE_PEEKSIGINFO,
-            tid,
-            (&raw mut args) as usize,
-            batch.as_mut_ptr().cast(),
-        )? as usize;
+        let count = request(libc::PTRACE_PEEKSIGINFO, tid, (&raw mut args) as usize, batch.as_mut_ptr().cast())? as usize;
         found.extend_from_slice(&batch[..count]);
         if count < batch.len() {
             return Ok(found);

@@ -51,7 +51,13 @@ impl Chunks {
     }
 
     /// Fetch and verify chunk `index`. `lost` is told of the store's failing and of its return.
-    pub fn fetch(&mut self, index: u32, range: PageRange, stop: &AtomicBool, lost: &dyn Fn(Option<&StoreError>)) -> Result<&Verified, Unfit> {
+    pub fn fetch(
+        &mut self,
+        index: u32,
+        range: PageRange,
+        stop: &AtomicBool,
+        lost: &dyn Fn(Option<&StoreError>),
+    ) -> Result<&Verified, Unfit> {
         let id = self.image.table[index as usize];
         let wrong = |why: String| Unfit::Wrong { chunk: id.to_string(), why };
         let len = range.bytes() as usize;
@@ -73,7 +79,12 @@ impl Chunks {
 }
 
 /// The frame; `Err(Some)` where what is stored is wrong, `Err(None)` where we were told to stop.
-fn reach(store: &dyn Store, id: &pages::ChunkId, stop: &AtomicBool, lost: &dyn Fn(Option<&StoreError>)) -> Result<bytes::Bytes, Option<StoreError>> {
+fn reach(
+    store: &dyn Store,
+    id: &pages::ChunkId,
+    stop: &AtomicBool,
+    lost: &dyn Fn(Option<&StoreError>),
+) -> Result<bytes::Bytes, Option<StoreError>> {
     let (mut pause, longest) = PAUSES;
     let mut was_lost = false;
     while !stop.load(Ordering::Relaxed) {

@@ -12,8 +12,8 @@ use defrost_restorer::restore::{self, Stdio};
 use images::codec::{Decoder, Verified};
 use images::{Image, PageMap};
 use indicatif::{ProgressBar, ProgressStyle};
-use pages::SnapshotName;
 use pager::{State, Status, control};
+use pages::SnapshotName;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -80,7 +80,8 @@ fn open(dir: &Path, access: Access) -> Result<Arc<dyn Store>, StoreError> {
 
 fn do_checkpoint(request: checkpoint::Request, store: Option<PathBuf>, json: bool) -> Result<()> {
     let store = open(&dir_of(store)?, Access::Write)?;
-    let style = ProgressStyle::with_template("{spinner} {bytes} read, {bytes_per_sec}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+    let style =
+        ProgressStyle::with_template("{spinner} {bytes} read, {bytes_per_sec}").unwrap_or_else(|_| ProgressStyle::default_spinner());
     let bar = ProgressBar::new_spinner().with_style(style);
     let report = checkpoint::checkpoint(&request, store.as_ref(), &|bytes| bar.inc(bytes));
     bar.finish_and_clear();
@@ -90,7 +91,13 @@ fn do_checkpoint(request: checkpoint::Request, store: Option<PathBuf>, json: boo
     } else {
         println!(
             "{} is {}: {} bytes of memory in {} chunks, {} new ({} bytes), frozen for {} ms",
-            report.name, report.snapshot, report.memory_bytes, report.chunks, report.new_chunks, report.sent_bytes, report.frozen_us / 1000
+            report.name,
+            report.snapshot,
+            report.memory_bytes,
+            report.chunks,
+            report.new_chunks,
+            report.sent_bytes,
+            report.frozen_us / 1000
         );
     }
     Ok(())
@@ -127,8 +134,16 @@ fn show_status(pid: Option<u32>, json: bool) -> Result<()> {
         } else {
             println!(
                 "{} {} {:?}: {} of {} bytes to come, {} faults (p50 {} µs, p99 {} µs), {} zero faults, from {}",
-                status.pid, status.snapshot, status.state, status.missing_bytes, status.total_bytes, status.demand_faults,
-                status.stall_p50_us, status.stall_p99_us, status.zero_faults, status.store
+                status.pid,
+                status.snapshot,
+                status.state,
+                status.missing_bytes,
+                status.total_bytes,
+                status.demand_faults,
+                status.stall_p50_us,
+                status.stall_p99_us,
+                status.zero_faults,
+                status.store
             );
         }
     }
@@ -158,7 +173,9 @@ fn verify(name: &SnapshotName, store: Option<PathBuf>) -> Result<()> {
     for (index, id) in image.table.iter().enumerate() {
         let pages = map.pages_of(index as u32).with_context(|| format!("snapshot {name}: chunk {id} has no pages"))?;
         let frame = store.frame(id)?;
-        decoder.decode(id, &frame, pages.bytes() as usize, &mut chunk).with_context(|| format!("snapshot {name}: chunk {id} at {pages}"))?;
+        decoder
+            .decode(id, &frame, pages.bytes() as usize, &mut chunk)
+            .with_context(|| format!("snapshot {name}: chunk {id} at {pages}"))?;
     }
     println!("{name}: {} chunks are whole", image.table.len());
     Ok(())

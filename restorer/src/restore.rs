@@ -30,6 +30,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use pages::{PageRange, SnapshotName};
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 use store::Store;
 
 /// What to do.
@@ -65,7 +66,9 @@ pub fn restore(request: &Request, store: &dyn Store) -> Result<Restored, Restore
     let manifest = &image.manifest;
     plan::whole(manifest)?;
     plan::check_files(manifest)?;
-    let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else { return Err(RestoreError::Image("has no process".to_owned())) };
+    let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {
+        return Err(RestoreError::Image("has no process".to_owned()));
+    };
     check_free(manifest)?;
     let mut daemon = Daemon::start(request, &id, process.pid, plan::first_touched(manifest))?;
     let made = files::make(manifest, request.stdio)?;
@@ -107,9 +110,18 @@ impl Drop for Child {
     }
 }
 
-fn build(request: &Request, store: &dyn Store, image: &Image, made: &files::Made, stopped: &Stopped, daemon: &mut Daemon) -> Step<Vec<Stopped>> {
+fn build(
+    request: &Request,
+    store: &dyn Store,
+    image: &Image,
+    made: &files::Made,
+    stopped: &Stopped,
+    daemon: &mut Daemon,
+) -> Step<Vec<Stopped>> {
     let manifest = &image.manifest;
-    let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else { return Err(RestoreError::Image("has no process".to_owned())) };
+    let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {
+        return Err(RestoreError::Image("has no process".to_owned()));
+    };
     let proc_memory = ProcessMemory::open(stopped.tid()).map_err(outside("open its memory"))?;
     let own_maps = maps_of(stopped.tid())?;
     check_vdso(manifest, &own_maps, &proc_memory)?;
@@ -159,11 +171,20 @@ fn build(request: &Request, store: &dyn Store, image: &Image, made: &files::Made
     Ok(others)
 }
 
-/// Every pid and tid of the snapshot is free, or who has it.
+/// Every pid and tid of the snapshot is free, or who has it. One that merely waits to be reaped by its parent gets the time.
 fn check_free(manifest: &Manifest) -> Result<(), RestoreError> {
+    /// Some reapers look only every few seconds.
+    const REAPED_WITHIN: Duration = Duration::from_secs(10);
+    let begun = Instant::now();
     for thread in &manifest.threads {
-        if let Ok(comm) = std::fs::read_to_string(format!("/proc/{}/comm", thread.tid)) {
-            return Err(RestoreError::PidTaken { pid: thread.tid, holder: format!("{} (process {})", comm.trim(), thread.tid) });
+        while let Ok(text) = std::fs::read_to_string(format!("/proc/{}/stat", thread.tid)) {
+            let dead = crate::process::stat::Stat::parse(&text).is_some_and(|stat| matches!(stat.state(), 'Z' | 'X'));
+            if !dead || begun.elapsed() > REAPED_WITHIN {
+                let comm = text.split(['(', ')']).nth(1).unwrap_or("a process");
+                let state = if dead { " (dead, not yet reaped by its parent)" } else { "" };
+                return Err(RestoreError::PidTaken { pid: thread.tid, holder: format!("{comm}{state}") });
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
     Ok(())

@@ -210,8 +210,8 @@ impl Store for LocalStore {
         for entry in fs::read_dir(&folder).map_err(StoreError::io(&folder))?.flatten() {
             let Ok(name) = entry.file_name().to_string_lossy().parse::<SnapshotName>() else { continue };
             let id = self.resolve(&name)?;
-            let (_, table) = images::parse_table(&self.image(&id)?)
-                .map_err(|source| StoreError::Damaged { path: self.image_path(&id), source })?;
+            let (_, table) =
+                images::parse_table(&self.image(&id)?).map_err(|source| StoreError::Damaged { path: self.image_path(&id), source })?;
             let made = entry.metadata().and_then(|meta| meta.modified()).ok();
             let age = made.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
             found.push(SnapshotInfo { name, id, created_unix_s: age.map_or(0, |age| age.as_secs()), chunks: table.len() as u64 });

@@ -3,8 +3,8 @@
 //! A scratch mapping holds what the calls write; it is unmapped and every register put back before anything else happens to
 //! the thread. The `syscall` instruction used is one that the vDSO has anyway, so no byte of the process is changed.
 
-use super::freeze::Frozen;
 use super::CheckpointError;
+use super::freeze::Frozen;
 use crate::process::maps::Mapping;
 use images::manifest::{AlternateStack, IntervalTimer, PosixTimer, SignalAction};
 use kernel::memory::ProcessMemory;

@@ -220,8 +220,14 @@ mod tests {
     #[test]
     fn neighbours_make_one_extent() {
         let chunk = |start, end| (PageRange::from_addrs(start, end).expect("aligned"), ChunkId([0; 32]));
-        let (extents, table) = assemble([chunk(0x1000, 0x4000), chunk(0x4000, 0x8000), chunk(0x9000, 0xa000), chunk(0xa000, 0xb000)].into_iter(), &[Region { start: 0xa000, ..Region::default() }]);
+        let (extents, table) = assemble(
+            [chunk(0x1000, 0x4000), chunk(0x4000, 0x8000), chunk(0x9000, 0xa000), chunk(0xa000, 0xb000)].into_iter(),
+            &[Region { start: 0xa000, ..Region::default() }],
+        );
         assert_eq!(table.len(), 4);
-        assert_eq!(extents.iter().map(|e| (e.start, e.pages, e.first_chunk)).collect::<Vec<_>>(), [(0x1000, 7, 0), (0x9000, 1, 2), (0xa000, 1, 3)]);
+        assert_eq!(
+            extents.iter().map(|e| (e.start, e.pages, e.first_chunk)).collect::<Vec<_>>(),
+            [(0x1000, 7, 0), (0x9000, 1, 2), (0xa000, 1, 3)]
+        );
     }
 }

@@ -9,10 +9,10 @@ pub mod regions;
 pub mod sockets;
 pub mod threads;
 
+use super::CheckpointError;
 use super::ask::Asker;
 use super::freeze::Frozen;
 use super::proc::Proc;
-use super::CheckpointError;
 use crate::process::maps::{Mapping, parse_smaps};
 use crate::process::stat::Stat;
 use crate::process::status::Status;
@@ -138,9 +138,22 @@ fn process_of_proc(proc: Proc) -> Result<Process, CheckpointError> {
 /// /proc/PID/limits in the order of RLIMIT_CPU (0) to RLIMIT_RTTIME (15).
 fn limits(proc: Proc) -> Result<Vec<Rlimit>, CheckpointError> {
     const NAMES: [&str; 16] = [
-        "Max cpu time", "Max file size", "Max data size", "Max stack size", "Max core file size", "Max resident set",
-        "Max processes", "Max open files", "Max locked memory", "Max address space", "Max file locks",
-        "Max pending signals", "Max msgqueue size", "Max nice priority", "Max realtime priority", "Max realtime timeout",
+        "Max cpu time",
+        "Max file size",
+        "Max data size",
+        "Max stack size",
+        "Max core file size",
+        "Max resident set",
+        "Max processes",
+        "Max open files",
+        "Max locked memory",
+        "Max address space",
+        "Max file locks",
+        "Max pending signals",
+        "Max msgqueue size",
+        "Max nice priority",
+        "Max realtime priority",
+        "Max realtime timeout",
     ];
     let text = proc.text("limits")?;
     let find = |(resource, name): (usize, &&str)| {

@@ -4,8 +4,8 @@
 //! a thread that starts another one does so before it stops. Dropping [`Frozen`] without [`Frozen::release`] (an error on the
 //! way) detaches every thread, so that the process runs on.
 
-use super::proc::Proc;
 use super::CheckpointError;
+use super::proc::Proc;
 use crate::process::stat::Stat;
 use crate::process::status::Status;
 use kernel::tracee::{Running, Stopped, TraceError};

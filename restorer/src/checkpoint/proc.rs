@@ -46,9 +46,7 @@ impl Proc {
     /// Names in a directory that are numbers, ascending.
     pub fn numbers(self, name: &str) -> Result<Vec<u32>, CheckpointError> {
         let entries = std::fs::read_dir(self.path(name)).map_err(self.failed(name))?;
-        let mut numbers: Vec<u32> = entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect();
+        let mut numbers: Vec<u32> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
         numbers.sort_unstable();
         Ok(numbers)
     }

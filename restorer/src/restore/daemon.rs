@@ -63,7 +63,8 @@ impl Daemon {
             self.expect("ready")?;
             self.ready = true;
         }
-        kernel::handoff::send_fds(self.answers.get_ref(), &[uffd.as_raw_fd(), pidfd.as_raw_fd()]).map_err(outside("hand over to the pager"))?;
+        kernel::handoff::send_fds(self.answers.get_ref(), &[uffd.as_raw_fd(), pidfd.as_raw_fd()])
+            .map_err(outside("hand over to the pager"))?;
         self.expect("serving")?;
         if eager { self.expect("resident") } else { Ok(()) }
     }

@@ -9,7 +9,7 @@ use store::StoreError;
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// The pid or a tid of the snapshot is in use.
-    #[error("pid {pid} is taken by {holder}: end it, or restore with --new-pid-namespace")]
+    #[error("pid {pid} is taken by {holder}: end it first")]
     PidTaken {
         /// The pid.
         pid: u32,

@@ -99,7 +99,9 @@ fn open_one(
     let Some(kind) = &file.kind else { return Err(("unknown".to_owned(), "a kind of a later version".to_owned())) };
     let opened: OwnedFd = match kind {
         Kind::Regular(regular) => open_regular(regular.identity.as_ref(), status, file.offset)?,
-        Kind::Directory(directory) => open(directory.path.as_str(), status | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed(&directory.path))?,
+        Kind::Directory(directory) => {
+            open(directory.path.as_str(), status | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed(&directory.path))?
+        }
         Kind::Device(device) => open(device.path.as_str(), status | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed(&device.path))?,
         Kind::Terminal(terminal) => outside(terminal.fd, stdio, nulled)?,
         Kind::OutsidePipe(pipe) => outside(pipe.fd, stdio, nulled)?,

@@ -50,11 +50,9 @@ pub fn map_regions(builder: &mut Builder<'_>, regions: &[Region], file_fd: impl 
 fn map_region(builder: &mut Builder<'_>, region: &Region, backing: i32, fd: i32) -> Step<()> {
     let has = |flag: RegionFlag| region.advice & flag as u32 != 0;
     let mut flags = backing | libc::MAP_FIXED_NOREPLACE;
-    for (flag, map) in [
-        (RegionFlag::GrowsDown, libc::MAP_GROWSDOWN),
-        (RegionFlag::NoReserve, libc::MAP_NORESERVE),
-        (RegionFlag::Locked, libc::MAP_LOCKED),
-    ] {
+    for (flag, map) in
+        [(RegionFlag::GrowsDown, libc::MAP_GROWSDOWN), (RegionFlag::NoReserve, libc::MAP_NORESERVE), (RegionFlag::Locked, libc::MAP_LOCKED)]
+    {
         flags |= if has(flag) { map } else { 0 };
     }
     let bytes = region.end - region.start;
@@ -87,8 +85,18 @@ pub fn set_layout(builder: &mut Builder<'_>, mm: &MemoryMap, exe_fd: i32) -> Ste
     const STRUCT_BYTES: u64 = 104; // struct prctl_mm_map
     let auxv = builder.put(&[&[0; STRUCT_BYTES as usize], mm.auxv.as_slice()].concat())? + STRUCT_BYTES;
     let mut map = words(&[
-        mm.start_code, mm.end_code, mm.start_data, mm.end_data, mm.start_brk, mm.brk, mm.start_stack, mm.arg_start,
-        mm.arg_end, mm.env_start, mm.env_end, auxv,
+        mm.start_code,
+        mm.end_code,
+        mm.start_data,
+        mm.end_data,
+        mm.start_brk,
+        mm.brk,
+        mm.start_stack,
+        mm.arg_start,
+        mm.arg_end,
+        mm.env_start,
+        mm.env_end,
+        auxv,
     ]);
     map.extend((mm.auxv.len() as u32).to_ne_bytes());
     map.extend(exe_fd.to_ne_bytes());

@@ -2,7 +2,9 @@
 
 use images::manifest::Socket;
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, bind, connect, listen, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, bind, connect, listen, setsockopt, socket, sockopt,
+};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 

@@ -155,7 +155,9 @@ fn all_cpus() -> CpuSet {
 }
 
 fn become_user(b: &mut Builder<'_>, c: &Credentials, what: &str) -> Step<()> {
-    let call = |b: &mut Builder<'_>, number, args: [u32; 3]| b.call(what, number, [u64::from(args[0]), u64::from(args[1]), u64::from(args[2]), 0, 0, 0]);
+    let call = |b: &mut Builder<'_>, number, args: [u32; 3]| {
+        b.call(what, number, [u64::from(args[0]), u64::from(args[1]), u64::from(args[2]), 0, 0, 0])
+    };
     // Changing users must not touch capabilities: they are set one by one below.
     const NO_SETUID_FIXUP: u64 = 1 << 2;
     b.prctl(what, libc::PR_SET_SECUREBITS, [NO_SETUID_FIXUP, 0, 0, 0])?;
@@ -200,7 +202,8 @@ pub fn queue_signals(b: &mut Builder<'_>, pid: u32, tid: Option<u32>, pending: &
 
 /// Vector state, mask, registers: after this the thread must not be used for calls any more.
 pub fn set_registers(stopped: &Stopped, thread: &Thread) -> Step<()> {
-    let registers = Registers::from_bytes(&thread.registers).ok_or_else(|| RestoreError::Image(format!("thread {} has no registers", thread.tid)))?;
+    let registers =
+        Registers::from_bytes(&thread.registers).ok_or_else(|| RestoreError::Image(format!("thread {} has no registers", thread.tid)))?;
     if !thread.xstate.is_empty() {
         stopped.set_xstate(&thread.xstate)?;
     }

@@ -8,7 +8,9 @@ use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use crate::process::fdinfo::FdInfo;
 use images::manifest::description::Kind;
-use images::manifest::{CharacterDevice, Description, Descriptor, Directory, Epoll, FileIdentity, OutsidePipe, PipeEnd, RegularFile, Terminal};
+use images::manifest::{
+    CharacterDevice, Description, Descriptor, Directory, Epoll, FileIdentity, OutsidePipe, PipeEnd, RegularFile, Terminal,
+};
 use kernel::sys::{Kcmp, same_object};
 use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, tee};
 use nix::unistd::Pid;
@@ -43,7 +45,8 @@ impl Context<'_> {
 
 /// Identity of the file at `path`, as the process's namespace shows it.
 pub fn identity(proc: Proc, path: &str) -> Result<FileIdentity, CheckpointError> {
-    let meta = std::fs::metadata(path).map_err(|_| proc.refuse(format!("its file {path} is no longer there"), "restart it on files that exist"))?;
+    let meta = std::fs::metadata(path)
+        .map_err(|_| proc.refuse(format!("its file {path} is no longer there"), "restart it on files that exist"))?;
     Ok(FileIdentity {
         path: path.to_owned(),
         size_bytes: meta.size(),
@@ -145,7 +148,9 @@ fn pipe(context: &Context<'_>, entry: &Open) -> Result<Kind, CheckpointError> {
     if ends.len() < 2 {
         return match context.open.iter().find(|other| other.fd <= 2 && other.link == entry.link) {
             Some(stdio) => Ok(Kind::OutsidePipe(OutsidePipe { fd: stdio.fd, write })),
-            None => Err(context.proc.refuse(format!("fd {}: {} leads to another process", entry.fd, entry.link), "let it close this pipe first")),
+            None => Err(context
+                .proc
+                .refuse(format!("fd {}: {} leads to another process", entry.fd, entry.link), "let it close this pipe first")),
         };
     }
     let lent = context.lend(entry.fd)?;

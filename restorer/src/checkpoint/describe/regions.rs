@@ -20,7 +20,7 @@ fn region(proc: Proc, map: &Mapping) -> Result<Region, CheckpointError> {
     if map.has("ht") {
         return refuse("of huge pages", "let it use transparent huge pages instead");
     }
-    if map.has("pf") || map.has("io") {
+    if (map.has("pf") || map.has("io")) && !map.path.starts_with("[v") {
         return refuse("a device's", "let it close the device first");
     }
     let backing = match map.path.as_str() {

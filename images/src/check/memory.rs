@@ -1,0 +1,64 @@
+//! Regions and extents: aligned, ascending, apart, and as many chunks as the table has.
+
+use super::{ADDRESS_END, NAME_MAX_BYTES, ensure, identity, text};
+use crate::cut::count;
+use crate::error::ImageError;
+use crate::manifest::{Backing, Extent, Manifest, Region, RegionFlag};
+use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
+
+/// Smallest and largest chunk: one page; what a demand answer may reasonably carry.
+const CHUNK_SIZES_BYTES: std::ops::RangeInclusive<u32> = 4096..=1 << 20;
+/// PROT_READ, PROT_WRITE and PROT_EXEC.
+const PROT_BITS: u32 = 7;
+/// All bits of [`RegionFlag`], the highest of which is Sequential.
+const ADVICE_BITS: u32 = RegionFlag::Sequential as u32 * 2 - 1;
+
+pub(super) fn check(manifest: &Manifest, chunks: u64) -> Result<(), ImageError> {
+    let size = manifest.chunk_size_bytes;
+    ensure(size.is_power_of_two() && CHUNK_SIZES_BYTES.contains(&size), || format!("chunk size {size}"))?;
+    let mut end = 0;
+    for region in &manifest.regions {
+        let range = region_range(region).filter(|range| range.start().addr() >= end);
+        let range = range.ok_or_else(|| ImageError::Manifest(format!("region {:x}-{:x}", region.start, region.end)))?;
+        end = range.end().addr();
+    }
+    check_extents(manifest, chunks)
+}
+
+/// The region's pages; `None` where one of its values is out of bounds.
+fn region_range(region: &Region) -> Option<PageRange> {
+    let range = PageRange::from_addrs(region.start, region.end).filter(|r| !r.is_empty() && r.end().addr() <= ADDRESS_END)?;
+    let backing = Backing::try_from(region.backing).ok().filter(|backing| *backing != Backing::Unknown)?;
+    let of_file = matches!(backing, Backing::FilePrivate | Backing::FileShared);
+    let may_be_lazy = matches!(backing, Backing::Anonymous | Backing::SharedAnonymous);
+    let whole = region.prot & !PROT_BITS == 0
+        && region.advice & !ADVICE_BITS == 0
+        && region.file_offset.is_multiple_of(PAGE_SIZE_BYTES)
+        && region.file.is_some() == of_file
+        && region.file.as_ref().is_none_or(identity)
+        && (may_be_lazy || !region.lazy)
+        && text(&region.name, NAME_MAX_BYTES);
+    whole.then_some(range)
+}
+
+fn check_extents(manifest: &Manifest, chunks: u64) -> Result<(), ImageError> {
+    let (mut end, mut next_chunk) = (0, 0_u64);
+    for extent in &manifest.extents {
+        let range = extent_range(extent, &manifest.regions).filter(|range| range.start().addr() >= end);
+        let range = range.filter(|_| extent.first_chunk == next_chunk);
+        let range = range.ok_or_else(|| ImageError::Manifest(format!("extent at {:x}", extent.start)))?;
+        end = range.end().addr();
+        next_chunk += count(range, manifest.chunk_size_bytes);
+    }
+    ensure(next_chunk == chunks && u32::try_from(chunks).is_ok(), || format!("extents of {next_chunk} chunks with a table of {chunks}"))
+}
+
+/// The extent's pages; `None` unless they lie in one region that can have contents of its own.
+fn extent_range(extent: &Extent, regions: &[Region]) -> Option<PageRange> {
+    let range = PageRange::with_len(PageAddr::new(extent.start)?, extent.pages).filter(|range| !range.is_empty())?;
+    let region = regions.get(regions.partition_point(|region| region.end <= extent.start))?;
+    let inside = region.start <= extent.start && range.end().addr() <= region.end;
+    let backing = Backing::try_from(region.backing);
+    let own = matches!(backing, Ok(Backing::Anonymous | Backing::SharedAnonymous | Backing::FilePrivate));
+    (inside && own).then_some(range)
+}

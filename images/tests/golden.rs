@@ -1,0 +1,64 @@
+//! Files written by earlier versions keep opening, byte for byte. A failure here means that snapshots people have are lost:
+//! mend the reader, never the file. New files come from `cargo run -p defrost-images --example golden`.
+
+extern crate defrost_images as images;
+
+#[allow(dead_code, reason = "each test crate uses a part of it")]
+mod sample;
+
+use images::codec::{Decoder, Verified};
+use images::pack::PackReader;
+use images::{Image, PageMap, chunk_id, parse_table};
+
+const PROCESS: &[u8] = include_bytes!("golden/v1-process.img");
+const MEMORY: &[u8] = include_bytes!("golden/v1-memory.img");
+const PACK: &[u8] = include_bytes!("golden/v1.pack");
+
+#[test]
+fn golden_files_are_those_committed() {
+    let digests = [PROCESS, MEMORY, PACK].map(|bytes| chunk_id(bytes).to_string());
+    assert_eq!(digests, [
+        "@PROCESS@",
+        "@MEMORY@",
+        "@PACK@",
+    ]);
+}
+
+#[test]
+fn golden_images_open_and_are_written_the_same_again() {
+    for (bytes, manifest, chunks) in [(PROCESS, sample::process(), 4), (MEMORY, sample::memory(), 2)] {
+        let image = Image::parse(bytes).expect("is whole");
+        assert_eq!(image.id.0, chunk_id(bytes).0);
+        assert_eq!(image.manifest, manifest);
+        assert_eq!(image.table, sample::table(chunks));
+        assert_eq!(parse_table(bytes), Ok((image.id, image.table.clone())));
+        assert_eq!(Image::encode(&image.manifest, &image.table), bytes);
+    }
+}
+
+#[test]
+fn the_golden_map_finds_its_pages() {
+    let map = PageMap::new(&Image::parse(PROCESS).expect("is whole"));
+    let ranges: Vec<_> = (0..=4).map(|n| map.pages_of(n).map(|r| (r.start().addr(), r.end().addr()))).collect();
+    assert_eq!(ranges, [
+        Some((0x40_2000, 0x40_3000)),
+        Some((0x7f00_0000_3000, 0x7f00_0000_4000)),
+        Some((0x7f00_0000_4000, 0x7f00_0000_8000)),
+        Some((0x7f00_0000_8000, 0x7f00_0000_9000)),
+        None,
+    ]);
+}
+
+#[test]
+fn golden_frames_decode() {
+    let pack = PackReader::open(PACK).expect("is whole");
+    assert_eq!(pack.len(), 6);
+    let (mut decoder, mut out) = (Decoder::new(), Verified::default());
+    for n in 0..6 {
+        let raw = sample::chunk(n);
+        let id = chunk_id(&raw);
+        let range = pack.frame(&id).expect("is whole").expect("is there");
+        decoder.decode(&id, &PACK[range], raw.len(), &mut out).expect("is right");
+        assert_eq!(*out, *raw);
+    }
+}

@@ -1,0 +1,171 @@
+//! One wrong value at a time: each must be refused by name; and the sample, which has something of everything, must not.
+
+extern crate defrost_images as images;
+
+#[allow(dead_code, reason = "each test crate uses a part of it")]
+mod sample;
+
+use images::manifest::description::Kind;
+use images::manifest::*;
+use images::{Image, ImageError, parse_table};
+
+type Change = fn(&mut Manifest);
+
+fn parse(manifest: &Manifest) -> Result<Image, ImageError> {
+    Image::parse(&Image::encode(manifest, &sample::table(4)))
+}
+
+fn process(manifest: &mut Manifest) -> &mut Process {
+    manifest.process.as_mut().expect("is in the sample")
+}
+
+fn kind(manifest: &mut Manifest, file: usize) -> &mut Kind {
+    manifest.files[file].kind.as_mut().expect("is in the sample")
+}
+
+fn socket(manifest: &mut Manifest, file: usize) -> &mut Socket {
+    match kind(manifest, file) {
+        Kind::Socket(socket) => socket,
+        other => panic!("{other:?} is no socket"),
+    }
+}
+
+fn pipe(manifest: &mut Manifest, file: usize) -> &mut PipeEnd {
+    match kind(manifest, file) {
+        Kind::Pipe(end) => end,
+        other => panic!("{other:?} is no pipe"),
+    }
+}
+
+#[test]
+fn the_samples_are_taken_whole() {
+    assert_eq!(parse(&sample::process()).map(|image| image.manifest), Ok(sample::process()));
+    let bytes = Image::encode(&sample::memory(), &sample::table(2));
+    assert_eq!(Image::parse(&bytes).map(|image| image.manifest), Ok(sample::memory()));
+}
+
+#[test]
+fn memory_values_are_checked() {
+    let changes: [(&str, Change); 22] = [
+        ("chunk size", |m| m.chunk_size_bytes = 0),
+        ("chunk size", |m| m.chunk_size_bytes = 2048),
+        ("chunk size", |m| m.chunk_size_bytes = 12288),
+        ("chunk size", |m| m.chunk_size_bytes = 2 << 20),
+        ("region 400001-402000", |m| m.regions[0].start += 1),
+        ("region 400000-400000", |m| m.regions[0].end = 0x40_0000),
+        ("region 402000-403000", |m| m.regions[0].end += 0x1000),
+        ("region 402000-403000", |m| m.regions.swap(0, 1)),
+        ("region 7ffc10004000", |m| m.regions[6].end = (1 << 56) + 0x1000),
+        ("region 400000-402000", |m| m.regions[0].backing = 0),
+        ("region 400000-402000", |m| m.regions[0].file = None),
+        ("region 7ffc10000000", |m| m.regions[5].backing = 99),
+        ("region 400000-402000", |m| m.regions[0].prot = 8),
+        ("region 400000-402000", |m| m.regions[0].advice = 2048),
+        ("region 400000-402000", |m| m.regions[0].file_offset = 1),
+        ("region 400000-402000", |m| m.regions[0].lazy = true),
+        ("extent at 402001", |m| m.extents[0].start += 1),
+        ("extent at 402000", |m| m.extents[0].pages = 2),
+        ("extent at 402000", |m| m.extents[0].pages = u64::MAX),
+        ("extent at 7f0000003000", |m| m.extents[1].first_chunk = 2),
+        ("extent at 7f0000010000", |m| m.extents[1] = Extent { start: 0x7f00_0001_0000, pages: 1, first_chunk: 1 }),
+        ("extents of 3 chunks with a table of 4", |m| m.extents[1].pages = 5),
+    ];
+    refuse_all(&changes);
+}
+
+#[test]
+fn process_values_are_checked() {
+    let changes: [(&str, Change); 27] = [
+        ("no process", |m| m.process = None),
+        ("not the leader", |m| m.threads.swap(0, 1)),
+        ("not the leader", |m| m.threads.clear()),
+        ("no host", |m| m.host = None),
+        ("host's description", |m| m.host = Some(Host::default())),
+        ("two threads", |m| m.threads[1].tid = 4711),
+        ("executable", |m| process(m).exe = "a\0b".to_owned()),
+        ("executable", |m| process(m).exe_identity = Some(FileIdentity::default())),
+        ("umask", |m| process(m).umask = 0o1000),
+        ("memory layout", |m| process(m).mm = None),
+        ("memory layout", |m| process(m).mm = Some(MemoryMap { auxv: vec![0; 17], ..MemoryMap::default() })),
+        ("resource limit", |m| process(m).rlimits[0].resource = 16),
+        ("resource limit", |m| process(m).rlimits[0].resource = 1),
+        ("resource limit", |m| process(m).rlimits[0].hard = 0),
+        ("signal action", |m| process(m).actions[0].signal = 0),
+        ("signal action", |m| process(m).actions[0].signal = 64),
+        ("signal action", |m| process(m).actions[0].sigaction.push(0)),
+        ("pending signal", |m| process(m).shared_pending[0].push(0)),
+        ("interval timer", |m| process(m).interval_timers[0].which = 3),
+        ("POSIX timer", |m| process(m).posix_timers[0].signal = 65),
+        ("OOM score", |m| process(m).oom_score_adj = 1001),
+        ("registers of thread 4713", |m| m.threads[1].registers.truncate(215)),
+        ("vector registers of thread 4713", |m| m.threads[1].xstate = vec![0; 512]),
+        ("pending signal of thread 4711", |m| m.threads[0].pending[1].clear()),
+        ("signal stack", |m| m.threads[0].alternate_stack = Some(AlternateStack { base: 1, flags: 0, size_bytes: u64::MAX })),
+        ("scheduling", |m| m.threads[0].scheduling = Some(Scheduling { nice: 20, ..Scheduling::default() })),
+        ("parent-death", |m| m.threads[0].parent_death_signal = 65),
+    ];
+    refuse_all(&changes);
+}
+
+#[test]
+fn file_values_are_checked() {
+    let changes: [(&str, Change); 17] = [
+        ("descriptor 1", |m| m.descriptors[1].file = 14),
+        ("descriptor 0", |m| m.descriptors[1].fd = 0),
+        ("descriptor 4294967295", |m| m.descriptors[13].fd = u32::MAX),
+        ("file 0", |m| m.files[0].kind = None),
+        ("file 0", |m| *kind(m, 0) = Kind::Terminal(Terminal { fd: 3 })),
+        ("file 1", |m| *kind(m, 1) = Kind::OutsidePipe(OutsidePipe { fd: 3, write: false })),
+        ("file 2", |m| *kind(m, 2) = Kind::Regular(RegularFile { identity: None })),
+        ("file 3", |m| *kind(m, 3) = Kind::Directory(Directory { path: "relative".to_owned() })),
+        ("file 5", |m| pipe(m, 5).capacity_bytes = 3),
+        ("file 6", |m| pipe(m, 6).contents.push(0)),
+        ("pipe 78 has one end", |m| *kind(m, 0) = Kind::Pipe(PipeEnd { pipe: 78, ..PipeEnd::default() })),
+        ("file 8", |m| *kind(m, 8) = Kind::Epoll(Epoll { interests: vec![Interest { fd: u32::MAX, events: 0, data: 0 }] })),
+        ("file 11", |m| socket(m, 11).family = 16),
+        ("file 11", |m| socket(m, 11).address = b"localhost:1".to_vec()),
+        ("file 12", |m| socket(m, 12).address = vec![1; 110]),
+        ("socket pair 9", |m| socket(m, 12).pair = 9),
+        ("file 13", |m| m.files[13].owner = Some(Owner { kind: 0, id: 0, signal: 65 })),
+    ];
+    // A pair with one end is named whichever of the two is found first.
+    let (last, first) = (changes[15], [&changes[..15], &changes[16..]].concat());
+    refuse_all(&first);
+    let mut manifest = sample::process();
+    last.1(&mut manifest);
+    assert!(matches!(parse(&manifest), Err(ImageError::Manifest(why)) if why.contains("has not two ends")));
+}
+
+fn refuse_all(changes: &[(&str, Change)]) {
+    for (index, (name, change)) in changes.iter().enumerate() {
+        let mut manifest = sample::process();
+        change(&mut manifest);
+        match parse(&manifest) {
+            Err(ImageError::Manifest(why)) => assert!(why.contains(name), "change {index}: {why:?} does not name {name:?}"),
+            other => panic!("change {index} ({name}): {:?}", other.map(|image| image.id)),
+        }
+    }
+}
+
+#[test]
+fn headers_are_checked_in_the_order_of_their_fields() {
+    let whole = Image::encode(&sample::process(), &sample::table(4)).to_vec();
+    let with = |at: usize, value: u32| {
+        let mut bytes = whole.clone();
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..44]);
+        bytes[44..48].copy_from_slice(&crc.to_le_bytes());
+        parse_table(&bytes).map(|(_, table)| table.len())
+    };
+    assert_eq!(with(0, 0), Err(ImageError::Magic("image")));
+    assert_eq!(with(8, 2), Err(ImageError::Version { what: "image", found: 2, known: 1 }));
+    assert_eq!(with(12, u32::MAX), Ok(4), "compatible flags may be ignored");
+    assert_eq!(with(16, u32::MAX), Ok(4), "read-only flags may be ignored by a reader");
+    assert_eq!(with(20, 0x10), Err(ImageError::Features(0x10)));
+    assert!(matches!(with(24, u32::MAX), Err(ImageError::Truncated { .. })));
+    assert_eq!(with(36, u32::MAX), Err(ImageError::Checksum("image's header")), "the sum of the lengths overflows");
+    assert_eq!(with(40, 0), Err(ImageError::Checksum("image")));
+    let mut longer = whole.clone();
+    longer.push(0);
+    assert_eq!(parse_table(&longer).err(), Some(ImageError::Surplus { what: "image", surplus: 1 }));
+}
