@@ -17,11 +17,14 @@ const PACK: &[u8] = include_bytes!("golden/v1.pack");
 #[test]
 fn golden_files_are_those_committed() {
     let digests = [PROCESS, MEMORY, PACK].map(|bytes| chunk_id(bytes).to_string());
-    assert_eq!(digests, [
-        "@PROCESS@",
-        "@MEMORY@",
-        "@PACK@",
-    ]);
+    assert_eq!(
+        digests,
+        [
+            "085573ea31fca394b009c3bd763aa2d6592ff0d72cba76c629f2fab87577e9bb",
+            "603da1c31673aa28c861d2e2d61cac7caffefed1484f843f4404b91497a9776d",
+            "70224aec8a7a308361aa2f4d9b584fa8eae6bc8da682582b76b5e371e414248e",
+        ]
+    );
 }
 
 #[test]
@@ -40,13 +43,16 @@ fn golden_images_open_and_are_written_the_same_again() {
 fn the_golden_map_finds_its_pages() {
     let map = PageMap::new(&Image::parse(PROCESS).expect("is whole"));
     let ranges: Vec<_> = (0..=4).map(|n| map.pages_of(n).map(|r| (r.start().addr(), r.end().addr()))).collect();
-    assert_eq!(ranges, [
-        Some((0x40_2000, 0x40_3000)),
-        Some((0x7f00_0000_3000, 0x7f00_0000_4000)),
-        Some((0x7f00_0000_4000, 0x7f00_0000_8000)),
-        Some((0x7f00_0000_8000, 0x7f00_0000_9000)),
-        None,
-    ]);
+    assert_eq!(
+        ranges,
+        [
+            Some((0x40_2000, 0x40_3000)),
+            Some((0x7f00_0000_3000, 0x7f00_0000_4000)),
+            Some((0x7f00_0000_4000, 0x7f00_0000_8000)),
+            Some((0x7f00_0000_8000, 0x7f00_0000_9000)),
+            None,
+        ]
+    );
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn memory_values_are_checked() {
         ("region 400001-402000", |m| m.regions[0].start += 1),
         ("region 400000-400000", |m| m.regions[0].end = 0x40_0000),
         ("region 402000-403000", |m| m.regions[0].end += 0x1000),
-        ("region 402000-403000", |m| m.regions.swap(0, 1)),
+        ("region 400000-402000", |m| m.regions.swap(0, 1)),
         ("region 7ffc10004000", |m| m.regions[6].end = (1 << 56) + 0x1000),
         ("region 400000-402000", |m| m.regions[0].backing = 0),
         ("region 400000-402000", |m| m.regions[0].file = None),

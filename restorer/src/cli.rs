@@ -22,9 +22,9 @@ pub enum Verb {
         pid: u32,
         /// NAME or NAME:TAG
         name: SnapshotName,
-        /// A store's directory
+        /// A directory, or grpc://HOST:PORT
         #[arg(long, env = "DEFROST_STORE")]
-        store: Option<PathBuf>,
+        store: Option<String>,
         /// Let the process go on afterwards
         #[arg(long)]
         leave_running: bool,
@@ -42,9 +42,9 @@ pub enum Verb {
     Restore {
         /// NAME or NAME:TAG
         name: SnapshotName,
-        /// A store's directory
+        /// A directory, or grpc://HOST:PORT
         #[arg(long, env = "DEFROST_STORE")]
-        store: Option<PathBuf>,
+        store: Option<String>,
         /// Return once it runs
         #[arg(long)]
         detach: bool,
@@ -73,9 +73,9 @@ pub enum Verb {
     },
     /// Snapshots of a store
     List {
-        /// A store's directory
+        /// A directory, or grpc://HOST:PORT
         #[arg(long, env = "DEFROST_STORE")]
-        store: Option<PathBuf>,
+        store: Option<String>,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -84,23 +84,23 @@ pub enum Verb {
     Verify {
         /// NAME or NAME:TAG
         name: SnapshotName,
-        /// A store's directory
+        /// A directory, or grpc://HOST:PORT
         #[arg(long, env = "DEFROST_STORE")]
-        store: Option<PathBuf>,
+        store: Option<String>,
     },
     /// Forget a name; gc frees its space
     Remove {
         /// NAME or NAME:TAG
         name: SnapshotName,
-        /// A store's directory
+        /// A directory, or grpc://HOST:PORT
         #[arg(long, env = "DEFROST_STORE")]
-        store: Option<PathBuf>,
+        store: Option<String>,
     },
     /// Free packs that no snapshot needs
     Gc {
-        /// A store's directory
+        /// A directory, or grpc://HOST:PORT
         #[arg(long, env = "DEFROST_STORE")]
-        store: Option<PathBuf>,
+        store: Option<String>,
     },
     /// The daemon that restore starts
     #[command(hide = true)]

@@ -16,10 +16,9 @@ use pager::{State, Status, control};
 use pages::SnapshotName;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use store::{Access, LocalStore, Store, StoreError};
+use store::Access;
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -43,9 +42,9 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Restore { name, store, detach, pid_file, eager, no_background } => {
             let stdio = if detach { Stdio::Null } else { Stdio::Ours };
-            let dir = dir_of(store)?;
-            let request = restore::Request { name, store_text: dir.display().to_string(), stdio, eager, background: !no_background };
-            return do_restore(&request, &dir, detach, pid_file.as_deref());
+            let address = address_of(store)?;
+            let request = restore::Request { name, store_text: address.clone(), stdio, eager, background: !no_background };
+            return do_restore(&request, &address, detach, pid_file.as_deref());
         }
         Verb::Status { pid, json } => show_status(pid, json)?,
         Verb::Wait { pid } => {
@@ -55,31 +54,31 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
         Verb::List { store, json } => list(store, json)?,
         Verb::Verify { name, store } => verify(&name, store)?,
-        Verb::Remove { name, store } => open(&dir_of(store)?, Access::Write)?.remove(&name)?,
+        Verb::Remove { name, store } => store::open(&address_of(store)?, Access::Write)?.remove(&name)?,
         Verb::Gc { store } => {
-            let report = open(&dir_of(store)?, Access::Write)?.gc()?;
+            let report = store::open(&address_of(store)?, Access::Write)?.gc()?;
             println!("freed {} bytes in {} packs", report.bytes, report.packs);
         }
         Verb::Pager => {
             let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-            pager::daemon::run(socket, |dir| open(Path::new(dir), Access::Read))?;
+            pager::daemon::run(socket, |address| store::open(address, Access::Read))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The store's directory, absolute: a daemon lives elsewhere.
-fn dir_of(store: Option<PathBuf>) -> Result<PathBuf> {
-    let dir = store.unwrap_or_else(store::default_dir);
-    std::path::absolute(&dir).with_context(|| format!("store {}", dir.display()))
+/// The store's address; a directory is made absolute, as a daemon lives elsewhere.
+fn address_of(store: Option<String>) -> Result<String> {
+    let address = store.unwrap_or_else(|| store::default_dir().display().to_string());
+    if address.contains("://") {
+        return Ok(address);
+    }
+    let dir = std::path::absolute(&address).with_context(|| format!("store {address}"))?;
+    Ok(dir.display().to_string())
 }
 
-fn open(dir: &Path, access: Access) -> Result<Arc<dyn Store>, StoreError> {
-    Ok(Arc::new(LocalStore::open(dir, access)?))
-}
-
-fn do_checkpoint(request: checkpoint::Request, store: Option<PathBuf>, json: bool) -> Result<()> {
-    let store = open(&dir_of(store)?, Access::Write)?;
+fn do_checkpoint(request: checkpoint::Request, store: Option<String>, json: bool) -> Result<()> {
+    let store = store::open(&address_of(store)?, Access::Write)?;
     let style =
         ProgressStyle::with_template("{spinner} {bytes} read, {bytes_per_sec}").unwrap_or_else(|_| ProgressStyle::default_spinner());
     let bar = ProgressBar::new_spinner().with_style(style);
@@ -103,8 +102,8 @@ fn do_checkpoint(request: checkpoint::Request, store: Option<PathBuf>, json: boo
     Ok(())
 }
 
-fn do_restore(request: &restore::Request, dir: &Path, detach: bool, pid_file: Option<&Path>) -> Result<ExitCode> {
-    let store = open(dir, Access::Read)?;
+fn do_restore(request: &restore::Request, address: &str, detach: bool, pid_file: Option<&Path>) -> Result<ExitCode> {
+    let store = store::open(address, Access::Read)?;
     let restored = restore::restore(request, store.as_ref())?;
     if let Some(path) = pid_file {
         std::fs::write(path, format!("{}\n", restored.pid)).with_context(|| format!("write {}", path.display()))?;
@@ -150,8 +149,8 @@ fn show_status(pid: Option<u32>, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn list(store: Option<PathBuf>, json: bool) -> Result<()> {
-    for snapshot in open(&dir_of(store)?, Access::Read)?.list()? {
+fn list(store: Option<String>, json: bool) -> Result<()> {
+    for snapshot in store::open(&address_of(store)?, Access::Read)?.list()? {
         if json {
             let line = serde_json::json!({
                 "name": snapshot.name.to_string(), "id": snapshot.id.to_string(),
@@ -165,8 +164,8 @@ fn list(store: Option<PathBuf>, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn verify(name: &SnapshotName, store: Option<PathBuf>) -> Result<()> {
-    let store = open(&dir_of(store)?, Access::Read)?;
+fn verify(name: &SnapshotName, store: Option<String>) -> Result<()> {
+    let store = store::open(&address_of(store)?, Access::Read)?;
     let image = Image::parse(&store.image(&store.resolve(name)?)?).with_context(|| format!("snapshot {name}"))?;
     let map = PageMap::new(&image);
     let (mut decoder, mut chunk) = (Decoder::new(), Verified::default());

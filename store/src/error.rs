@@ -44,6 +44,17 @@ pub enum StoreError {
         /// Who has it.
         holder: String,
     },
+    /// A server cannot be reached. This may pass.
+    #[error("{0}")]
+    Unreachable(String),
+    /// A server said no.
+    #[error("the page server at {address}: {why}")]
+    Refused {
+        /// Where.
+        address: String,
+        /// Its words.
+        why: String,
+    },
     /// Opened for reading only.
     #[error("store {0} was opened for reading only")]
     ReadOnly(PathBuf),

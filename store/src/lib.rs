@@ -8,13 +8,16 @@ mod error;
 mod local;
 mod local_upload;
 mod lock;
+mod remote;
 
 pub use error::StoreError;
 pub use local::{Access, LocalStore};
+pub use remote::RemoteStore;
 
 use bytes::Bytes;
 use pages::{ChunkId, SnapshotId, SnapshotName};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// One line of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,4 +80,13 @@ pub fn default_dir() -> PathBuf {
     let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".local/share");
     data.unwrap_or_else(home).join("defrost")
+}
+
+/// Open a store by its address: a directory, or grpc://HOST:PORT.
+pub fn open(address: &str, access: Access) -> Result<Arc<dyn Store>, StoreError> {
+    if address.contains("://") {
+        Ok(Arc::new(RemoteStore::open(address)?))
+    } else {
+        Ok(Arc::new(LocalStore::open(Path::new(address), access)?))
+    }
 }

@@ -44,6 +44,9 @@ pub fn eventually(what: &str, mut probe: impl FnMut() -> bool) -> Result<()> {
     Ok(())
 }
 
+/// Whoever runs the tests may leak descriptors to them: start the program without any but 0, 1 and 2.
+const WITHOUT_OUR_DESCRIPTORS: &str = "import os, sys; os.closerange(3, 65536); os.execv(sys.argv[1], sys.argv[1:])";
+
 /// A program under test, with its output in a file that it keeps across restores.
 #[derive(Debug)]
 pub struct Victim {
@@ -70,8 +73,8 @@ impl Victim {
 
     fn start_in(folder: TempDir, program: &str, args: &[&str]) -> Result<Self> {
         let output = File::create(folder.path().join("output"))?;
-        let mut command = Command::new(program);
-        command.args(args).current_dir(folder.path()).process_group(0);
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-c", WITHOUT_OUR_DESCRIPTORS, program]).args(args).current_dir(folder.path()).process_group(0);
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let child = command.spawn().with_context(|| format!("start {program}: is its package installed?"))?;
         Ok(Self { pid: child.id(), child, folder })
@@ -99,6 +102,12 @@ impl Victim {
     pub fn wait_for(&self, start: &str, at_least: usize) -> Result<()> {
         let count = || self.output().lines().filter(|line| line.starts_with(start)).count();
         eventually(start, || count() >= at_least).with_context(|| self.output())
+    }
+
+    /// End a restored instance, so that the snapshot can be restored again.
+    pub fn end_restored(&self) -> Result<()> {
+        kill(Pid::from_raw(self.pid as i32), Signal::SIGKILL)?;
+        eventually("the restored process ends", || !Path::new(&format!("/proc/{}", self.pid)).exists())
     }
 
     /// Reap the original after a checkpoint ended it, so that its pid is free.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use defrost_tests::redis::Redis;
-use defrost_tests::{Victim, checkpoint, need_root, restore, round_trip};
+use defrost_tests::{Server, Victim, checkpoint, need_root, restore, round_trip};
 
 const VALUES: usize = 200_000;
 
@@ -31,6 +31,22 @@ fn redis_keeps_every_value_in_an_embedded_store() -> Result<()> {
     let mut redis = Redis::start(VALUES)?;
     checkpoint(&mut redis.victim, "redis", &store)?;
     restore(&redis.victim, "redis", &store)?;
+    redis.compare(VALUES)
+}
+
+#[test]
+fn redis_keeps_every_value_over_grpc_in_three_restores_of_one_snapshot() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let server = Server::start(folder.path())?;
+    let mut redis = Redis::start(VALUES)?;
+    checkpoint(&mut redis.victim, "redis", &server.store())?;
+    for _ in 0..3 {
+        restore(&redis.victim, "redis", &server.store())?;
+        redis.compare(VALUES)?;
+        redis.victim.end_restored()?;
+    }
+    restore(&redis.victim, "redis", &server.store())?;
     redis.compare(VALUES)
 }
 

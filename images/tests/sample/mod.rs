@@ -62,7 +62,14 @@ pub fn frames() -> Vec<(u32, Bytes)> {
 /// Memory without a process.
 pub fn memory() -> Manifest {
     Manifest {
-        regions: vec![Region { start: 0, end: 0x4000_0000, prot: 3, backing: Backing::SharedAnonymous as i32, lazy: true, ..Region::default() }],
+        regions: vec![Region {
+            start: 0,
+            end: 0x4000_0000,
+            prot: 3,
+            backing: Backing::SharedAnonymous as i32,
+            lazy: true,
+            ..Region::default()
+        }],
         extents: vec![Extent { start: 0x10_0000, pages: 16, first_chunk: 0 }],
         chunk_size_bytes: 32768,
         created_unix_s: 1,
@@ -77,10 +84,7 @@ pub fn process() -> Manifest {
         process: Some(one_process()),
         threads: vec![thread(4711), Thread { comm: "worker".to_owned(), scheduling: None, rseq: None, ..thread(4713) }],
         regions: regions(),
-        extents: vec![
-            Extent { start: 0x40_2000, pages: 1, first_chunk: 0 },
-            Extent { start: 0x7f00_0000_3000, pages: 6, first_chunk: 1 },
-        ],
+        extents: vec![Extent { start: 0x40_2000, pages: 1, first_chunk: 0 }, Extent { start: 0x7f00_0000_3000, pages: 6, first_chunk: 1 }],
         files: files(),
         descriptors: (0..14).map(|n| Descriptor { fd: n * n, file: n, close_on_exec: n % 2 == 1 }).collect(),
         chunk_size_bytes: CHUNK_SIZE_BYTES,
