@@ -11,8 +11,11 @@ use pages::ChunkId;
 /// Bytes of a chunk in [`process`].
 pub const CHUNK_SIZE_BYTES: u32 = 16384;
 
-/// The golden files: name and how to make its bytes.
-pub const GOLDEN: [(&str, fn() -> Vec<u8>); 3] = [("v1-process.img", process_image), ("v1-memory.img", memory_image), ("v1.pack", pack)];
+/// A golden file: its name and how its bytes are made.
+pub type Golden = (&'static str, fn() -> Vec<u8>);
+
+/// All golden files of the current format.
+pub const GOLDEN: [Golden; 3] = [("v1-process.img", process_image), ("v1-memory.img", memory_image), ("v1.pack", pack)];
 
 /// Chunk `n` of the samples: compressible, incompressible and half a page size by turns.
 pub fn chunk(n: u32) -> Vec<u8> {
