@@ -44,7 +44,7 @@ fn redis_keeps_every_value_over_grpc_in_three_restores_of_one_snapshot() -> Resu
     for _ in 0..3 {
         restore(&redis.victim, "redis", &server.store())?;
         redis.compare(VALUES)?;
-        redis.victim.end_restored()?;
+        redis.victim.end()?;
     }
     restore(&redis.victim, "redis", &server.store())?;
     redis.compare(VALUES)

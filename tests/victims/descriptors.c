@@ -66,6 +66,7 @@ static void append_after(void) {
     int other = open("log-file", O_WRONLY | O_APPEND | O_CLOEXEC);
     MUST(other >= 0 && write(other, "two\n", 4) == 4 && write(fds[0], "three\n", 6) == 6);
     MUST(stat("log-file", &after) == 0);
+    close(other);
     CHECK(after.st_size == before.st_size + 10, "an appending write landed elsewhere");
     MUST(truncate("log-file", 4) == 0);
 }
@@ -345,6 +346,7 @@ static void udp_after(void) {
         int client = socket(address.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
         MUST(client >= 0 && sendto(client, "datagram", 8, 0, (struct sockaddr *)&address, length) == 8);
         have(fds[i], "datagram");
+        close(client);
     }
 }
 

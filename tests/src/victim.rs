@@ -1,0 +1,188 @@
+//! Programs to be frozen: started in a session of their own, ended with their value, also when a test fails.
+//!
+//! Those of `tests/victims/` are compiled once a test run and speak through files in their folder: `ready` appears, the test makes
+//! `go`, the victim checks itself and leaves a `verdict` (see `victims/victim.h`). A file outlives checkpoint and restore, a pipe
+//! to us would not.
+
+use crate::{PATIENCE, binaries, eventually};
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::Instant;
+use tempfile::TempDir;
+
+/// Whoever runs the tests may leak descriptors to them: start the program without any but 0, 1 and 2, in a session of its own.
+const ON_ITS_OWN: &str = "import os, signal, sys; os.setsid(); os.closerange(3, 65536); signal.signal(signal.SIGPIPE, signal.SIG_DFL); \
+                          os.execvp(sys.argv[1], sys.argv[1:])";
+
+/// A program under test, with its output in a file that it keeps across restores.
+#[derive(Debug)]
+pub struct Victim {
+    child: Child,
+    pid: u32,
+    folder: TempDir,
+}
+
+impl Victim {
+    /// Start a program with no descriptor of ours.
+    pub fn start(program: &str, args: &[&str]) -> Result<Self> {
+        Self::start_in(tempfile::tempdir()?, &[], program, args)
+    }
+
+    /// Start a Python program given as text.
+    pub fn python(text: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let script = folder.path().join("victim.py");
+        std::fs::write(&script, text)?;
+        let script = script.to_string_lossy().into_owned();
+        Self::start_in(folder, &[], "/usr/bin/python3", &[&script])
+    }
+
+    /// Start one of `tests/victims/` and wait until it is ready to be frozen.
+    pub fn c(source: &str, args: &[&str]) -> Result<Self> {
+        Self::c_as(&[], source, args)
+    }
+
+    /// The same through a program that prepares for it, as `setpriv` or `prlimit` do.
+    pub fn c_as(through: &[&str], source: &str, args: &[&str]) -> Result<Self> {
+        let program = compiled(source)?;
+        let folder = tempfile::tempdir()?;
+        // Another user's victim writes here too.
+        std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+        let victim = Self::start_in(folder, through, &program.to_string_lossy(), args)?;
+        let (ready, verdict) = (victim.folder().join("ready"), victim.folder().join("verdict"));
+        eventually("the victim is ready", || ready.exists() || verdict.exists()).with_context(|| victim.output())?;
+        ensure!(!verdict.exists(), "{source} {args:?} before the checkpoint: {}", std::fs::read_to_string(verdict)?);
+        Ok(victim)
+    }
+
+    fn start_in(folder: TempDir, through: &[&str], program: &str, args: &[&str]) -> Result<Self> {
+        let output = File::create(folder.path().join("output"))?;
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-I", "-S", "-c", ON_ITS_OWN]).args(through).arg(program).args(args).current_dir(folder.path());
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let child = command.spawn().with_context(|| format!("start {program}: is its package installed?"))?;
+        Ok(Self { pid: child.id(), child, folder })
+    }
+
+    /// Its pid, which a restore keeps.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Where it runs.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// All it has written.
+    #[must_use]
+    pub fn output(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("output")).unwrap_or_default()
+    }
+
+    /// Wait until it has written `at_least` lines that begin with `start`.
+    pub fn wait_for(&self, start: &str, at_least: usize) -> Result<()> {
+        let count = || self.output().lines().filter(|line| line.starts_with(start)).count();
+        eventually(start, || count() >= at_least).with_context(|| self.output())
+    }
+
+    /// Reap the original after a checkpoint ended it, so that its pid is free.
+    pub fn reap(&mut self) -> Result<()> {
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Let it check itself; `go` is what it finds in the file of that name.
+    pub fn check(&self, go: &str) -> Result<()> {
+        std::fs::write(self.folder().join("go.partial"), go)?;
+        std::fs::rename(self.folder().join("go.partial"), self.folder().join("go"))?;
+        let verdict = self.folder().join("verdict");
+        let begun = Instant::now();
+        while !verdict.exists() {
+            let state = self.state();
+            let over = begun.elapsed() > PATIENCE;
+            if over || (state.is_none() && !verdict.exists()) {
+                let how = if over { "has not come to a verdict" } else { "ended without a verdict" };
+                bail!("process {} {how} ({}): {}", self.pid, state.unwrap_or_default(), self.output());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        let verdict = std::fs::read_to_string(verdict)?;
+        ensure!(verdict == "OK\n", "process {}: {}", self.pid, verdict.trim_end());
+        Ok(())
+    }
+
+    /// What the kernel says of its threads, for a failure's message; `None` if it is gone. An orphan's child may carry its name on.
+    fn state(&self) -> Option<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid)).ok()?;
+        let mut told = String::new();
+        for task in tasks.flatten() {
+            let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let stat = read("stat");
+            let state = stat.rsplit(')').next().unwrap_or_default().trim_start().chars().next().unwrap_or('?');
+            told.push_str(&format!("{} {state} {} {}; ", task.file_name().to_string_lossy(), read("wchan"), read("syscall").trim_end()));
+        }
+        Some(told)
+    }
+
+    /// End it wherever it runs, forget what it said, and wait until its pid is free: ready for another restore.
+    pub fn end(&mut self) -> Result<()> {
+        self.kill();
+        for name in ["go", "verdict"] {
+            match std::fs::remove_file(self.folder().join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        let proc = PathBuf::from(format!("/proc/{}", self.pid));
+        eventually("its pid is free", || !proc.exists())
+    }
+
+    fn kill(&mut self) {
+        match kill(Pid::from_raw(self.pid as i32), Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => eprintln!("end process {}: {error}", self.pid),
+        }
+        // The original; a restored one is not our child, and whoever adopted it reaps it.
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A victim's program, compiled if its text is newer. It is never compiled twice in one run: a restore wants the file unchanged.
+fn compiled(source: &str) -> Result<PathBuf> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims");
+    let text = texts.join(source).with_extension("c");
+    let folder = binaries()?.join("victims");
+    std::fs::create_dir_all(&folder)?;
+    let program = folder.join(source);
+    let age = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let newest = age(&text).max(age(&texts.join("victim.h")));
+    if age(&program) > newest {
+        return Ok(program);
+    }
+    let partial = folder.join(format!("{source}.{}", std::process::id()));
+    let output = Command::new("cc")
+        .args(["-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror", "-o"])
+        .args([&partial, &text])
+        .output()
+        .context("run cc: install gcc and libc6-dev")?;
+    ensure!(output.status.success(), "compile {}: {}", text.display(), String::from_utf8_lossy(&output.stderr));
+    std::fs::rename(&partial, &program)?;
+    Ok(program)
+}
