@@ -11,6 +11,8 @@ pub mod memory;
 pub mod pagemap;
 pub mod regs;
 pub mod remote;
+#[cfg(feature = "testing")]
+pub mod scratch;
 pub mod spawn;
 pub mod sys;
 pub mod tracee;

@@ -1,4 +1,8 @@
 //! Which pages of a process have contents: the PAGEMAP_SCAN ioctl (Linux 6.7), 1.4 ms per GiB.
+//!
+//! The kernel's own `walk_end` cannot be used to go on: it is set when an inner buffer of 512 ranges is full and not again when the
+//! walk then reaches the end (seen on 6.18), so that ranges would be listed twice. An answer that is not full is the last one; after
+//! a full one the scan goes on behind its last range.
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -51,6 +55,7 @@ struct ScanArgs {
 }
 
 const _: () = assert!(size_of::<ScanArgs>() == 96 && size_of::<PageRegion>() == 24);
+const _: () = assert!(PAGEMAP_SCAN == 3 << 30 | (size_of::<ScanArgs>() as libc::c_ulong) << 16 | (b'f' as libc::c_ulong) << 8 | 16);
 
 /// Runs of pages of `category` within `range`, ascending.
 pub fn scan(pid: Pid, range: PageRange, category: Category) -> std::io::Result<Vec<PageRange>> {
@@ -73,10 +78,22 @@ pub fn scan(pid: Pid, range: PageRange, category: Category) -> std::io::Result<V
             ..ScanArgs::default()
         };
         let count = scan_once(&pagemap, &mut args)?;
-        found.extend(regions.iter().take(count).filter_map(|region| PageRange::from_addrs(region.start, region.end)));
-        start = args.walk_end;
+        for region in regions.iter().take(count) {
+            append(&mut found, region);
+        }
+        start = match regions.get(count.saturating_sub(1)) {
+            Some(last) if count == RANGES => last.end,
+            _ => break,
+        };
     }
     Ok(found)
+}
+
+/// A run that the end of an answer had cut is one again.
+fn append(found: &mut Vec<PageRange>, region: &PageRegion) {
+    let last = found.pop_if(|last| last.end().addr() == region.start);
+    let start = last.map_or(region.start, |last| last.start().addr());
+    found.extend(PageRange::from_addrs(start, region.end));
 }
 
 fn scan_once(pagemap: &File, args: &mut ScanArgs) -> std::io::Result<usize> {

@@ -9,6 +9,14 @@ use nix::errno::Errno;
 use pages::{PageAddr, PageRange, VirtAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+/// `_IOC` of include/uapi/asm-generic/ioctl.h, type 0xaa; every structure here is made of 64-bit words.
+const fn request(direction: u64, number: u64, words: u64) -> libc::c_ulong {
+    direction << 30 | words * 8 << 16 | 0xaa << 8 | number
+}
+
+const READ: u64 = 2;
+const READ_WRITE: u64 = 3;
+
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
@@ -16,6 +24,12 @@ const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
 const UFFDIO_POISON: libc::c_ulong = 0xc020_aa08;
+
+// UNREGISTER and WAKE only pass data in, yet the kernel's header says _IOR: a mistake of its first version, kept for ever.
+const _: () = assert!(UFFDIO_API == request(READ_WRITE, 0x3f, 3) && UFFDIO_REGISTER == request(READ_WRITE, 0, 4));
+const _: () = assert!(UFFDIO_UNREGISTER == request(READ, 1, 2) && UFFDIO_WAKE == request(READ, 2, 2));
+const _: () = assert!(UFFDIO_COPY == request(READ_WRITE, 3, 5) && UFFDIO_ZEROPAGE == request(READ_WRITE, 4, 4));
+const _: () = assert!(UFFDIO_POISON == request(READ_WRITE, 8, 4));
 
 const API_VERSION: u64 = 0xaa;
 /// EVENT_FORK, EVENT_REMAP, EVENT_REMOVE, EVENT_UNMAP: a process that is not told to cooperate needs all four.
@@ -28,6 +42,9 @@ const EVENT_REMAP: u8 = 0x14;
 const EVENT_REMOVE: u8 = 0x15;
 const EVENT_UNMAP: u8 = 0x16;
 const FAULT_WRITE: u64 = 1;
+
+/// The last page a program could map; no mapping that we watch reaches it, as the kernel keeps stack and gaps below.
+const LAST_PAGE: PageAddr = PageAddr::from_number(0x7_ffff_fffe);
 
 /// Messages read by one call.
 const BATCH: usize = 32;
@@ -174,7 +191,14 @@ impl Uffd {
         Filled::from_kernel(result, words[3] as i64, range.bytes())
     }
 
-    /// Append what happened since; false where nothing did. Never waits.
+    /// Whether the memory still exists: some process runs in it. Answered by a fill that cannot succeed, of [`LAST_PAGE`].
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        PageRange::with_len(LAST_PAGE, 1).is_none_or(|nowhere| self.poison(nowhere) != Filled::Gone)
+    }
+
+    /// Append what happened since; false where nothing did. Never waits. An event that cannot be delivered (EMFILE: a fork needs a
+    /// descriptor) stays in the queue and its process waits.
     pub fn read_events(&self, out: &mut Vec<Event>) -> Result<bool, Errno> {
         let mut batch = [Message::default(); BATCH];
         // SAFETY: the buffer is as long as said.

@@ -4,6 +4,7 @@ use super::Request;
 use super::error::{RestoreError, outside};
 use kernel::uffd::Uffd;
 use pages::{PageAddr, SnapshotId};
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -22,11 +23,16 @@ impl Daemon {
     pub fn start(request: &Request, id: &SnapshotId, pid: u32, prefetch: Vec<PageAddr>) -> Result<Self, RestoreError> {
         let (ours, theirs) = UnixStream::pair().map_err(outside("make a socket pair"))?;
         let exe = std::env::current_exe().map_err(outside("find our own program"))?;
+        // It outlives us: whoever reads our standard error to its end must not have to wait for it.
+        let log_path = pager::control::runtime_dir().join("pager.log");
+        std::fs::create_dir_all(pager::control::runtime_dir()).map_err(outside("make the runtime directory"))?;
+        let log = File::options().create(true).append(true).open(&log_path).map_err(outside(format!("open {}", log_path.display())))?;
         // Standard input is the socket: the one descriptor a new program can be given by a safe call.
         let child = Command::new(exe)
             .arg("pager")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
+            .stderr(Stdio::from(log))
             .process_group(0)
             .current_dir("/")
             .spawn()

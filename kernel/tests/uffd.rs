@@ -1,0 +1,154 @@
+//! userfaultfd against the kernel we run on: each outcome and each event, on memory of our own.
+
+use defrost_kernel::scratch::Scratch;
+use defrost_kernel::uffd::{Event, Filled, Uffd};
+use nix::errno::Errno;
+use nix::sys::wait::{WaitStatus, waitpid};
+use pages::PAGE_SIZE_BYTES;
+use std::time::{Duration, Instant};
+
+const PAGE: usize = PAGE_SIZE_BYTES as usize;
+
+/// Wait for the next events.
+fn events(uffd: &Uffd) -> Vec<Event> {
+    let (begun, mut found) = (Instant::now(), Vec::new());
+    while !uffd.read_events(&mut found).expect("read events") {
+        assert!(begun.elapsed() < Duration::from_secs(10), "no event came");
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    found
+}
+
+#[test]
+fn nothing_happened_is_no_event() {
+    let memory = Scratch::map(1).expect("map");
+    let uffd = memory.watch().expect("watch");
+    let mut found = Vec::new();
+    assert_eq!(uffd.read_events(&mut found), Ok(false));
+    assert!(found.is_empty());
+}
+
+#[test]
+fn a_touch_waits_for_its_page() {
+    let memory = Scratch::map(2).expect("map");
+    let uffd = memory.watch().expect("watch");
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| memory.read(0));
+        match events(&uffd).as_slice() {
+            [Event::Fault { page, write: false }] => assert_eq!(*page, memory.part(0, 1).start()),
+            other => panic!("{other:?}"),
+        }
+        assert!(!reader.is_finished());
+        assert_eq!(uffd.copy(memory.part(0, 1).start(), &[7; PAGE]), Filled::Done);
+        assert_eq!(reader.join().expect("reader"), [7; PAGE]);
+        let writer = scope.spawn(|| memory.write(1, 9));
+        assert!(matches!(events(&uffd).as_slice(), [Event::Fault { write: true, .. }]));
+        assert_eq!(uffd.zero(memory.part(1, 1)), Filled::Done);
+        writer.join().expect("writer");
+    });
+    assert_eq!(memory.read(1)[..2], [9, 0]);
+}
+
+#[test]
+fn every_outcome_comes_from_the_kernel_as_said() {
+    let memory = Scratch::map(8).expect("map");
+    let elsewhere = Scratch::map(1).expect("map");
+    let uffd = memory.watch().expect("watch");
+    let data = vec![1; 4 * PAGE];
+    assert_eq!(uffd.copy(memory.part(2, 1).start(), &data[..PAGE]), Filled::Done);
+    assert_eq!(uffd.copy(memory.part(2, 1).start(), &data), Filled::Exists { bytes: 0 });
+    // A short count first, the reason when asked again.
+    assert_eq!(uffd.copy(memory.part(0, 1).start(), &data), Filled::Changing { bytes: 2 * PAGE_SIZE_BYTES });
+    assert_eq!(uffd.zero(memory.part(2, 1)), Filled::Exists { bytes: 0 });
+    assert_eq!(uffd.copy(elsewhere.range().start(), &data[..PAGE]), Filled::Unmapped);
+    assert_eq!(uffd.copy(memory.part(0, 1).start(), &data[..100]), Filled::Failed(Errno::EINVAL));
+    assert!(uffd.is_alive());
+    uffd.unregister(memory.range()).expect("unregister");
+    assert_eq!(uffd.copy(memory.part(6, 1).start(), &data[..PAGE]), Filled::Unmapped);
+}
+
+#[test]
+fn dropping_says_so_and_nothing_is_filled_until_that_was_read() {
+    let memory = Scratch::map(4).expect("map");
+    let uffd = memory.watch().expect("watch");
+    std::thread::scope(|scope| {
+        let dropper = scope.spawn(|| memory.drop_contents(1, 2));
+        let begun = Instant::now();
+        // The event may not be queued yet; the page of the last attempt is one that nobody dropped.
+        while uffd.copy(memory.part(3, 1).start(), &[1; PAGE]) != (Filled::Changing { bytes: 0 }) {
+            assert!(begun.elapsed() < Duration::from_secs(10), "filled although an event was unread");
+        }
+        assert!(!dropper.is_finished());
+        match events(&uffd).as_slice() {
+            [Event::Remove(range)] => assert_eq!(*range, memory.part(1, 2)),
+            other => panic!("{other:?}"),
+        }
+        dropper.join().expect("dropper").expect("drop contents");
+    });
+}
+
+#[test]
+fn moving_and_unmapping_say_so() {
+    let memory = Scratch::map(4).expect("map");
+    let uffd = memory.watch().expect("watch");
+    std::thread::scope(|scope| {
+        let mover = scope.spawn(|| memory.move_away(0, 2).expect("move"));
+        let mut found = Vec::new();
+        while !mover.is_finished() {
+            let _ = uffd.read_events(&mut found).expect("read events");
+        }
+        let moved = mover.join().expect("mover");
+        let remap = found.iter().find_map(|event| match event {
+            Event::Remap { from, to, len_bytes } => Some((from.page(), to.page(), *len_bytes)),
+            _ => None,
+        });
+        assert_eq!(remap, Some((memory.range().start(), moved.range().start(), 2 * PAGE_SIZE_BYTES)), "{found:?}");
+        assert_eq!(uffd.copy(moved.range().start(), &[5; PAGE]), Filled::Done);
+        assert_eq!(moved.read(0), [5; PAGE]);
+        let unmapper = scope.spawn(|| memory.unmap(3, 1));
+        match events(&uffd).as_slice() {
+            [Event::Unmap(range)] => assert_eq!(*range, memory.part(3, 1)),
+            other => panic!("{other:?}"),
+        }
+        unmapper.join().expect("unmapper").expect("unmap");
+        let dropper = scope.spawn(move || drop(moved));
+        assert!(matches!(events(&uffd).as_slice(), [Event::Unmap(_)]));
+        dropper.join().expect("dropper");
+    });
+}
+
+#[test]
+fn a_childs_memory_has_a_userfaultfd_of_its_own_until_it_ends() {
+    let memory = Scratch::map(2).expect("map");
+    let uffd = memory.watch().expect("watch");
+    let expected = vec![3; 2 * PAGE];
+    std::thread::scope(|scope| {
+        let forker = scope.spawn(|| memory.fork_comparing(&expected).expect("fork"));
+        let found = events(&uffd);
+        let Some(Event::Fork(child)) = found.into_iter().next() else { panic!("no fork event") };
+        let pid = forker.join().expect("forker");
+        assert!(matches!(events(&child).as_slice(), [Event::Fault { .. }]));
+        assert!(child.is_alive());
+        assert_eq!(child.copy(memory.range().start(), &expected), Filled::Done);
+        assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)));
+        assert!(!child.is_alive());
+        assert_eq!(child.copy(memory.range().start(), &expected), Filled::Gone);
+    });
+}
+
+#[test]
+fn poison_ends_whoever_touches_it() {
+    let memory = Scratch::map(1).expect("map");
+    let uffd = memory.watch().expect("watch");
+    let expected = vec![0; PAGE];
+    std::thread::scope(|scope| {
+        let forker = scope.spawn(|| memory.fork_comparing(&expected).expect("fork"));
+        let Some(Event::Fork(child)) = events(&uffd).into_iter().next() else { panic!("no fork event") };
+        assert_eq!(child.poison(memory.range()), Filled::Done);
+        // A child that waits already must look again.
+        child.wake(memory.range()).expect("wake");
+        let pid = forker.join().expect("forker");
+        let ended = waitpid(pid, None);
+        assert!(matches!(ended, Ok(WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGBUS, _))), "{ended:?}");
+    });
+}
