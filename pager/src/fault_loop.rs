@@ -39,10 +39,17 @@ pub(crate) fn spawn(shared: Arc<Shared>, store: Arc<dyn Store>, prefetch: Vec<Pa
 
 fn run(shared: &Shared, chunks: &mut Chunks) {
     let mut parked = Parked::new();
-    let mut released = false;
+    let (mut released, mut ended) = (false, false);
     while !shared.stop.load(Ordering::Relaxed) {
         let spaces = shared.spaces();
-        if !wait(shared, &spaces, &parked, released) {
+        if wait(shared, &spaces, &parked, released, ended) && !ended {
+            // Its own space answers no more; children that it forked may live on.
+            ended = true;
+            if let Some(space) = spaces.first() {
+                space.end();
+            }
+        }
+        if ended && shared.settled() {
             shared.enter(State::Gone);
             shared.halt();
             return;
@@ -64,17 +71,20 @@ fn run(shared: &Shared, chunks: &mut Chunks) {
                 Err(error) => return shared.fail(&error.to_string()),
             }
         }
-        if !released && parked.is_empty() && shared.settled() {
+        if !released && !ended && parked.is_empty() && shared.settled() {
             released = release(shared);
         }
     }
 }
 
-/// Wait for something to do; false once the process has ended.
-fn wait(shared: &Shared, spaces: &[Arc<Space>], parked: &Parked, released: bool) -> bool {
+/// Wait for something to do; true once the process has ended.
+fn wait(shared: &Shared, spaces: &[Arc<Space>], parked: &Parked, released: bool, ended: bool) -> bool {
     let readable = PollFlags::POLLIN;
-    let mut fds = vec![PollFd::new(shared.pidfd.as_fd(), readable), PollFd::new(shared.nudge.as_fd(), readable)];
-    fds.extend(spaces.iter().map(|space| PollFd::new(space.as_fd(), readable)));
+    let mut fds = vec![PollFd::new(shared.nudge.as_fd(), readable)];
+    fds.extend(spaces.iter().skip(usize::from(ended)).map(|space| PollFd::new(space.as_fd(), readable)));
+    if !ended {
+        fds.push(PollFd::new(shared.pidfd.as_fd(), readable));
+    }
     let timeout = match (parked.is_empty(), released) {
         (false, _) => PollTimeout::from(PARKED_MS),
         (true, false) => PollTimeout::from(LOOK_MS),
@@ -82,8 +92,7 @@ fn wait(shared: &Shared, spaces: &[Arc<Space>], parked: &Parked, released: bool)
     };
     // An interrupted wait is an early look.
     let _ = poll(&mut fds, timeout);
-    let process_ended = fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN));
-    !(process_ended && spaces.len() == 1) && !(process_ended && shared.settled())
+    ended || fds.last().and_then(PollFd::revents).is_some_and(|events| events.contains(PollFlags::POLLIN))
 }
 
 fn answer(shared: &Shared, space: &Space, page: PageAddr, chunks: &mut Chunks) -> Result<Outcome, Unfit> {

@@ -101,6 +101,11 @@ impl Space {
         if state.gone { None } else { state.residency.next_owed(cursor) }
     }
 
+    /// Its process has ended: nothing is owed any more.
+    pub fn end(&self) {
+        self.lock().gone = true;
+    }
+
     /// Pages still owed.
     pub fn owed_pages(&self) -> u64 {
         let state = self.lock();
