@@ -55,7 +55,7 @@ struct ScanArgs {
 }
 
 const _: () = assert!(size_of::<ScanArgs>() == 96 && size_of::<PageRegion>() == 24);
-const _: () = assert!(PAGEMAP_SCAN == 3 << 30 | (size_of::<ScanArgs>() as libc::c_ulong) << 16 | (b'f' as libc::c_ulong) << 8 | 16);
+const _: () = assert!(PAGEMAP_SCAN == (3 << 30) | ((size_of::<ScanArgs>() as u64) << 16) | ((b'f' as u64) << 8) | 16);
 
 /// Runs of pages of `category` within `range`, ascending.
 pub fn scan(pid: Pid, range: PageRange, category: Category) -> std::io::Result<Vec<PageRange>> {

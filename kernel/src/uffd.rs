@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// `_IOC` of include/uapi/asm-generic/ioctl.h, type 0xaa; every structure here is made of 64-bit words.
 const fn request(direction: u64, number: u64, words: u64) -> libc::c_ulong {
-    direction << 30 | words * 8 << 16 | 0xaa << 8 | number
+    (direction << 30) | ((words * 8) << 16) | (0xaa << 8) | number
 }
 
 const READ: u64 = 2;

@@ -1,11 +1,20 @@
 //! userfaultfd against the kernel we run on: each outcome and each event, on memory of our own.
+//!
+//! The tests take turns: a fork in one is an event for everything watched in this process.
 
 use defrost_kernel::scratch::Scratch;
 use defrost_kernel::uffd::{Event, Filled, Uffd};
 use nix::errno::Errno;
 use nix::sys::wait::{WaitStatus, waitpid};
 use pages::PAGE_SIZE_BYTES;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 const PAGE: usize = PAGE_SIZE_BYTES as usize;
 
@@ -21,6 +30,7 @@ fn events(uffd: &Uffd) -> Vec<Event> {
 
 #[test]
 fn nothing_happened_is_no_event() {
+    let _turn = turn();
     let memory = Scratch::map(1).expect("map");
     let uffd = memory.watch().expect("watch");
     let mut found = Vec::new();
@@ -30,6 +40,7 @@ fn nothing_happened_is_no_event() {
 
 #[test]
 fn a_touch_waits_for_its_page() {
+    let _turn = turn();
     let memory = Scratch::map(2).expect("map");
     let uffd = memory.watch().expect("watch");
     std::thread::scope(|scope| {
@@ -51,6 +62,7 @@ fn a_touch_waits_for_its_page() {
 
 #[test]
 fn every_outcome_comes_from_the_kernel_as_said() {
+    let _turn = turn();
     let memory = Scratch::map(8).expect("map");
     let elsewhere = Scratch::map(1).expect("map");
     let uffd = memory.watch().expect("watch");
@@ -69,6 +81,7 @@ fn every_outcome_comes_from_the_kernel_as_said() {
 
 #[test]
 fn dropping_says_so_and_nothing_is_filled_until_that_was_read() {
+    let _turn = turn();
     let memory = Scratch::map(4).expect("map");
     let uffd = memory.watch().expect("watch");
     std::thread::scope(|scope| {
@@ -89,6 +102,7 @@ fn dropping_says_so_and_nothing_is_filled_until_that_was_read() {
 
 #[test]
 fn moving_and_unmapping_say_so() {
+    let _turn = turn();
     let memory = Scratch::map(4).expect("map");
     let uffd = memory.watch().expect("watch");
     std::thread::scope(|scope| {
@@ -119,6 +133,7 @@ fn moving_and_unmapping_say_so() {
 
 #[test]
 fn a_childs_memory_has_a_userfaultfd_of_its_own_until_it_ends() {
+    let _turn = turn();
     let memory = Scratch::map(2).expect("map");
     let uffd = memory.watch().expect("watch");
     let expected = vec![3; 2 * PAGE];
@@ -138,6 +153,7 @@ fn a_childs_memory_has_a_userfaultfd_of_its_own_until_it_ends() {
 
 #[test]
 fn poison_ends_whoever_touches_it() {
+    let _turn = turn();
     let memory = Scratch::map(1).expect("map");
     let uffd = memory.watch().expect("watch");
     let expected = vec![0; PAGE];
