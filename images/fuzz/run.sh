@@ -13,12 +13,12 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
 export CARGO_TARGET_DIR="$target"
 cargo build --quiet --release --manifest-path "$here/Cargo.toml" --target "$host" --bins
 
-"$target/$host/release/seeds" "$target/corpus"
 mkdir -p "$target/found"
 for name in image table pack frame; do
     echo "fuzz $name for $seconds s"
+    mkdir -p "$target/corpus/$name"
     "$target/$host/release/$name" -max_total_time="$seconds" -max_len=65536 -rss_limit_mb=2048 -malloc_limit_mb=512 -timeout=10 \
-        -print_final_stats=1 -artifact_prefix="$target/found/$name-" "$target/corpus/$name" >"$target/$name.log" 2>&1 || {
+        -print_final_stats=1 -artifact_prefix="$target/found/$name-" "$target/corpus/$name" "$here/../tests/golden" >"$target/$name.log" 2>&1 || {
         tail -n 40 "$target/$name.log"
         echo "fuzz $name: a rule was broken; the input is in $target/found, all output in $target/$name.log" >&2
         exit 1

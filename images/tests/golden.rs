@@ -13,16 +13,20 @@ use images::{Image, PageMap, chunk_id, parse_table};
 const PROCESS: &[u8] = include_bytes!("golden/v1-process.img");
 const MEMORY: &[u8] = include_bytes!("golden/v1-memory.img");
 const PACK: &[u8] = include_bytes!("golden/v1.pack");
+const TEXT: &[u8] = include_bytes!("golden/v1-text.frame");
+const BITS: &[u8] = include_bytes!("golden/v1-bits.frame");
 
 #[test]
 fn golden_files_are_those_committed() {
-    let digests = [PROCESS, MEMORY, PACK].map(|bytes| chunk_id(bytes).to_string());
+    let digests = [PROCESS, MEMORY, PACK, TEXT, BITS].map(|bytes| chunk_id(bytes).to_string());
     assert_eq!(
         digests,
         [
             "085573ea31fca394b009c3bd763aa2d6592ff0d72cba76c629f2fab87577e9bb",
             "603da1c31673aa28c861d2e2d61cac7caffefed1484f843f4404b91497a9776d",
             "70224aec8a7a308361aa2f4d9b584fa8eae6bc8da682582b76b5e371e414248e",
+            "a334b7a3fbca880512dbeb03f3e2f2959e4700586d53f197194d48037bcde5ca",
+            "f46085d2b8c63db88ed1a09895a79b94bdeab0c53ae7bbbbcba1f9a8f163c5f4",
         ]
     );
 }
@@ -65,6 +69,11 @@ fn golden_frames_decode() {
         let id = chunk_id(&raw);
         let range = pack.frame(&id).expect("is whole").expect("is there");
         decoder.decode(&id, &PACK[range], raw.len(), &mut out).expect("is right");
+        assert_eq!(*out, *raw);
+    }
+    for (n, frame) in [(0, TEXT), (5, BITS)] {
+        let raw = sample::chunk(n);
+        decoder.decode(&chunk_id(&raw), frame, raw.len(), &mut out).expect("is right");
         assert_eq!(*out, *raw);
     }
 }

@@ -100,6 +100,13 @@ pub fn same_object(a: Pid, b: Pid, what: Kcmp) -> Result<bool, Errno> {
     Errno::result(answer).map(|order| order == 0)
 }
 
+/// A signalfd for a mask that may hold real-time signals (bit n - 1 for signal n), closed on exec.
+pub fn signalfd(mask: u64) -> Result<std::os::fd::OwnedFd, Errno> {
+    // SAFETY: the kernel reads a mask of the size given.
+    let fd = unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, SIGSET_BYTES, libc::SFD_CLOEXEC) };
+    Errno::result(fd).map(|fd| crate::handoff::own(fd as i32))
+}
+
 /// The head and length of a thread's robust futex list.
 pub fn robust_list(tid: Pid) -> Result<(u64, u64), Errno> {
     let (mut head, mut len) = (0_u64, 0_u64);

@@ -150,12 +150,12 @@ fn build(
     let place = b.put_text(&process.cwd)?;
     b.call("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
     b.call("umask", libc::SYS_umask, [u64::from(process.umask), 0, 0, 0, 0, 0])?;
-    threads::process_wide(&mut b, process)?;
     limits(&mut b, process)?;
     let mut others = Vec::new();
     for thread in &manifest.threads[1..] {
         others.push(threads::start(&mut b, thread.tid)?);
     }
+    threads::process_wide(&mut b, process)?; // timers may name threads
     threads::queue_signals(&mut b, process.pid, None, &process.shared_pending)?;
     for (other, thread) in others.iter().zip(&manifest.threads[1..]) {
         let mut builder = Builder::in_thread(other, &proc_memory, workplace)?;

@@ -4,6 +4,7 @@ use crate::{Victim, eventually};
 use anyhow::{Result, ensure};
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
 
 /// Values sent before their answers are read.
 const PIPELINE: usize = 1000;
@@ -42,7 +43,7 @@ impl Redis {
         let victim = Victim::start("/usr/bin/redis-server", &args)?;
         let redis = Self { victim, port };
         eventually("redis answers", || redis.connect().is_ok())?;
-        redis.load(count)?;
+        redis.load(0..count)?;
         Ok(redis)
     }
 
@@ -50,12 +51,19 @@ impl Redis {
         TcpStream::connect(("127.0.0.1", self.port))
     }
 
-    fn load(&self, count: usize) -> Result<()> {
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Set the values of these numbers.
+    pub fn load(&self, numbers: Range<usize>) -> Result<()> {
         let mut stream = self.connect()?;
         let mut answers = BufReader::new(stream.try_clone()?);
-        for first in (0..count).step_by(PIPELINE) {
+        for first in numbers.clone().step_by(PIPELINE) {
             let mut batch = String::new();
-            let last = (first + PIPELINE).min(count);
+            let last = (first + PIPELINE).min(numbers.end);
             for n in first..last {
                 let (key, value) = (format!("key:{n}"), value(n));
                 batch.push_str(&format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${}\r\n{value}\r\n", key.len(), value.len()));

@@ -88,10 +88,15 @@ impl Victim {
         std::fs::read_to_string(self.folder.path().join("output")).unwrap_or_default()
     }
 
+    /// How many lines that begin with `start` it has written.
+    #[must_use]
+    pub fn count(&self, start: &str) -> usize {
+        self.output().lines().filter(|line| line.starts_with(start)).count()
+    }
+
     /// Wait until it has written `at_least` lines that begin with `start`.
     pub fn wait_for(&self, start: &str, at_least: usize) -> Result<()> {
-        let count = || self.output().lines().filter(|line| line.starts_with(start)).count();
-        eventually(start, || count() >= at_least).with_context(|| self.output())
+        eventually(start, || self.count(start) >= at_least).with_context(|| self.output())
     }
 
     /// Reap the original after a checkpoint ended it, so that its pid is free.

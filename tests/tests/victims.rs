@@ -16,7 +16,6 @@ macro_rules! victims {
 victims! {
     memory_of_every_sort_comes_back: "memory", "64";
     hundreds_of_megabytes_come_back: "memory", "400";
-    shared_memory_and_files_come_back: "shared";
 
     threads_in_futex_go_on: "threads", "futex";
     threads_in_nanosleep_go_on: "threads", "nanosleep";
@@ -62,7 +61,6 @@ victims! {
     tcp_listens_on_v6: "descriptors", "tcp6";
     unix_sockets_listen: "descriptors", "unix";
     udp_stays_bound: "descriptors", "udp";
-    socket_pairs_keep_what_waits: "descriptors", "socketpair";
 }
 
 #[test]

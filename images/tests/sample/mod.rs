@@ -15,7 +15,13 @@ pub const CHUNK_SIZE_BYTES: u32 = 16384;
 pub type Golden = (&'static str, fn() -> Vec<u8>);
 
 /// All golden files of the current format.
-pub const GOLDEN: [Golden; 3] = [("v1-process.img", process_image), ("v1-memory.img", memory_image), ("v1.pack", pack)];
+pub const GOLDEN: [Golden; 5] = [
+    ("v1-process.img", process_image),
+    ("v1-memory.img", memory_image),
+    ("v1.pack", pack),
+    ("v1-text.frame", || frames()[0].1.to_vec()),
+    ("v1-bits.frame", || frames()[5].1.to_vec()),
+];
 
 /// Chunk `n` of the samples: compressible, incompressible and half a page size by turns.
 pub fn chunk(n: u32) -> Vec<u8> {

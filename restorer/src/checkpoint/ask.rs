@@ -139,7 +139,7 @@ impl Session<'_> {
         for which in 0..3 {
             self.call("interval timer", libc::SYS_getitimer, [u64::from(which), self.scratch, 0, 0, 0, 0])?;
             let [interval_s, interval_us, value_s, value_us] = self.words()?;
-            if value_s != 0 || value_us != 0 {
+            if [interval_s, interval_us, value_s, value_us] != [0; 4] {
                 timers.push(IntervalTimer {
                     which,
                     interval_us: interval_s * 1_000_000 + interval_us,

@@ -10,8 +10,6 @@ use images::manifest::description::Kind;
 use images::manifest::{Description, FileIdentity, Manifest, Region};
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::SigSet;
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -126,11 +124,7 @@ fn open_one(
             .and_then(|epoll| epoll.0.try_clone().map_err(|_| nix::errno::Errno::EMFILE))
             .map_err(failed("epoll"))?,
         Kind::Timerfd(timer) => timerfd(timer).map_err(failed("timerfd"))?,
-        Kind::Signalfd(signals) => {
-            let set: SigSet = nix::sys::signal::Signal::iterator().filter(|s| signals.mask & (1 << (*s as i32 - 1)) != 0).collect();
-            let made = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC).map_err(failed("signalfd"))?;
-            made.as_fd().try_clone_to_owned().map_err(failed("signalfd"))?
-        }
+        Kind::Signalfd(signals) => kernel::sys::signalfd(signals.mask).map_err(failed("signalfd"))?,
         Kind::Socket(socket) => sockets::make(socket).map_err(failed("socket"))?,
     };
     if !matches!(kind, Kind::Terminal(_) | Kind::OutsidePipe(_) | Kind::Regular(_) | Kind::Directory(_)) {

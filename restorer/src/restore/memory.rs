@@ -125,9 +125,15 @@ pub fn write_eager(memory: &ProcessMemory, image: &Image, map: &PageMap, store: 
     Ok(())
 }
 
-/// Page numbers of extents outside lazy regions.
+/// Page numbers of what must be there before the process runs.
 fn eager_extents(manifest: &Manifest) -> Vec<(u64, u64)> {
     let lazy = |start: u64| manifest.regions.iter().any(|r| r.lazy && r.start <= start && start < r.end);
-    let eager = manifest.extents.iter().filter(|extent| !lazy(extent.start));
-    eager.map(|e| (e.start / PAGE_SIZE_BYTES, e.start / PAGE_SIZE_BYTES + e.pages)).collect()
+    let number = |extent: &images::manifest::Extent| (extent.start / PAGE_SIZE_BYTES, extent.start / PAGE_SIZE_BYTES + extent.pages);
+    let eager = manifest.extents.iter().filter(|extent| !lazy(extent.start)).map(number);
+    // Arguments and environment: /proc/PID/cmdline reads them in a way that cannot wait for a pager.
+    let mm = manifest.process.as_ref().and_then(|process| process.mm.as_ref());
+    let (first, last) = mm.map_or((0, 0), |mm| (mm.arg_start / PAGE_SIZE_BYTES, mm.env_end.div_ceil(PAGE_SIZE_BYTES)));
+    let arguments =
+        manifest.extents.iter().map(number).map(|(start, end)| (start.max(first), end.min(last))).filter(|(start, end)| start < end);
+    eager.chain(arguments).collect()
 }

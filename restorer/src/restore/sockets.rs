@@ -3,7 +3,8 @@
 use images::manifest::Socket;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, bind, connect, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, bind, connect, getsockopt, listen, setsockopt, socket,
+    sockopt,
 };
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,6 +20,7 @@ pub(super) fn make(wanted: &Socket) -> Result<OwnedFd, String> {
     };
     let made = socket(family, kind, SockFlag::SOCK_CLOEXEC, None).map_err(text("make"))?;
     for option in &wanted.options {
+        let bytes = option.value.first_chunk::<4>().map_or(0, |value| u32::from_ne_bytes(*value)) as usize;
         let set = match (option.level as i32, option.name as i32) {
             (libc::SOL_SOCKET, libc::SO_REUSEADDR) => setsockopt(&made, sockopt::ReuseAddr, &true),
             (libc::SOL_SOCKET, libc::SO_REUSEPORT) => setsockopt(&made, sockopt::ReusePort, &true),
@@ -26,6 +28,11 @@ pub(super) fn make(wanted: &Socket) -> Result<OwnedFd, String> {
             (libc::SOL_SOCKET, libc::SO_BROADCAST) => setsockopt(&made, sockopt::Broadcast, &true),
             (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY) => setsockopt(&made, sockopt::Ipv6V6Only, &true),
             (libc::IPPROTO_TCP, libc::TCP_NODELAY) => setsockopt(&made, sockopt::TcpNoDelay, &true),
+            (libc::SOL_SOCKET, libc::SO_RCVBUF) if getsockopt(&made, sockopt::RcvBuf) == Ok(bytes) => Ok(()),
+            (libc::SOL_SOCKET, libc::SO_SNDBUF) if getsockopt(&made, sockopt::SndBuf) == Ok(bytes) => Ok(()),
+            // The kernel doubles what it is given (socket(7)).
+            (libc::SOL_SOCKET, libc::SO_RCVBUF) => setsockopt(&made, sockopt::RcvBuf, &(bytes / 2)),
+            (libc::SOL_SOCKET, libc::SO_SNDBUF) => setsockopt(&made, sockopt::SndBuf, &(bytes / 2)),
             _ => return Err("an option of a later version".to_owned()),
         };
         set.map_err(text("set an option"))?;

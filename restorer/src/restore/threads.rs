@@ -27,12 +27,17 @@ pub fn start(leader: &mut Builder<'_>, tid: u32) -> Step<Stopped> {
 
 /// Everything process-wide that calls set.
 pub fn process_wide(b: &mut Builder<'_>, process: &Process) -> Step<()> {
+    for signal in ignored_by_us() {
+        let at = b.put(&[0; 32])?;
+        b.call("a default signal action", libc::SYS_rt_sigaction, [signal, at, 0, 8, 0, 0])?;
+    }
     for action in &process.actions {
         let at = b.put(&action.sigaction)?;
         b.call(&format!("action of signal {}", action.signal), libc::SYS_rt_sigaction, [u64::from(action.signal), at, 0, 8, 0, 0])?;
     }
     for timer in &process.interval_timers {
-        let (i, v) = (timer.interval_us, timer.value_us);
+        // Expired, its signal still pending: the next expiry is an interval away.
+        let (i, v) = (timer.interval_us, if timer.value_us == 0 { timer.interval_us } else { timer.value_us });
         let at = b.put(&words(&[i / 1_000_000, i % 1_000_000, v / 1_000_000, v % 1_000_000]))?;
         b.call("interval timer", libc::SYS_setitimer, [u64::from(timer.which), at, 0, 0, 0, 0])?;
     }
@@ -44,6 +49,13 @@ pub fn process_wide(b: &mut Builder<'_>, process: &Process) -> Step<()> {
         b.prctl("huge page flag", libc::PR_SET_THP_DISABLE, [1, 0, 0, 0])?;
     }
     Ok(())
+}
+
+/// Clearing handlers at clone leaves ignored signals ignored, and a Rust program ignores SIGPIPE.
+fn ignored_by_us() -> Vec<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = crate::process::status::Status::new(&status).mask("SigIgn").unwrap_or(0);
+    (1..=64).filter(|signal| mask & (1 << (signal - 1)) != 0).collect()
 }
 
 fn posix_timers(b: &mut Builder<'_>, process: &Process) -> Step<()> {

@@ -77,6 +77,11 @@ fn options(socket: &OwnedFd, family: AddressFamily) -> Vec<SocketOption> {
     if family != AddressFamily::Unix {
         add(libc::IPPROTO_TCP, libc::TCP_NODELAY, is_on(socket, sockopt::TcpNoDelay));
     }
+    for (name, bytes) in [(libc::SO_RCVBUF, getsockopt(socket, sockopt::RcvBuf)), (libc::SO_SNDBUF, getsockopt(socket, sockopt::SndBuf))] {
+        if let Ok(bytes) = bytes {
+            found.push(SocketOption { level: libc::SOL_SOCKET as u32, name: name as u32, value: (bytes as u32).to_ne_bytes().to_vec() });
+        }
+    }
     found
 }
 
