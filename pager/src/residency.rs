@@ -62,10 +62,10 @@ impl Residency {
     #[must_use]
     pub fn next_owed(&self, cursor: PageAddr) -> Option<PageAddr> {
         let cursor = cursor.number();
-        if let Some((_, end)) = self.owed.range(..=cursor).next_back() {
-            if cursor < *end {
-                return Some(PageAddr::from_number(cursor));
-            }
+        if let Some((_, end)) = self.owed.range(..=cursor).next_back()
+            && cursor < *end
+        {
+            return Some(PageAddr::from_number(cursor));
         }
         let next = self.owed.range(cursor..).next().or_else(|| self.owed.iter().next());
         next.map(|(start, _)| PageAddr::from_number(*start))

@@ -3,7 +3,12 @@
 
 pub mod client;
 
-#[allow(missing_docs, clippy::all, reason = "generated from defrost.proto, which documents every call")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from defrost.proto, which documents every call"
+)]
 pub mod wire {
     //! Generated types, clients and servers.
     tonic::include_proto!("defrost.v1");

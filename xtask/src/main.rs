@@ -5,8 +5,13 @@ use clap::{Parser, Subcommand};
 use std::process::Command;
 
 /// Debian packages that tests and demo use, with the file that tells whether each is there.
-const PACKAGES: [(&str, &str); 3] =
-    [("redis-server", "/usr/bin/redis-server"), ("python3", "/usr/bin/python3"), ("procps", "/usr/bin/pkill")];
+const PACKAGES: [(&str, &str); 5] = [
+    ("redis-server", "/usr/bin/redis-server"),
+    ("python3", "/usr/bin/python3"),
+    ("gcc", "/usr/bin/cc"),
+    ("libc6-dev", "/usr/include/stdio.h"),
+    ("util-linux", "/usr/bin/setpriv"),
+];
 
 #[derive(Parser)]
 struct Cli {

@@ -55,10 +55,10 @@ pub fn make(manifest: &Manifest, stdio: Stdio) -> Result<Made, RestoreError> {
     let mapped = manifest.regions.iter().filter_map(|r| r.file.as_ref().map(|file| (file, writable(r))));
     for (file, write) in mapped.chain(exe.map(|file| (file, false))) {
         let key = (file.path.clone(), write);
-        if !made.mapped.contains_key(&key) {
+        if let std::collections::hash_map::Entry::Vacant(place) = made.mapped.entry(key) {
             let flags = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
             let opened = open_path(&file.path, flags)?;
-            made.mapped.insert(key, raise(opened, base).map_err(|errno| descriptor_limit(0, errno))?);
+            place.insert(raise(opened, base).map_err(|errno| descriptor_limit(0, errno))?);
         }
     }
     Ok(made)
@@ -104,12 +104,12 @@ fn open_one(
         Kind::Terminal(terminal) => outside(terminal.fd, stdio, nulled)?,
         Kind::OutsidePipe(pipe) => outside(pipe.fd, stdio, nulled)?,
         Kind::Pipe(end) => {
-            if !pairs.contains_key(&end.pipe) {
-                pairs.insert(end.pipe, new_pipe(end.pipe, all).map_err(failed("pipe"))?);
-            }
-            let (read, write) = &pairs[&end.pipe];
+            let (read, write) = match pairs.entry(end.pipe) {
+                std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
+                std::collections::hash_map::Entry::Vacant(place) => place.insert(new_pipe(end.pipe, all).map_err(failed("pipe"))?),
+            };
             // Reopening through /proc gives this end a description of its own, with its own flags.
-            let side = if end.write { write } else { read };
+            let side = if end.write { &*write } else { &*read };
             side.try_clone().map_err(failed("pipe"))?
         }
         Kind::Eventfd(event) => {
@@ -162,16 +162,17 @@ fn outside(fd: u32, stdio: Stdio, nulled: &mut bool) -> Result<OwnedFd, Failure>
 fn new_pipe(number: u64, all: &[Description]) -> nix::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     for file in all {
-        if let Some(Kind::Pipe(end)) = &file.kind {
-            if end.pipe == number && !end.write {
-                fcntl(&write, FcntlArg::F_SETPIPE_SZ(end.capacity_bytes as i32))?;
-                let mut left = end.contents.as_slice();
-                while !left.is_empty() {
-                    let done = nix::unistd::write(&write, left)?;
-                    left = &left[done..];
-                }
-                break;
+        if let Some(Kind::Pipe(end)) = &file.kind
+            && end.pipe == number
+            && !end.write
+        {
+            fcntl(&write, FcntlArg::F_SETPIPE_SZ(end.capacity_bytes as i32))?;
+            let mut left = end.contents.as_slice();
+            while !left.is_empty() {
+                let done = nix::unistd::write(&write, left)?;
+                left = &left[done..];
             }
+            break;
         }
     }
     Ok((read, write))
