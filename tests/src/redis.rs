@@ -42,7 +42,9 @@ impl Redis {
         let args = ["--port", &port_text, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
         let victim = Victim::start("/usr/bin/redis-server", &args)?;
         let redis = Self { victim, port };
-        eventually("redis answers", || redis.connect().is_ok())?;
+        eventually("redis answers", || {
+            redis.connect().and_then(|stream| Ok(quit(stream.try_clone()?, BufReader::new(stream)))).is_ok_and(|left| left.is_ok())
+        })?;
         redis.load(0..count)?;
         Ok(redis)
     }
@@ -75,7 +77,7 @@ impl Redis {
                 ensure!(line == "+OK\r\n", "redis answered {line:?}");
             }
         }
-        Ok(())
+        quit(stream, answers)
     }
 
     /// Read all `count` values and compare each with what was loaded.
@@ -98,6 +100,15 @@ impl Redis {
                 ensure!(found.strip_suffix(b"\r\n") == Some(expected.as_bytes()), "value {n} is wrong");
             }
         }
-        Ok(())
+        quit(stream, answers)
     }
+}
+
+/// End a connection and wait until redis has closed it too: a checkpoint refuses one that is open.
+fn quit(mut stream: TcpStream, mut answers: BufReader<TcpStream>) -> Result<()> {
+    stream.write_all(b"QUIT\r\n")?;
+    let mut last = Vec::new();
+    answers.read_to_end(&mut last)?;
+    ensure!(last == b"+OK\r\n", "redis took leave with {last:?}");
+    Ok(())
 }
