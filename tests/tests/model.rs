@@ -7,8 +7,8 @@
 use anyhow::{Context as _, Result};
 use defrost_tests::{Server, Victim, checkpoint, need_root, restore_with};
 
-/// Seeds unless told: about half a minute.
-const SEEDS: u64 = 100;
+/// Seeds unless told: a minute or less on a machine of its own. Hundreds have been run.
+const SEEDS: u64 = 50;
 
 fn number(name: &str, otherwise: u64) -> Result<u64> {
     std::env::var(name).map_or(Ok(otherwise), |text| text.parse().with_context(|| format!("{name}={text} is not a number")))
