@@ -7,6 +7,15 @@
 /// Bytes of `user_regs_struct` on x86-64: 27 registers of 8 bytes.
 pub const REGISTERS_BYTES: usize = 216;
 
+/// `syscall`.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
+/// Where in `text` (a vDSO's, which always has some) a `syscall` instruction lies: a thread's calls may be run from there.
+#[must_use]
+pub fn syscall_in(text: &[u8]) -> Option<u64> {
+    text.windows(SYSCALL.len()).position(|bytes| bytes == SYSCALL).map(|at| at as u64)
+}
+
 /// General registers of a thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Registers(pub libc::user_regs_struct);

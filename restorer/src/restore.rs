@@ -28,7 +28,7 @@ use kernel::tracee::Stopped;
 use kernel::uffd::Uffd;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use pages::{PageRange, SnapshotName};
+use pages::{PageRange, SnapshotName, VirtAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 use store::Store;
@@ -124,11 +124,11 @@ fn build(
     };
     let proc_memory = ProcessMemory::open(stopped.tid()).map_err(outside("open its memory"))?;
     let own_maps = maps_of(stopped.tid())?;
-    check_vdso(manifest, &own_maps, &proc_memory)?;
+    let syscall_at = check_vdso(manifest, &own_maps, &proc_memory)?;
     let ours: Vec<(u64, u64)> = own_maps.iter().map(|map| (map.start, map.end)).collect();
     let workplace = plan::free_gap(&manifest.regions, &ours, builder::WORKPLACE_PAGES)
         .ok_or_else(|| RestoreError::Host("its address space has no free page".to_owned()))?;
-    let mut b = Builder::in_child(stopped, &proc_memory, workplace)?;
+    let mut b = Builder::in_child(stopped, &proc_memory, workplace, syscall_at)?;
     drop_rseq(&mut b, stopped)?;
     memory::clear(&mut b)?;
     memory::map_vdso(&mut b, &manifest.regions)?;
@@ -204,14 +204,16 @@ fn maps_of(pid: Pid) -> Step<Vec<crate::process::maps::Mapping>> {
     crate::process::maps::parse_smaps(&text).ok_or_else(|| RestoreError::Host("/proc/PID/maps has another form".to_owned()))
 }
 
-fn check_vdso(manifest: &Manifest, maps: &[crate::process::maps::Mapping], memory: &ProcessMemory) -> Step<()> {
-    let mut text = Vec::new();
-    if let Some(vdso) = maps.iter().find(|map| map.path == "[vdso]") {
-        text.resize((vdso.end - vdso.start) as usize, 0);
-        memory.read(pages::VirtAddr(vdso.start), &mut text).map_err(outside("read the vDSO"))?;
-    }
+/// The child's vDSO is the one that the snapshot's process knew; yields a `syscall` instruction of it.
+fn check_vdso(manifest: &Manifest, maps: &[crate::process::maps::Mapping], memory: &ProcessMemory) -> Step<VirtAddr> {
+    let vdso = maps.iter().find(|map| map.path == "[vdso]");
+    let vdso = vdso.ok_or_else(|| RestoreError::Host("it has no vDSO: boot without vdso=0".to_owned()))?;
+    let mut text = vec![0; (vdso.end - vdso.start) as usize];
+    memory.read(VirtAddr(vdso.start), &mut text).map_err(outside("read the vDSO"))?;
     let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
-    plan::check_host(manifest, &images::chunk_id(&text).0, &release)
+    plan::check_host(manifest, &images::chunk_id(&text).0, &release)?;
+    let syscall = kernel::regs::syscall_in(&text);
+    syscall.map(|at| VirtAddr(vdso.start + at)).ok_or_else(|| RestoreError::Host("its vDSO has no syscall instruction".to_owned()))
 }
 
 /// The child inherits our C library's restartable sequences, whose memory is about to go.

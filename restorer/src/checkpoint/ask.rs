@@ -13,8 +13,6 @@ use kernel::remote::Borrowed;
 use kernel::tracee::Stopped;
 use pages::{PAGE_SIZE_BYTES, VirtAddr};
 
-/// `syscall`.
-const SYSCALL_INSTRUCTION: [u8; 2] = [0x0f, 0x05];
 /// Highest signal number.
 pub const LAST_SIGNAL: u32 = 64;
 /// prctl that libc does not name: 40, since Linux 3.5.
@@ -49,9 +47,9 @@ impl<'f> Asker<'f> {
             range: format!("{:x}", vdso.start),
             why: e.to_string(),
         })?;
-        let at = text.windows(2).position(|pair| pair == SYSCALL_INSTRUCTION);
+        let at = kernel::regs::syscall_in(&text);
         let at = at.ok_or_else(|| proc.refuse("its vDSO has no syscall instruction", "report this kernel"))?;
-        let asker = Self { pid: proc.pid, syscall_at: VirtAddr(vdso.start + at as u64), memory };
+        let asker = Self { pid: proc.pid, syscall_at: VirtAddr(vdso.start + at), memory };
         Ok((asker, text))
     }
 

@@ -24,11 +24,10 @@ pub struct Builder<'t> {
 pub type Step<T> = Result<T, RestoreError>;
 
 impl<'t> Builder<'t> {
-    /// Make the workplace at `workplace` in a fresh child, which paused in a system call, and go there.
-    pub fn in_child(thread: &'t Stopped, memory: &'t ProcessMemory, workplace: u64) -> Step<Self> {
-        let paused = VirtAddr(thread.registers()?.0.rip - kernel::regs::SYSCALL_BYTES);
+    /// Make the workplace at `workplace` in a fresh child by calls through the `syscall` instruction at `syscall_at`, and go there.
+    pub fn in_child(thread: &'t Stopped, memory: &'t ProcessMemory, workplace: u64, syscall_at: VirtAddr) -> Step<Self> {
         kernel::remote::block_all_signals(thread)?;
-        let mut builder = Self { remote: Remote::new(thread, paused)?, memory, workplace };
+        let mut builder = Self { remote: Remote::new(thread, syscall_at)?, memory, workplace };
         let code = (libc::PROT_READ | libc::PROT_EXEC) as u64;
         let data = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         builder.map_fixed("workplace", workplace, PAGE_SIZE_BYTES, code)?;
