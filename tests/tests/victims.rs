@@ -61,6 +61,7 @@ victims! {
     tcp_listens_on_v6: "descriptors", "tcp6";
     unix_sockets_listen: "descriptors", "unix";
     udp_stays_bound: "descriptors", "udp";
+    socket_pairs_keep_their_contents: "descriptors", "socketpair";
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 pub mod files;
 pub mod regions;
+mod sockdiag;
 pub mod sockets;
 pub mod threads;
 

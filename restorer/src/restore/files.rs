@@ -14,6 +14,7 @@ use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// Where the process's standard streams of the outside are reattached to.
@@ -38,12 +39,19 @@ pub struct Made {
     pub nulled: bool,
 }
 
+/// What has two ends, by its number: the second end is there when its description's turn comes.
+#[derive(Default)]
+struct Pairs {
+    pipes: HashMap<u64, (OwnedFd, OwnedFd)>,
+    sockets: HashMap<u64, (OwnedFd, OwnedFd)>,
+}
+
 /// Open all that `manifest` names.
 pub fn make(manifest: &Manifest, stdio: Stdio) -> Result<Made, RestoreError> {
     let highest = manifest.descriptors.iter().map(|d| d.fd).max().unwrap_or(0);
     let base = highest as RawFd + 16;
     let mut made = Made { base, ..Made::default() };
-    let mut pairs: HashMap<u64, (OwnedFd, OwnedFd)> = HashMap::new();
+    let mut pairs = Pairs::default();
     for (index, file) in manifest.files.iter().enumerate() {
         let fd = manifest.descriptors.iter().find(|d| d.file as usize == index).map_or(0, |d| d.fd);
         let opened = open_one(file, stdio, &mut pairs, &manifest.files, &mut made.nulled)
@@ -55,7 +63,7 @@ pub fn make(manifest: &Manifest, stdio: Stdio) -> Result<Made, RestoreError> {
     let mapped = manifest.regions.iter().filter_map(|r| r.file.as_ref().map(|file| (file, writable(r))));
     for (file, write) in mapped.chain(exe.map(|file| (file, false))) {
         let key = (file.path.clone(), write);
-        if let std::collections::hash_map::Entry::Vacant(place) = made.mapped.entry(key) {
+        if let Entry::Vacant(place) = made.mapped.entry(key) {
             let flags = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
             let opened = open_path(&file.path, flags)?;
             place.insert(raise(opened, base).map_err(|errno| descriptor_limit(0, errno))?);
@@ -86,13 +94,7 @@ fn failed<E: std::fmt::Display>(what: &str) -> impl Fn(E) -> Failure {
     move |why| (what.clone(), why.to_string())
 }
 
-fn open_one(
-    file: &Description,
-    stdio: Stdio,
-    pairs: &mut HashMap<u64, (OwnedFd, OwnedFd)>,
-    all: &[Description],
-    nulled: &mut bool,
-) -> Result<OwnedFd, Failure> {
+fn open_one(file: &Description, stdio: Stdio, pairs: &mut Pairs, all: &[Description], nulled: &mut bool) -> Result<OwnedFd, Failure> {
     let status = OFlag::from_bits_truncate(file.flags as i32);
     let Some(kind) = &file.kind else { return Err(("unknown".to_owned(), "a kind of a later version".to_owned())) };
     let opened: OwnedFd = match kind {
@@ -104,11 +106,10 @@ fn open_one(
         Kind::Terminal(terminal) => outside(terminal.fd, stdio, nulled)?,
         Kind::OutsidePipe(pipe) => outside(pipe.fd, stdio, nulled)?,
         Kind::Pipe(end) => {
-            let (read, write) = match pairs.entry(end.pipe) {
-                std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::hash_map::Entry::Vacant(place) => place.insert(new_pipe(end.pipe, all).map_err(failed("pipe"))?),
+            let (read, write) = match pairs.pipes.entry(end.pipe) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => place.insert(new_pipe(end.pipe, all).map_err(failed("pipe"))?),
             };
-            // Reopening through /proc gives this end a description of its own, with its own flags.
             let side = if end.write { &*write } else { &*read };
             side.try_clone().map_err(failed("pipe"))?
         }
@@ -125,6 +126,14 @@ fn open_one(
             .map_err(failed("epoll"))?,
         Kind::Timerfd(timer) => timerfd(timer).map_err(failed("timerfd"))?,
         Kind::Signalfd(signals) => kernel::sys::signalfd(signals.mask).map_err(failed("signalfd"))?,
+        Kind::Socket(socket) if socket.pair != 0 => {
+            let (first, second) = match pairs.sockets.entry(socket.pair) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => place.insert(sockets::make_pair(socket.pair, all).map_err(failed("socket pair"))?),
+            };
+            let end = if sockets::is_first(file, socket.pair, all) { first } else { second };
+            end.try_clone().map_err(failed("socket pair"))?
+        }
         Kind::Socket(socket) => sockets::make(socket).map_err(failed("socket"))?,
     };
     if !matches!(kind, Kind::Terminal(_) | Kind::OutsidePipe(_) | Kind::Regular(_) | Kind::Directory(_)) {

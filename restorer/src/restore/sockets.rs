@@ -1,50 +1,96 @@
-//! Sockets that listen, are bound, or are fresh: made again with their options and addresses.
+//! Sockets that listen, are bound, or are fresh, and pairs: made again with their options, addresses and what waited in them.
 
-use images::manifest::Socket;
+use crate::process::socket_options::SocketOption as Known;
+use images::manifest::description::Kind;
+use images::manifest::{Description, Socket};
+use kernel::sockopt;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, bind, connect, getsockopt, listen, setsockopt, socket,
-    sockopt,
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, bind, connect, listen, send,
+    shutdown, socket, socketpair,
 };
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// Make `wanted` again.
+/// Bits of `Socket.shutdown`: RCV_SHUTDOWN and SEND_SHUTDOWN of include/net/sock.h.
+const NO_MORE_READ: u32 = 1;
+const NO_MORE_WRITTEN: u32 = 2;
+
+/// Make `wanted`, which is no pair, again.
 pub(super) fn make(wanted: &Socket) -> Result<OwnedFd, String> {
-    let family = AddressFamily::from_i32(wanted.family as i32).ok_or("family of a later version")?;
-    let kind = match wanted.r#type as i32 {
-        libc::SOCK_STREAM => SockType::Stream,
-        libc::SOCK_DGRAM => SockType::Datagram,
-        libc::SOCK_SEQPACKET => SockType::SeqPacket,
-        _ => return Err("type of a later version".to_owned()),
-    };
+    let (family, kind) = sort(wanted)?;
     let made = socket(family, kind, SockFlag::SOCK_CLOEXEC, None).map_err(text("make"))?;
-    for option in &wanted.options {
-        let bytes = option.value.first_chunk::<4>().map_or(0, |value| u32::from_ne_bytes(*value)) as usize;
-        let set = match (option.level as i32, option.name as i32) {
-            (libc::SOL_SOCKET, libc::SO_REUSEADDR) => setsockopt(&made, sockopt::ReuseAddr, &true),
-            (libc::SOL_SOCKET, libc::SO_REUSEPORT) => setsockopt(&made, sockopt::ReusePort, &true),
-            (libc::SOL_SOCKET, libc::SO_KEEPALIVE) => setsockopt(&made, sockopt::KeepAlive, &true),
-            (libc::SOL_SOCKET, libc::SO_BROADCAST) => setsockopt(&made, sockopt::Broadcast, &true),
-            (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY) => setsockopt(&made, sockopt::Ipv6V6Only, &true),
-            (libc::IPPROTO_TCP, libc::TCP_NODELAY) => setsockopt(&made, sockopt::TcpNoDelay, &true),
-            (libc::SOL_SOCKET, libc::SO_RCVBUF) if getsockopt(&made, sockopt::RcvBuf) == Ok(bytes) => Ok(()),
-            (libc::SOL_SOCKET, libc::SO_SNDBUF) if getsockopt(&made, sockopt::SndBuf) == Ok(bytes) => Ok(()),
-            // The kernel doubles what it is given (socket(7)).
-            (libc::SOL_SOCKET, libc::SO_RCVBUF) => setsockopt(&made, sockopt::RcvBuf, &(bytes / 2)),
-            (libc::SOL_SOCKET, libc::SO_SNDBUF) => setsockopt(&made, sockopt::SndBuf, &(bytes / 2)),
-            _ => return Err("an option of a later version".to_owned()),
-        };
-        set.map_err(text("set an option"))?;
-    }
+    set_options(&made, wanted)?;
     if !wanted.address.is_empty() {
         bind_to(&made, family, kind, &wanted.address)?;
     }
     if wanted.listening {
+        // More than the kernel's own ceiling (net.core.somaxconn) is cut to it, as it was at first.
         let backlog = Backlog::new(wanted.backlog as i32).unwrap_or(Backlog::MAXCONN);
         listen(&made, backlog).map_err(text("listen"))?;
     }
     Ok(made)
+}
+
+/// Make both ends of pair `number`, in the order in which `all` names them.
+pub(super) fn make_pair(number: u64, all: &[Description]) -> Result<(OwnedFd, OwnedFd), String> {
+    let ends: Vec<&Socket> = all.iter().filter_map(end_of(number)).collect();
+    let [first, second] = ends[..] else { return Err(format!("pair {number} has {} ends", ends.len())) };
+    let (family, kind) = sort(first)?;
+    let (a, b) = socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC).map_err(text("make"))?;
+    set_options(&a, first)?;
+    set_options(&b, second)?;
+    fill(&b, &first.queue)?;
+    fill(&a, &second.queue)?;
+    for (end, wanted) in [(&a, first), (&b, second)] {
+        for (bit, how) in [(NO_MORE_READ, Shutdown::Read), (NO_MORE_WRITTEN, Shutdown::Write)] {
+            if wanted.shutdown & bit != 0 {
+                shutdown(end.as_raw_fd(), how).map_err(text("shut down"))?;
+            }
+        }
+    }
+    Ok((a, b))
+}
+
+/// Whether `file` is an end of pair `number` that stands first in `all`.
+pub(super) fn is_first(file: &Description, number: u64, all: &[Description]) -> bool {
+    all.iter().find(|other| end_of(number)(other).is_some()).is_some_and(|first| std::ptr::eq(first, file))
+}
+
+fn end_of(number: u64) -> impl Fn(&Description) -> Option<&Socket> {
+    move |file| match &file.kind {
+        Some(Kind::Socket(socket)) if socket.pair == number => Some(socket),
+        _ => None,
+    }
+}
+
+/// Write what waits at the other end of `from`.
+fn fill(from: &OwnedFd, queue: &[Vec<u8>]) -> Result<(), String> {
+    for message in queue {
+        let sent = send(from.as_raw_fd(), message, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL).map_err(text("fill"))?;
+        if sent < message.len() {
+            return Err(format!("{} of {} bytes that waited in it fit", sent, message.len()));
+        }
+    }
+    Ok(())
+}
+
+fn sort(wanted: &Socket) -> Result<(AddressFamily, SockType), String> {
+    let family = AddressFamily::from_i32(wanted.family as i32).ok_or("family of a later version")?;
+    let kind = SockType::try_from(wanted.r#type as i32).map_err(|_| "type of a later version")?;
+    Ok((family, kind))
+}
+
+fn set_options(made: &OwnedFd, wanted: &Socket) -> Result<(), String> {
+    for option in &wanted.options {
+        let known = Known::find(option.level as i32, option.name as i32).ok_or("an option of a later version")?;
+        let now = sockopt::get(made, known.level, known.name).map_err(text("ask for an option"))?;
+        if now.as_ref() != Some(&option.value) {
+            let what = format!("set option {} of level {}", known.name, known.level);
+            sockopt::set(made, known.level, known.name, &known.to_set(&option.value)).map_err(|errno| format!("{what}: {errno}"))?;
+        }
+    }
+    Ok(())
 }
 
 fn text(what: &'static str) -> impl Fn(Errno) -> String {

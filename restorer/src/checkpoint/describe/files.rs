@@ -36,6 +36,11 @@ pub(super) struct Context<'p> {
 }
 
 impl Context<'_> {
+    /// Where each of its descriptors leads, as /proc tells.
+    pub(super) fn links(&self) -> impl Iterator<Item = &str> {
+        self.open.iter().map(|open| open.link.as_str())
+    }
+
     /// The description behind `fd`, lent to us.
     pub(super) fn lend(&self, fd: u32) -> Result<OwnedFd, CheckpointError> {
         kernel::handoff::pidfd_getfd(&self.pidfd, fd as i32)
@@ -104,7 +109,7 @@ fn description(context: &Context<'_>, entry: &Open, info: &FdInfo<'_>) -> Result
         "anon_inode:[io_uring]" => return Err(refuse("start it without io_uring")),
         link if link.starts_with("anon_inode:") => return Err(refuse("let it close this descriptor first")),
         link if link.starts_with("pipe:") => pipe(context, entry)?,
-        link if link.starts_with("socket:") => Kind::Socket(socket(context, entry.fd)?),
+        link if link.starts_with("socket:") => Kind::Socket(socket(context, entry.fd, link)?),
         link if link.starts_with("/memfd:") => return Err(refuse("start it without shared memory")),
         link if link.ends_with(" (deleted)") => return Err(refuse("the file was deleted: let it close or reopen it")),
         link => path_kind(context, entry.fd, link)?,
