@@ -12,6 +12,7 @@ mod error;
 mod files;
 mod memory;
 mod plan;
+mod shared_memory;
 mod sockets;
 mod threads;
 
@@ -136,11 +137,13 @@ fn build(
         let write = region.backing == images::manifest::Backing::FileShared as i32 && region.prot & libc::PROT_WRITE as u32 != 0;
         made.mapped_fd(&region.file.as_ref()?.path, write)
     })?;
+    shared_memory::map(&mut b, &manifest.regions, (workplace, workplace + builder::WORKPLACE_PAGES * pages::PAGE_SIZE_BYTES))?;
     if let Some(mm) = &process.mm {
         let exe = made.mapped_fd(&process.exe, false).unwrap_or(-1);
         memory::set_layout(&mut b, mm, exe)?;
     }
     memory::write_eager(&proc_memory, image, &PageMap::new(image), store)?;
+    shared_memory::protect(&mut b, &manifest.regions)?;
     let pidfd = kernel::handoff::pidfd_open(stopped.tid()).map_err(outside("open a pidfd"))?;
     groups(&mut b, process)?;
     descriptors(&mut b, manifest, made)?;

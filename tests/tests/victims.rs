@@ -16,6 +16,7 @@ macro_rules! victims {
 victims! {
     memory_of_every_sort_comes_back: "memory", "64";
     hundreds_of_megabytes_come_back: "memory", "400";
+    shared_memory_stays_shared: "shared";
 
     threads_in_futex_go_on: "threads", "futex";
     threads_in_nanosleep_go_on: "threads", "nanosleep";

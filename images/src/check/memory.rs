@@ -35,6 +35,8 @@ fn region_range(region: &Region) -> Option<PageRange> {
         && region.advice & !ADVICE_BITS == 0
         && region.file_offset.is_multiple_of(PAGE_SIZE_BYTES)
         && region.file.is_some() == of_file
+        && (region.object == 0 || backing == Backing::SharedAnonymous)
+        && (of_file || region.file_offset <= ADDRESS_END)
         && region.file.as_ref().is_none_or(identity)
         && (may_be_lazy || !region.lazy)
         && text(&region.name, NAME_MAX_BYTES);

@@ -212,6 +212,7 @@ fn files() -> Vec<Description> {
         options: vec![SocketOption { level: 1, name: 2, value: vec![1, 0, 0, 0] }],
         pair,
         queue: vec![b"waiting".to_vec()],
+        shutdown: 0,
     };
     let kinds = [
         Kind::Terminal(Terminal { fd: 0 }),

@@ -1,6 +1,6 @@
 //! Capture: which pages have contents, read, cut into chunks, compressed on all cores and handed to the store.
 //!
-//! PAGEMAP_SCAN lists populated pages; process_vm_readv brings them in batches of [`BATCH_BYTES`]; each batch is cut at zero
+//! PAGEMAP_SCAN lists populated pages (of shared memory SEEK_DATA does); process_vm_readv brings them in batches of [`BATCH_BYTES`]; each batch is cut at zero
 //! pages and at multiples of the chunk size. Workers (one a core) read, digest, ask which chunks are missing and compress only
 //! those, so that a second checkpoint of a barely changed process compresses and sends next to nothing. Batches are numbered
 //! and the chunk table is put together in address order at the end, whatever order they finish in.
@@ -12,14 +12,16 @@ use images::codec::Encoder;
 use images::manifest::{Backing, Extent, Region};
 use kernel::memory::ProcessMemory;
 use kernel::pagemap;
+use nix::unistd::{Whence, lseek};
 use pages::{ChunkId, PAGE_SIZE_BYTES, PageRange, VirtAddr};
+use std::fs::File;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use store::{Store, StoreError};
 
 /// Bytes read at a time: process_vm_readv is as fast from 64 KiB up, and 2 MiB a core stays in the cache.
-const BATCH_BYTES: u64 = 1 << 20;
+const BATCH_BYTES: u32 = 1 << 20;
 /// Frames under way between workers and the store: bounds memory at about 16 MiB.
 const QUEUE_FRAMES: usize = 1024;
 
@@ -118,7 +120,14 @@ fn open_memory(pid: u32) -> Result<ProcessMemory, CheckpointError> {
 /// Populated ranges cut to batches whose borders are multiples of the chunk size.
 fn populated(pid: u32, regions: &[Region], maps: &[Mapping], compression: Compression) -> Result<Vec<PageRange>, CheckpointError> {
     let mut batches = Vec::new();
+    let batch_bytes = BATCH_BYTES.max(compression.chunk_size_bytes);
     for region in regions {
+        if region.backing == Backing::SharedAnonymous as i32 {
+            for run in shared_contents(pid, region)? {
+                batches.extend(images::cut(run, batch_bytes));
+            }
+            continue;
+        }
         let only_copied = match Backing::try_from(region.backing) {
             Ok(Backing::Anonymous) => false,
             Ok(Backing::FilePrivate) => true,
@@ -130,10 +139,29 @@ fn populated(pid: u32, regions: &[Region], maps: &[Mapping], compression: Compre
         let category = if only_copied { pagemap::Category::NotFile } else { pagemap::Category::Populated };
         let found = pagemap::scan(nix::unistd::Pid::from_raw(pid as i32), range, category).map_err(|error| failed(&error))?;
         for run in found {
-            batches.extend(images::cut(run, u32::try_from(BATCH_BYTES.max(u64::from(compression.chunk_size_bytes))).unwrap_or(u32::MAX)));
+            batches.extend(images::cut(run, batch_bytes));
         }
     }
     Ok(batches)
+}
+
+/// What a piece of shared memory holds: it may hold pages that this process never touched, so the memory is asked as a file.
+fn shared_contents(pid: u32, region: &Region) -> Result<Vec<PageRange>, CheckpointError> {
+    let name = format!("{:x}-{:x}", region.start, region.end);
+    let failed = |why: String| CheckpointError::Memory { pid, range: name.clone(), why };
+    let file = File::open(format!("/proc/{pid}/map_files/{name}")).map_err(|error| failed(format!("{error}: run defrost as root")))?;
+    let end = (region.file_offset + region.end - region.start) as i64;
+    let (mut found, mut at) = (Vec::new(), region.file_offset as i64);
+    while at < end {
+        let data = match lseek(&file, at, Whence::SeekData) {
+            Err(nix::Error::ENXIO) => break, // nothing more
+            other => other.map_err(|errno| failed(errno.to_string()))?.min(end),
+        };
+        at = lseek(&file, data, Whence::SeekHole).map_err(|errno| failed(errno.to_string()))?.min(end);
+        let address = |offset: i64| region.start + (offset as u64 - region.file_offset);
+        found.extend(PageRange::from_addrs(address(data), address(at)).filter(|range| !range.is_empty()));
+    }
+    Ok(found)
 }
 
 fn read_batch(

@@ -39,7 +39,7 @@ pub fn map_regions(builder: &mut Builder<'_>, regions: &[Region], file_fd: impl 
             Ok(Backing::Anonymous) => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
             Ok(Backing::FilePrivate) => (libc::MAP_PRIVATE, file_fd(region).unwrap_or(-1)),
             Ok(Backing::FileShared) => (libc::MAP_SHARED, file_fd(region).unwrap_or(-1)),
-            Ok(Backing::Vdso | Backing::Vvar) => continue,
+            Ok(Backing::Vdso | Backing::Vvar | Backing::SharedAnonymous) => continue, // not mapped one by one
             _ => return Err(RestoreError::Image(format!("region {:x} has a backing of a later version", region.start))),
         };
         map_region(builder, region, backing, fd)?;
@@ -59,6 +59,14 @@ fn map_region(builder: &mut Builder<'_>, region: &Region, backing: i32, fd: i32)
     let what = format!("map {:x}-{:x}", region.start, region.end);
     let prot = u64::from(region.prot);
     builder.call(&what, libc::SYS_mmap, [region.start, bytes, prot, flags as u64, fd as i64 as u64, region.file_offset])?;
+    advise(builder, region)
+}
+
+/// What the process told the kernel about a region by madvise and prctl.
+pub fn advise(builder: &mut Builder<'_>, region: &Region) -> Step<()> {
+    let has = |flag: RegionFlag| region.advice & flag as u32 != 0;
+    let bytes = region.end - region.start;
+    let what = format!("advise on {:x}-{:x}", region.start, region.end);
     for (flag, advice) in [
         (RegionFlag::DontFork, libc::MADV_DONTFORK),
         (RegionFlag::DontDump, libc::MADV_DONTDUMP),

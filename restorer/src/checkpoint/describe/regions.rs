@@ -6,6 +6,9 @@ use crate::checkpoint::proc::Proc;
 use crate::process::maps::Mapping;
 use images::manifest::{Backing, Region};
 
+/// How /proc shows shared anonymous memory that was given a name.
+const NAMED_SHARED: &str = "[anon_shmem:";
+
 /// Regions of `maps`; `[vsyscall]` belongs to the kernel and is left out.
 pub fn regions(proc: Proc, maps: &[Mapping]) -> Result<Vec<Region>, CheckpointError> {
     maps.iter().filter(|map| map.path != "[vsyscall]").map(|map| region(proc, map)).collect()
@@ -30,13 +33,19 @@ fn region(proc: Proc, map: &Mapping) -> Result<Region, CheckpointError> {
         path if path.starts_with("/SYSV") => return refuse("System V shared memory", "let it detach the segment first"),
         path if path.starts_with("/[aio]") => return refuse("an asynchronous I/O ring", "let it call io_destroy first"),
         path if path.contains("io_uring") => return refuse("an io_uring", "start it without io_uring"),
-        "/dev/zero (deleted)" => return refuse("shared anonymous memory", "start it without shared memory"),
+        path if map.shared && (path == "/dev/zero (deleted)" || path.starts_with(NAMED_SHARED)) => {
+            if let Some(other) = sharer(proc, map) {
+                return refuse(&format!("shared with process {other}"), "end that process, or start it without shared memory");
+            }
+            Backing::SharedAnonymous
+        }
         path if path.starts_with("/memfd:") => return refuse("a memfd", "start it without shared memory"),
         path if path.ends_with(" (deleted)") => return refuse("a file that was deleted", "restart it on files that exist"),
         path if !path.starts_with('/') => return refuse("of a kind that cannot be captured", "let it unmap this first"),
         _ if map.shared => Backing::FileShared,
         _ => Backing::FilePrivate,
     };
+    let shared = backing == Backing::SharedAnonymous;
     let file = matches!(backing, Backing::FilePrivate | Backing::FileShared);
     Ok(Region {
         start: map.start,
@@ -44,9 +53,24 @@ fn region(proc: Proc, map: &Mapping) -> Result<Region, CheckpointError> {
         prot: map.prot,
         backing: backing as i32,
         file: if file { Some(identity(proc, &map.path)?) } else { None },
-        file_offset: if file { map.offset } else { 0 },
+        file_offset: if file || shared { map.offset } else { 0 },
         advice: map.advice(),
-        name: map.path.strip_prefix("[anon:").and_then(|name| name.strip_suffix(']')).unwrap_or("").to_owned(),
+        name: name_of(&map.path).unwrap_or_default().to_owned(),
         lazy: backing == Backing::Anonymous && !map.has("lo"),
+        object: if shared { map.inode } else { 0 },
     })
+}
+
+/// The name that prctl(PR_SET_VMA) gave.
+fn name_of(path: &str) -> Option<&str> {
+    path.strip_prefix("[anon:").or_else(|| path.strip_prefix(NAMED_SHARED))?.strip_suffix(']')
+}
+
+/// Another process that has a piece of shared anonymous memory mapped. All such memory lies in one file system of the kernel's own,
+/// so the inode alone tells; processes that end while we look do not count.
+fn sharer(proc: Proc, map: &Mapping) -> Option<u32> {
+    let inode = format!(" {} ", map.inode);
+    let is_same = |line: &str| line.contains(&inode) && (line.ends_with("/dev/zero (deleted)") || line.contains(NAMED_SHARED));
+    let everybody = std::fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    everybody.filter(|pid| *pid != proc.pid).find(|pid| (Proc { pid: *pid }).text("maps").is_ok_and(|maps| maps.lines().any(is_same)))
 }
