@@ -28,6 +28,12 @@ pub fn pidfd_getfd(pidfd: &OwnedFd, fd: RawFd) -> Result<OwnedFd, Errno> {
     Errno::result(fd).map(|fd| own(fd as RawFd))
 }
 
+/// The pid of the process behind `pidfd`, as our own pid namespace has it; `None` once it is gone.
+pub fn pidfd_pid(pidfd: &OwnedFd) -> std::io::Result<Option<u32>> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    Ok(text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok()))
+}
+
 /// Send `signal` to exactly that process.
 pub fn pidfd_kill(pidfd: &OwnedFd, signal: i32) -> Result<(), Errno> {
     // SAFETY: a null siginfo stands for the default one.

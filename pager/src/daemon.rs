@@ -22,8 +22,6 @@ use store::{Store, StoreError};
 /// What to serve.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Start {
-    /// The process to be.
-    pub pid: u32,
     /// Name of the snapshot, for the status.
     pub name: String,
     /// Digest of the snapshot.
@@ -71,6 +69,8 @@ pub fn run(socket: UnixStream, open: impl Fn(&str) -> Result<Arc<dyn Store>, Sto
     writeln!(&socket, "ready")?;
     let received = kernel::handoff::recv_fds(&socket, 2).map_err(std::io::Error::from)?;
     let Ok([uffd, pidfd]) = <[_; 2]>::try_from(received) else { return Err(DaemonError::Request("two descriptors".to_owned())) };
+    let gone = || DaemonError::Request("the process is gone".to_owned());
+    let pid = kernel::handoff::pidfd_pid(&pidfd)?.ok_or_else(gone)?;
     let pager = Pager::start(Config {
         image: Arc::new(image),
         name: start.name,
@@ -79,7 +79,7 @@ pub fn run(socket: UnixStream, open: impl Fn(&str) -> Result<Arc<dyn Store>, Sto
         store_text: start.store,
         uffd: Uffd::adopt(uffd),
         pidfd,
-        pid: start.pid,
+        pid,
         background: start.background || start.eager,
         prefetch: start.prefetch.into_iter().filter_map(PageAddr::new).collect(),
     })

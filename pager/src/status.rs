@@ -46,6 +46,28 @@ pub struct Status {
     pub last_error: Option<String>,
 }
 
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { pid, snapshot, state, missing_bytes, total_bytes, store, .. } = self;
+        let Self { demand_faults, stall_p50_us, stall_p99_us, zero_faults, .. } = self;
+        write!(f, "{pid} {snapshot} {state}: {missing_bytes} of {total_bytes} bytes to come, {demand_faults} faults ")?;
+        write!(f, "(p50 {stall_p50_us} µs, p99 {stall_p99_us} µs), {zero_faults} zero faults, from {store}")?;
+        self.last_error.iter().try_for_each(|error| write!(f, "; last error: {error}"))
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Lazy => f.write_str("lazy"),
+            Self::Waiting => f.write_str("waiting"),
+            Self::Resident => f.write_str("resident"),
+            Self::Failed(why) => write!(f, "failed ({why})"),
+            Self::Gone => f.write_str("gone"),
+        }
+    }
+}
+
 /// Times of the last faults, for percentiles.
 #[derive(Debug, Default)]
 pub(crate) struct Stalls {

@@ -57,6 +57,15 @@ pub struct Report {
     pub frozen_us: u64,
 }
 
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { name, snapshot, memory_bytes, chunks, new_chunks, sent_bytes, .. } = self;
+        let frozen_ms = self.frozen_us / 1000;
+        write!(f, "{name} is {snapshot}: {memory_bytes} bytes of memory in {chunks} chunks, ")?;
+        write!(f, "{new_chunks} new ({sent_bytes} bytes), frozen for {frozen_ms} ms")
+    }
+}
+
 /// Make a snapshot of a process in `store`; `progress` is told of bytes read.
 pub fn checkpoint(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) + Sync)) -> Result<Report, CheckpointError> {
     refuse_taken(store, &request.name)?;

@@ -1,6 +1,6 @@
 //! The command line: what scripts depend on.
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use pages::SnapshotName;
 use std::path::PathBuf;
 
@@ -13,56 +13,88 @@ pub struct Cli {
     pub verb: Verb,
 }
 
+/// Where snapshots are.
+#[derive(Clone, Debug, Args)]
+pub struct StoreArg {
+    /// A directory, grpc://HOST:PORT, grpcs://HOST:PORT or unix:PATH
+    #[arg(long, env = "DEFROST_STORE")]
+    pub store: Option<String>,
+}
+
+/// One snapshot and how to print.
+#[derive(Clone, Debug, Args)]
+pub struct OneSnapshot {
+    /// NAME or NAME:TAG
+    pub name: SnapshotName,
+    #[command(flatten)]
+    pub store: StoreArg,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `checkpoint` takes.
+#[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    /// The process
+    pub pid: u32,
+    /// NAME or NAME:TAG
+    pub name: SnapshotName,
+    #[command(flatten)]
+    pub store: StoreArg,
+    /// Let the process go on afterwards
+    #[arg(long)]
+    pub leave_running: bool,
+    /// zstd level, up to 22; negative ones are faster
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true)]
+    pub level: i32,
+    /// Bytes of a chunk: a power of two, 4096 to 1048576
+    #[arg(long, default_value_t = 16384, value_parser = chunk_size)]
+    pub chunk_size: u32,
+    /// Print a report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `restore` takes.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// NAME or NAME:TAG
+    pub name: SnapshotName,
+    #[command(flatten)]
+    pub store: StoreArg,
+    /// Return once it runs, and print its pid
+    #[arg(long)]
+    pub detach: bool,
+    /// Write its pid there
+    #[arg(long)]
+    pub pid_file: Option<PathBuf>,
+    /// All memory before it runs
+    #[arg(long)]
+    pub eager: bool,
+    /// Only what it touches
+    #[arg(long, conflicts_with = "eager")]
+    pub no_background: bool,
+    /// In a pid namespace of its own, where its pid is free
+    #[arg(long)]
+    pub new_pid_namespace: bool,
+    /// With --detach: print a report as JSON
+    #[arg(long, requires = "detach")]
+    pub json: bool,
+}
+
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Freeze a process and store it under a name
-    Checkpoint {
-        /// The process
-        pid: u32,
-        /// NAME or NAME:TAG
-        name: SnapshotName,
-        /// A directory, or grpc://HOST:PORT
-        #[arg(long, env = "DEFROST_STORE")]
-        store: Option<String>,
-        /// Let the process go on afterwards
-        #[arg(long)]
-        leave_running: bool,
-        /// zstd level; negative ones are faster
-        #[arg(long, default_value_t = 1, allow_negative_numbers = true)]
-        level: i32,
-        /// Bytes of a chunk: a power of two, 4096 to 1048576
-        #[arg(long, default_value_t = 16384, value_parser = chunk_size)]
-        chunk_size: u32,
-        /// Print a report as JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Checkpoint(CheckpointArgs),
     /// Bring a process back; its memory follows
-    Restore {
-        /// NAME or NAME:TAG
-        name: SnapshotName,
-        /// A directory, or grpc://HOST:PORT
-        #[arg(long, env = "DEFROST_STORE")]
-        store: Option<String>,
-        /// Return once it runs
-        #[arg(long)]
-        detach: bool,
-        /// Write its pid there
-        #[arg(long)]
-        pid_file: Option<PathBuf>,
-        /// All memory before it runs
-        #[arg(long)]
-        eager: bool,
-        /// Only what it touches
-        #[arg(long, conflicts_with = "eager")]
-        no_background: bool,
-    },
+    Restore(RestoreArgs),
     /// Live restores and where they stand
     Status {
         /// One of them
         pid: Option<u32>,
-        /// As JSON
+        /// As JSON, one line each
         #[arg(long)]
         json: bool,
     },
@@ -70,41 +102,58 @@ pub enum Verb {
     Wait {
         /// The process
         pid: u32,
-    },
-    /// Snapshots of a store
-    List {
-        /// A directory, or grpc://HOST:PORT
-        #[arg(long, env = "DEFROST_STORE")]
-        store: Option<String>,
-        /// As JSON
+        /// Print its status as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Check every byte of a snapshot
-    Verify {
-        /// NAME or NAME:TAG
-        name: SnapshotName,
-        /// A directory, or grpc://HOST:PORT
-        #[arg(long, env = "DEFROST_STORE")]
-        store: Option<String>,
+    /// Snapshots of a store
+    List {
+        #[command(flatten)]
+        store: StoreArg,
+        /// As JSON, one line each
+        #[arg(long)]
+        json: bool,
     },
+    /// What a snapshot holds: process, threads, memory, files
+    Inspect(OneSnapshot),
+    /// Check every byte of a snapshot
+    Verify(OneSnapshot),
     /// Forget a name; gc frees its space
-    Remove {
+    Remove(OneSnapshot),
+    /// Copy a snapshot from one store to another, checking every byte
+    Copy {
         /// NAME or NAME:TAG
         name: SnapshotName,
-        /// A directory, or grpc://HOST:PORT
-        #[arg(long, env = "DEFROST_STORE")]
-        store: Option<String>,
+        /// The store that has it
+        #[arg(long)]
+        from: String,
+        /// The store that gets it
+        #[arg(long)]
+        to: String,
+        /// Print a report as JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Free packs that no snapshot needs
     Gc {
-        /// A directory, or grpc://HOST:PORT
-        #[arg(long, env = "DEFROST_STORE")]
-        store: Option<String>,
+        #[command(flatten)]
+        store: StoreArg,
+        /// Print a report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// The whole story on this machine: a redis-server frozen, ended, brought back over gRPC, and compared
+    Demo {
+        /// Values of about 1 KB that it holds
+        #[arg(long, default_value_t = 500_000)]
+        values: usize,
     },
     /// The daemon that restore starts
     #[command(hide = true)]
     Pager,
+    /// The first process of a pid namespace
+    #[command(hide = true, name = defrost_restorer::restore::namespace::INIT_VERB)]
+    NamespaceInit,
 }
 
 fn chunk_size(text: &str) -> Result<u32, String> {

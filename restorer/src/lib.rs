@@ -1,9 +1,10 @@
 //! The process side: checkpoint and restore.
 //!
 //! [`checkpoint`] turns a running process into a snapshot in a store; [`restore`] builds a process from one and hands its memory to
-//! the pager. [`process`] reads what /proc says. `main` is the command line over both.
+//! the pager. [`process`] reads what /proc says. `main` is the command line over both, and [`demo`] the whole story.
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+pub mod demo;
 pub mod process;
 pub mod restore;

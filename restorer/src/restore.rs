@@ -11,6 +11,7 @@ mod daemon;
 mod error;
 mod files;
 mod memory;
+pub mod namespace;
 mod plan;
 mod shared_memory;
 mod sockets;
@@ -27,6 +28,7 @@ use images::{Image, PageMap};
 use kernel::memory::ProcessMemory;
 use kernel::tracee::Stopped;
 use kernel::uffd::Uffd;
+use namespace::Namespace;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use pages::{PageRange, SnapshotName, VirtAddr};
@@ -47,13 +49,17 @@ pub struct Request {
     pub eager: bool,
     /// Bring the rest behind the faults.
     pub background: bool,
+    /// In a pid namespace of its own, where every number is free.
+    pub new_pid_namespace: bool,
 }
 
 /// A process that runs again; a child of ours.
 #[derive(Debug)]
 pub struct Restored {
-    /// Its pid.
+    /// Its pid, as we see it.
     pub pid: Pid,
+    /// Its pid as it sees itself: another one in a pid namespace of its own.
+    pub own_pid: u32,
     /// Some of its standard streams now lead to /dev/null.
     pub nulled: bool,
     /// Descriptor behind which the daemon was started; kept open so that it is not taken for a failed restore.
@@ -70,28 +76,38 @@ pub fn restore(request: &Request, store: &dyn Store) -> Result<Restored, Restore
     let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {
         return Err(RestoreError::Image("has no process".to_owned()));
     };
-    check_free(manifest)?;
-    let mut daemon = Daemon::start(request, &id, process.pid, plan::first_touched(manifest))?;
+    if !request.new_pid_namespace {
+        check_free(manifest)?;
+    }
+    let mut daemon = Daemon::start(request, &id, plan::first_touched(manifest))?;
     let made = files::make(manifest, request.stdio)?;
+    let namespace = if request.new_pid_namespace { Some(Namespace::make()?) } else { None };
     let unpinned = pin_beside_child();
     let stopped = kernel::spawn::spawn_stopped(process.pid)?;
     let child = Child(stopped.tid());
-    let built = build(request, store, &image, &made, &stopped, &mut daemon);
+    if let Some(namespace) = &namespace {
+        namespace.go_home()?;
+    }
+    let pidfd = kernel::handoff::pidfd_open(stopped.tid()).map_err(outside("open a pidfd"))?;
+    let job = Job { request, store, image: &image, made: &made, namespace: namespace.as_ref(), pidfd: &pidfd };
+    let built = build(&job, &stopped, &mut daemon);
     if let Some(mask) = unpinned {
         // Merely a matter of speed.
         let _ = sched_setaffinity(Pid::from_raw(0), &mask);
     }
     let others = built?;
     for (thread, described) in others.iter().zip(&manifest.threads[1..]) {
-        threads::free_to_run(described.tid, described.scheduling.as_ref())?;
-        debug_assert_eq!(thread.tid().as_raw() as u32, described.tid);
+        threads::free_to_run(thread, described.scheduling.as_ref())?;
     }
-    threads::free_to_run(leader.tid, leader.scheduling.as_ref())?;
+    threads::free_to_run(&stopped, leader.scheduling.as_ref())?;
+    if let Some(namespace) = namespace {
+        namespace.hand_over(&pidfd)?;
+    }
     for thread in others {
         thread.detach()?;
     }
     stopped.detach()?;
-    Ok(Restored { pid: child.runs(), nulled: made.nulled, daemon })
+    Ok(Restored { pid: child.runs(), own_pid: process.pid, nulled: made.nulled, daemon })
 }
 
 /// The child while it is being built: killed unless it comes to run.
@@ -111,14 +127,18 @@ impl Drop for Child {
     }
 }
 
-fn build(
-    request: &Request,
-    store: &dyn Store,
-    image: &Image,
-    made: &files::Made,
-    stopped: &Stopped,
-    daemon: &mut Daemon,
-) -> Step<Vec<Stopped>> {
+/// What a child is built from.
+struct Job<'a> {
+    request: &'a Request,
+    store: &'a dyn Store,
+    image: &'a Image,
+    made: &'a files::Made,
+    namespace: Option<&'a Namespace>,
+    pidfd: &'a OwnedFd,
+}
+
+fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon) -> Step<Vec<Stopped>> {
+    let Job { image, made, pidfd, .. } = *job;
     let manifest = &image.manifest;
     let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {
         return Err(RestoreError::Image("has no process".to_owned()));
@@ -130,6 +150,9 @@ fn build(
     let workplace = plan::free_gap(&manifest.regions, &ours, builder::WORKPLACE_PAGES)
         .ok_or_else(|| RestoreError::Host("its address space has no free page".to_owned()))?;
     let mut b = Builder::in_child(stopped, &proc_memory, workplace, syscall_at)?;
+    if let Some(namespace) = job.namespace {
+        namespace.enter_mounts(&mut b)?;
+    }
     drop_rseq(&mut b, stopped)?;
     memory::clear(&mut b)?;
     memory::map_vdso(&mut b, &manifest.regions)?;
@@ -142,18 +165,17 @@ fn build(
         let exe = made.mapped_fd(&process.exe, false).unwrap_or(-1);
         memory::set_layout(&mut b, mm, exe)?;
     }
-    memory::write_eager(&proc_memory, image, &PageMap::new(image), store)?;
+    memory::write_eager(&proc_memory, image, &PageMap::new(image), job.store)?;
     shared_memory::protect(&mut b, &manifest.regions)?;
-    let pidfd = kernel::handoff::pidfd_open(stopped.tid()).map_err(outside("open a pidfd"))?;
     groups(&mut b, process)?;
     descriptors(&mut b, manifest, made)?;
-    let (uffd, child_fd) = watch(&mut b, manifest, made, &pidfd)?;
+    let (uffd, child_fd) = watch(&mut b, manifest, made, pidfd)?;
     close_the_rest(&mut b, manifest, child_fd)?;
-    daemon.serve(&uffd, &pidfd, request.eager)?;
+    daemon.serve(&uffd, pidfd, job.request.eager)?;
     let place = b.put_text(&process.cwd)?;
     b.call("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
     b.call("umask", libc::SYS_umask, [u64::from(process.umask), 0, 0, 0, 0, 0])?;
-    limits(&mut b, process)?;
+    limits(&mut b, stopped.tid(), process)?;
     let mut others = Vec::new();
     for thread in &manifest.threads[1..] {
         others.push(threads::start(&mut b, thread.tid)?);
@@ -300,12 +322,12 @@ fn close_the_rest(b: &mut Builder<'_>, manifest: &Manifest, child_fd: u64) -> St
     Ok(())
 }
 
-fn limits(b: &mut Builder<'_>, process: &Process) -> Step<()> {
+fn limits(b: &mut Builder<'_>, pid: Pid, process: &Process) -> Step<()> {
     for limit in &process.rlimits {
         let at = b.put(&builder::words(&[limit.soft, limit.hard]))?;
         b.call(&format!("limit {}", limit.resource), libc::SYS_prlimit64, [0, u64::from(limit.resource), at, 0, 0, 0])?;
     }
-    let path = format!("/proc/{}/oom_score_adj", process.pid);
+    let path = format!("/proc/{pid}/oom_score_adj");
     let now = std::fs::read_to_string(&path).map_err(outside("read oom_score_adj"))?;
     if now.trim() != process.oom_score_adj.to_string() {
         std::fs::write(&path, process.oom_score_adj.to_string()).map_err(outside("set oom_score_adj"))?;

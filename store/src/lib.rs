@@ -4,12 +4,14 @@
 //! is durable. [`LocalStore`] is a directory of packs; the page server serves one, the embedded store of the command line is one.
 #![forbid(unsafe_code)]
 
+mod copy;
 mod error;
 mod local;
 mod local_upload;
 mod lock;
 mod remote;
 
+pub use copy::{CopyError, CopyReport, copy};
 pub use error::StoreError;
 pub use local::{Access, LocalStore};
 pub use remote::RemoteStore;

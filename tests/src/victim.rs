@@ -76,6 +76,11 @@ impl Victim {
         self.pid
     }
 
+    /// It was restored into a pid namespace of its own: here it has another pid now.
+    pub fn known_as(&mut self, pid: u32) {
+        self.pid = pid;
+    }
+
     /// Where it runs.
     #[must_use]
     pub fn folder(&self) -> &Path {

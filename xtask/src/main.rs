@@ -40,8 +40,10 @@ fn main() -> Result<()> {
         }
         Verb::Demo => {
             install()?;
-            cargo(&["build", "--release", "--workspace", "--bins", "--examples"])?;
-            run(Command::new("target/release/examples/demo"))
+            cargo(&["build", "--release", "--workspace", "--bins"])?;
+            let mut demo = Command::new("target/release/defrost");
+            demo.arg("demo");
+            run(demo)
         }
     }
 }

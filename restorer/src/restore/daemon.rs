@@ -20,7 +20,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// Start it; it opens the store and reads the image while we rebuild.
-    pub fn start(request: &Request, id: &SnapshotId, pid: u32, prefetch: Vec<PageAddr>) -> Result<Self, RestoreError> {
+    pub fn start(request: &Request, id: &SnapshotId, prefetch: Vec<PageAddr>) -> Result<Self, RestoreError> {
         let (ours, theirs) = UnixStream::pair().map_err(outside("make a socket pair"))?;
         let exe = std::env::current_exe().map_err(outside("find our own program"))?;
         // It outlives us: whoever reads our standard error to its end must not have to wait for it.
@@ -39,7 +39,6 @@ impl Daemon {
             .map_err(outside("start the pager"))?;
         drop(child); // it outlives us on purpose; whoever adopts it reaps it
         let start = pager::daemon::Start {
-            pid,
             name: request.name.to_string(),
             snapshot: id.to_string(),
             store: request.store_text.clone(),

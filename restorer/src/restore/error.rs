@@ -9,7 +9,7 @@ use store::StoreError;
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// The pid or a tid of the snapshot is in use.
-    #[error("pid {pid} is taken by {holder}: end it first")]
+    #[error("pid {pid} is taken by {holder}: end it first, or restore with --new-pid-namespace")]
     PidTaken {
         /// The pid.
         pid: u32,

@@ -146,16 +146,16 @@ fn schedule(b: &mut Builder<'_>, tid: u32, scheduling: &Scheduling) -> Step<()> 
 }
 
 /// The CPUs a thread may use, undoing the pinning of the rebuild.
-pub fn free_to_run(tid: u32, scheduling: Option<&Scheduling>) -> Step<()> {
+pub fn free_to_run(thread: &Stopped, scheduling: Option<&Scheduling>) -> Step<()> {
     let mut set = CpuSet::new();
     let bits = scheduling.map_or(&[][..], |s| s.affinity.as_slice());
     for cpu in (0..bits.len() * 8).filter(|cpu| bits[cpu / 8] & (1 << (cpu % 8)) != 0) {
         // A CPU that this kernel cannot have is left out, as one that is not there is.
         let _ = set.set(cpu);
     }
-    let pid = nix::unistd::Pid::from_raw(tid as i32);
+    let tid = thread.tid();
     // None of its CPUs exists here: any will do.
-    sched_setaffinity(pid, &set).or_else(|_| sched_setaffinity(pid, &all_cpus())).map_err(outside(format!("affinity of thread {tid}")))
+    sched_setaffinity(tid, &set).or_else(|_| sched_setaffinity(tid, &all_cpus())).map_err(outside(format!("affinity of thread {tid}")))
 }
 
 fn all_cpus() -> CpuSet {

@@ -1,0 +1,168 @@
+//! What a snapshot holds, told from its image alone: no chunk is fetched.
+
+use super::{open, show};
+use crate::cli::OneSnapshot;
+use anyhow::{Context as _, Result};
+use images::Image;
+use images::manifest::description::Kind;
+use images::manifest::{Backing, Description, Manifest, Region};
+use pages::{PAGE_SIZE_BYTES, SnapshotId};
+use serde::Serialize;
+use std::collections::HashSet;
+use std::fmt;
+use store::Access;
+
+#[derive(Serialize)]
+struct Summary {
+    name: String,
+    id: String,
+    created_unix_s: u64,
+    kernel_release: String,
+    pid: u32,
+    comm: String,
+    exe: String,
+    cwd: String,
+    threads: Vec<ThreadLine>,
+    memory: Memory,
+    regions: Vec<RegionLine>,
+    files: Vec<FileLine>,
+}
+
+#[derive(Serialize)]
+struct ThreadLine {
+    tid: u32,
+    comm: String,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    mapped_bytes: u64,
+    contents_bytes: u64,
+    lazy_bytes: u64,
+    chunk_size_bytes: u32,
+    chunks: u64,
+    different_chunks: u64,
+}
+
+#[derive(Serialize)]
+struct RegionLine {
+    start: u64,
+    end: u64,
+    prot: String,
+    backing: &'static str,
+    path: String,
+    contents_bytes: u64,
+    lazy: bool,
+}
+
+#[derive(Serialize)]
+struct FileLine {
+    fds: Vec<u32>,
+    kind: String,
+}
+
+/// Show one snapshot.
+pub fn inspect(one: OneSnapshot) -> Result<()> {
+    let (name, store) = (one.name, open(one.store, Access::Read)?);
+    let id = store.resolve(&name)?;
+    let image = Image::parse(&store.image(&id)?).with_context(|| format!("snapshot {name}"))?;
+    let summary = summary(name.to_string(), id, &image);
+    show(one.json, &summary, &summary.to_string().trim_end())
+}
+
+fn summary(name: String, id: SnapshotId, image: &Image) -> Summary {
+    let manifest = &image.manifest;
+    let process = manifest.process.clone().unwrap_or_default();
+    let regions: Vec<RegionLine> = manifest.regions.iter().map(|region| region_line(region, manifest)).collect();
+    let contents = |lazy_only: bool| regions.iter().filter(|r| r.lazy || !lazy_only).map(|r| r.contents_bytes).sum();
+    Summary {
+        name,
+        id: id.to_string(),
+        created_unix_s: manifest.created_unix_s,
+        kernel_release: manifest.host.as_ref().map(|host| host.kernel_release.clone()).unwrap_or_default(),
+        pid: process.pid,
+        comm: process.comm,
+        exe: process.exe,
+        cwd: process.cwd,
+        threads: manifest.threads.iter().map(|thread| ThreadLine { tid: thread.tid, comm: thread.comm.clone() }).collect(),
+        memory: Memory {
+            mapped_bytes: regions.iter().map(|region| region.end - region.start).sum(),
+            contents_bytes: contents(false),
+            lazy_bytes: contents(true),
+            chunk_size_bytes: manifest.chunk_size_bytes,
+            chunks: image.table.len() as u64,
+            different_chunks: image.table.iter().collect::<HashSet<_>>().len() as u64,
+        },
+        regions,
+        files: manifest.files.iter().enumerate().map(|(index, file)| file_line(index as u32, file, manifest)).collect(),
+    }
+}
+
+fn region_line(region: &Region, manifest: &Manifest) -> RegionLine {
+    let within = |start: u64| region.start <= start && start < region.end;
+    let contents = manifest.extents.iter().filter(|extent| within(extent.start)).map(|extent| extent.pages * PAGE_SIZE_BYTES).sum();
+    let letter = |bit: i32, letter: char| if region.prot & bit as u32 != 0 { letter } else { '-' };
+    RegionLine {
+        start: region.start,
+        end: region.end,
+        prot: [letter(libc::PROT_READ, 'r'), letter(libc::PROT_WRITE, 'w'), letter(libc::PROT_EXEC, 'x')].iter().collect(),
+        backing: match Backing::try_from(region.backing) {
+            Ok(Backing::Anonymous) => "anonymous",
+            Ok(Backing::FilePrivate) => "private file",
+            Ok(Backing::FileShared) => "shared file",
+            Ok(Backing::SharedAnonymous) => "shared anonymous",
+            Ok(Backing::Vdso) => "vdso",
+            Ok(Backing::Vvar) => "vvar",
+            _ => "unknown",
+        },
+        path: region.file.as_ref().map_or_else(|| region.name.clone(), |file| file.path.clone()),
+        contents_bytes: contents,
+        lazy: region.lazy,
+    }
+}
+
+fn file_line(index: u32, file: &Description, manifest: &Manifest) -> FileLine {
+    let kind = match &file.kind {
+        Some(Kind::Regular(regular)) => {
+            let path = regular.identity.as_ref().map_or("", |identity| identity.path.as_str());
+            format!("file {path} at {}", file.offset)
+        }
+        Some(Kind::Directory(directory)) => format!("directory {}", directory.path),
+        Some(Kind::Device(device)) => format!("device {}", device.path),
+        Some(Kind::Terminal(terminal)) => format!("terminal of stream {}", terminal.fd),
+        Some(Kind::Pipe(end)) => format!("{} end of pipe {}", if end.write { "write" } else { "read" }, end.pipe),
+        Some(Kind::OutsidePipe(end)) => format!("pipe to the outside, stream {}", end.fd),
+        Some(Kind::Eventfd(event)) => format!("eventfd at {}", event.count),
+        Some(Kind::Epoll(epoll)) => format!("epoll with {} interests", epoll.interests.len()),
+        Some(Kind::Timerfd(_)) => "timerfd".to_owned(),
+        Some(Kind::Signalfd(_)) => "signalfd".to_owned(),
+        Some(Kind::Socket(socket)) if socket.pair != 0 => format!("end of socket pair {}", socket.pair),
+        Some(Kind::Socket(socket)) => {
+            let address = String::from_utf8_lossy(&socket.address).replace('\0', "@");
+            format!("socket {}{address}", if socket.listening { "listening on " } else { "" })
+        }
+        None => "unknown".to_owned(),
+    };
+    FileLine { fds: manifest.descriptors.iter().filter(|d| d.file == index).map(|d| d.fd).collect(), kind }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}  {}", self.name, self.id)?;
+        writeln!(f, "process {} ({}), {} threads, of kernel {}", self.pid, self.comm, self.threads.len(), self.kernel_release)?;
+        writeln!(f, "  exe {}\n  cwd {}", self.exe, self.cwd)?;
+        let m = &self.memory;
+        writeln!(f, "memory: {} bytes mapped, {} with contents, {} of them lazy", m.mapped_bytes, m.contents_bytes, m.lazy_bytes)?;
+        writeln!(f, "  {} chunks of at most {} bytes, {} different", m.chunks, m.chunk_size_bytes, m.different_chunks)?;
+        for r in &self.regions {
+            let lazy = if r.lazy { " lazy" } else { "" };
+            writeln!(f, "  {:x}-{:x} {} {}{lazy} {} {}", r.start, r.end, r.prot, r.backing, r.contents_bytes, r.path)?;
+        }
+        writeln!(f, "files:")?;
+        for file in &self.files {
+            let fds: Vec<String> = file.fds.iter().map(u32::to_string).collect();
+            writeln!(f, "  {} {}", fds.join(","), file.kind)?;
+        }
+        Ok(())
+    }
+}

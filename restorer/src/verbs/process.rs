@@ -1,0 +1,50 @@
+//! Checkpoint and restore.
+
+use super::{address_of, bar, open, show};
+use crate::cli::{CheckpointArgs, RestoreArgs};
+use crate::foreground;
+use anyhow::{Context as _, Result};
+use defrost_restorer::checkpoint::{self, Compression};
+use defrost_restorer::restore::{self, Stdio};
+use serde_json::json;
+use std::process::ExitCode;
+use store::Access;
+
+/// Freeze a process and store it.
+pub fn checkpoint(args: CheckpointArgs) -> Result<()> {
+    let compression = Compression { level: args.level, chunk_size_bytes: args.chunk_size };
+    let request = checkpoint::Request { pid: args.pid, name: args.name, leave_running: args.leave_running, compression };
+    let store = open(args.store, Access::Write)?;
+    let bar = bar(0, "{spinner} {bytes} read, {bytes_per_sec}");
+    let report = checkpoint::checkpoint(&request, store.as_ref(), &|bytes| bar.inc(bytes));
+    bar.finish_and_clear();
+    let report = report?;
+    show(args.json, &report, &report)
+}
+
+/// Bring a process back, and follow it unless told not to.
+pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
+    let address = address_of(args.store.store)?;
+    let request = restore::Request {
+        name: args.name,
+        store_text: address.clone(),
+        stdio: if args.detach { Stdio::Null } else { Stdio::Ours },
+        eager: args.eager,
+        background: !args.no_background,
+        new_pid_namespace: args.new_pid_namespace,
+    };
+    let restored = restore::restore(&request, store::open(&address, Access::Read)?.as_ref())?;
+    if let Some(path) = args.pid_file {
+        std::fs::write(&path, format!("{}\n", restored.pid)).with_context(|| format!("write {}", path.display()))?;
+    }
+    if restored.nulled {
+        eprintln!("defrost: its standard streams led elsewhere: they lead to /dev/null now");
+    }
+    if !args.detach {
+        return foreground::follow(restored.pid);
+    }
+    let streams = if restored.nulled { "null" } else { "own" };
+    let report = json!({ "pid": restored.pid.as_raw(), "own_pid": restored.own_pid, "streams": streams });
+    show(args.json, &report, &restored.pid)?;
+    Ok(ExitCode::SUCCESS)
+}
