@@ -2,30 +2,14 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context as _, Result};
-use clap::Parser;
-use page_server::service::Service;
-use proto::wire::pages_server::PagesServer;
-use proto::wire::snapshots_server::SnapshotsServer;
-use std::path::PathBuf;
+use clap::Parser as _;
+use page_server::config::Cli;
+use page_server::{Config, Server};
+use proto::Address;
 use std::process::ExitCode;
 use std::sync::Arc;
 use store::{Access, LocalStore};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
-
-/// Serves snapshots of frozen processes.
-#[derive(Debug, Parser)]
-#[command(name = "defrost-page-server", version, about)]
-struct Cli {
-    /// Address to listen on; port 0 takes a free one
-    #[arg(long, default_value = "127.0.0.1:7440")]
-    listen: String,
-    /// The store's directory
-    #[arg(long)]
-    store: Option<PathBuf>,
-}
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -41,28 +25,30 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
-async fn serve(cli: Cli) -> Result<()> {
-    let dir = cli.store.unwrap_or_else(store::default_dir);
-    let service = Service::new(Arc::new(LocalStore::open(&dir, Access::Write)?));
-    let listener = TcpListener::bind(&cli.listen).await.with_context(|| format!("listen on {}: choose another --listen", cli.listen))?;
-    let address = listener.local_addr()?;
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<PagesServer<Service>>().await;
-    health.set_serving::<SnapshotsServer<Service>>().await;
-    let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(proto::DESCRIPTOR).build_v1()?;
+fn serve(cli: Cli) -> Result<()> {
+    let config = Config::load(cli)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Before anybody is told that we are ready: from then on a signal means draining.
+    let _entered = runtime.enter();
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    println!("defrost-page-server ready on {address}");
-    Server::builder()
-        .tcp_nodelay(true)
-        .add_service(health_service)
-        .add_service(reflection)
-        .add_service(PagesServer::new(service.clone()))
-        .add_service(SnapshotsServer::new(service).max_decoding_message_size(proto::MAX_MESSAGE_BYTES))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
-            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-            tracing::info!("draining");
-        })
-        .await
-        .context("serve")
+    let store = LocalStore::open(&config.store, Access::Write).with_context(|| format!("open the store {}", config.store.display()))?;
+    let server = Server::start(&config, Arc::new(store))?;
+    for address in server.addresses() {
+        match address {
+            Address::Plain(at) => println!("defrost-page-server ready on {at}"),
+            other => println!("defrost-page-server ready on {other}"),
+        }
+    }
+    if let Some(at) = server.admin() {
+        tracing::info!("metrics are at http://{at}/metrics");
+    }
+    runtime.block_on(async {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+    });
+    tracing::info!("draining");
+    match server.drain() {
+        0 => {}
+        left => tracing::warn!("{left} connections were not done after {} s: they are cut off", config.drain.as_secs()),
+    }
+    Ok(())
 }

@@ -1,23 +1,28 @@
-//! The calls. Reading answers at once from mapped packs; whatever waits for a disk runs on a thread that may block.
+//! The calls. Frames are answered at once from mapped packs, on the connection's own thread; whatever writes to a disk runs on
+//! another. What comes in is turned into domain types first.
 
+use crate::metrics::{Call, Metrics};
 use bytes::Bytes;
 use pages::{ChunkId, SnapshotName};
+use proto::domain::{
+    self, MAX_ANSWER_BYTES, NewChunk, NewWorkingSet, PIECE_BYTES, PageAnswer, PageRequest, ProtocolError, Refusal, Tagging,
+};
 use proto::wire::pages_server::Pages;
 use proto::wire::snapshots_server::Snapshots;
 use proto::wire::{
-    CommitPiece, Digests, FetchAnswer, FetchRequest, FetchStatus, Frame, GcAnswer, GcRequest, GetChunkRequest, HelloAnswer, HelloRequest,
-    ListAnswer, ListRequest, NameRequest, Piece, PutAnswer, PutBatch, RemoveAnswer, SnapshotId, SnapshotLine,
+    CommitPiece, Digests, FetchAnswer, FetchRequest, Frame, GcAnswer, GcRequest, GetChunkRequest, HelloAnswer, HelloRequest, ListAnswer,
+    ListRequest, NameRequest, Piece, PutAnswer, PutBatch, PutWorkingSetAnswer, RemoveAnswer, SnapshotId, SnapshotLine, TagRequest,
+    WorkingSet, WorkingSetAnswer,
 };
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use store::{Store, StoreError};
-use tokio_stream::{Stream, StreamExt as _};
+use tokio::sync::watch;
+use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
-/// Chunks one request may ask for: 4 MiB of the largest.
-const MAX_CHUNKS: usize = 1024;
-/// Bytes of an image in one message.
-const PIECE_BYTES: usize = 1 << 20;
 /// Largest image taken: that of a process of about 4 TiB.
 const MAX_IMAGE_BYTES: usize = 8 << 30;
 
@@ -25,39 +30,63 @@ const MAX_IMAGE_BYTES: usize = 8 << 30;
 #[derive(Clone)]
 pub struct Service {
     store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    draining: watch::Receiver<bool>,
 }
 
 impl Service {
-    /// Serve `store`.
-    pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store }
+    /// Serve `store` until `draining` says that the server ends.
+    pub fn new(store: Arc<dyn Store>, metrics: Arc<Metrics>, draining: watch::Receiver<bool>) -> Self {
+        Self { store, metrics, draining }
     }
 
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Status> {
-        let store = self.store.clone();
-        let done = tokio::task::spawn_blocking(move || work(store.as_ref())).await;
+        let (store, call) = (self.store.clone(), Call::begin(&self.metrics));
+        let work = move || {
+            let _call = call; // also when nobody waits for it any more
+            work(store.as_ref())
+        };
+        let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|_| Status::internal("the server failed at this call: see its log"))?.map_err(status)
     }
 
-    fn fetch(&self, request: &FetchRequest) -> FetchAnswer {
-        let mut answer = FetchAnswer { id: request.id, status: FetchStatus::Ok as i32, ..FetchAnswer::default() };
-        for digest in request.digests.iter().take(MAX_CHUNKS) {
-            let frame = ChunkId::from_slice(digest).ok_or(None).and_then(|id| self.store.frame(&id).map_err(Some));
-            match frame {
-                Ok(frame) => answer.frames.push(frame),
-                Err(error) => {
-                    let damaged = matches!(error, Some(StoreError::Damaged { .. }));
-                    answer.status = if damaged { FetchStatus::Damaged } else { FetchStatus::NotFound } as i32;
-                    answer.message = error.map_or_else(|| "a digest has 32 bytes".to_owned(), |error| error.to_string());
-                    answer.frames.clear();
-                    break;
-                }
+    fn answer(&self, message: FetchRequest) -> FetchAnswer {
+        let id = message.id;
+        let outcome = PageRequest::try_from(message).map_err(|error| Refusal::Invalid(error.to_string())).and_then(|request| {
+            self.metrics.requests_of(request.class).add(1);
+            self.frames(&request.run)
+        });
+        match &outcome {
+            Ok(frames) => {
+                self.metrics.frames.add(frames.len() as u64);
+                self.metrics.frame_bytes.add(frames.iter().map(|frame| frame.len() as u64).sum());
             }
+            Err(_) => self.metrics.requests_failed.add(1),
         }
-        answer
+        PageAnswer { id, outcome }.into()
+    }
+
+    fn frames(&self, run: &[ChunkId]) -> Result<Vec<Bytes>, Refusal> {
+        let frames = self.store.frames(run).map_err(|error| self.refusal(run, error))?;
+        let bytes: usize = frames.iter().map(Bytes::len).sum();
+        if bytes > MAX_ANSWER_BYTES && run.len() > 1 {
+            return Err(Refusal::TooLarge(format!("{bytes} bytes in one answer: at most {MAX_ANSWER_BYTES}")));
+        }
+        Ok(frames)
+    }
+
+    fn refusal(&self, run: &[ChunkId], error: StoreError) -> Refusal {
+        match error {
+            StoreError::MissingChunk(id) => Refusal::NotFound(id),
+            error if error.is_about_contents() => match run.iter().find(|id| self.store.frame(id).is_err()) {
+                Some(id) => Refusal::Damaged(*id, error.to_string()),
+                None => Refusal::Internal(error.to_string()),
+            },
+            error => Refusal::Internal(error.to_string()),
+        }
     }
 }
 
@@ -68,33 +97,57 @@ fn status(error: StoreError) -> Status {
         StoreError::NotFound { .. } | StoreError::MissingImage(_) | StoreError::MissingChunk(_) => Status::not_found(text),
         StoreError::NameTaken(_) => Status::already_exists(text),
         StoreError::Full { .. } => Status::resource_exhausted(text),
-        StoreError::Damaged { .. } => Status::data_loss(text),
+        StoreError::Damaged { .. } | StoreError::DamagedThere { .. } => Status::data_loss(text),
+        StoreError::TooLarge { .. } => Status::invalid_argument(text),
+        StoreError::Unreachable(_) => Status::unavailable(text),
         _ => Status::internal(text),
     }
 }
 
-fn name_of(text: &str) -> Result<SnapshotName, Status> {
-    text.parse().map_err(|error: pages::InvalidName| Status::invalid_argument(error.to_string()))
-}
-
-fn digest_of(bytes: &[u8]) -> Result<ChunkId, Status> {
-    ChunkId::from_slice(bytes).ok_or_else(|| Status::invalid_argument("a digest has 32 bytes"))
-}
-
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The answers to a stream of requests, each made when its request is read; ends early when the server does.
+struct Fetches {
+    service: Service,
+    requests: Streaming<FetchRequest>,
+    draining: Pin<Box<dyn Future<Output = ()> + Send>>,
+    over: bool,
+}
+
+impl Stream for Fetches {
+    type Item = Result<FetchAnswer, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        match Pin::new(&mut self.requests).poll_next(cx) {
+            Poll::Ready(Some(Ok(request))) => Poll::Ready(Some(Ok(self.service.answer(request)))),
+            Poll::Ready(Some(Err(status))) => Poll::Ready(Some(Err(status))),
+            Poll::Ready(None) => Poll::Ready(None),
+            // Only what was not asked yet is left out.
+            Poll::Pending if self.draining.as_mut().poll(cx).is_ready() => {
+                self.over = true;
+                Poll::Ready(Some(Err(Status::unavailable("the server is ending: ask again"))))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
 
 #[tonic::async_trait]
 impl Pages for Service {
     type FetchStream = Answers<FetchAnswer>;
 
     async fn fetch(&self, request: Request<Streaming<FetchRequest>>) -> Result<Response<Self::FetchStream>, Status> {
-        let service = self.clone();
-        let answers = request.into_inner().map(move |request| request.map(|request| service.fetch(&request)));
-        Ok(Response::new(Box::pin(answers)))
+        let mut draining = self.draining.clone();
+        let draining = Box::pin(async move { drop(draining.wait_for(|draining| *draining).await) });
+        let fetches = Fetches { service: self.clone(), requests: request.into_inner(), draining, over: false };
+        Ok(Response::new(Box::pin(fetches)))
     }
 
     async fn get_chunk(&self, request: Request<GetChunkRequest>) -> Result<Response<Frame>, Status> {
-        let id = digest_of(&request.into_inner().digest)?;
+        let id = domain::chunk_id("digest", &request.into_inner().digest)?;
         Ok(Response::new(Frame { data: self.store.frame(&id).map_err(status)? }))
     }
 }
@@ -108,15 +161,16 @@ impl Snapshots for Service {
     }
 
     async fn resolve(&self, request: Request<NameRequest>) -> Result<Response<SnapshotId>, Status> {
-        let name = name_of(&request.into_inner().name)?;
-        let id = self.blocking(move |store| store.resolve(&name)).await?;
-        Ok(Response::new(SnapshotId { digest: Bytes::copy_from_slice(&id.0) }))
+        let name = SnapshotName::try_from(request.into_inner())?;
+        Ok(Response::new(self.blocking(move |store| store.resolve(&name)).await?.into()))
     }
 
     async fn get_image(&self, request: Request<SnapshotId>) -> Result<Response<Self::GetImageStream>, Status> {
-        let id = pages::SnapshotId(digest_of(&request.into_inner().digest)?.0);
+        let id = pages::SnapshotId::try_from(request.into_inner())?;
         let image = self.blocking(move |store| store.image(&id)).await?;
+        let call = Call::begin(&self.metrics);
         let pieces = (0..image.len()).step_by(PIECE_BYTES).map(move |at| {
+            let _until_sent = &call;
             let end = (at + PIECE_BYTES).min(image.len());
             Ok(Piece { data: image.slice(at..end) })
         });
@@ -124,53 +178,67 @@ impl Snapshots for Service {
     }
 
     async fn find_missing(&self, request: Request<Digests>) -> Result<Response<Digests>, Status> {
-        let ids = request.into_inner().digests.iter().map(|digest| digest_of(digest)).collect::<Result<Vec<_>, _>>()?;
+        let ids = Vec::<ChunkId>::try_from(request.into_inner())?;
         let missing = self.store.find_missing(&ids).map_err(status)?;
-        let digests = missing.iter().map(|id| Bytes::copy_from_slice(&id.0)).collect();
+        let digests = missing.iter().map(|id| domain::digest_bytes(&id.0)).collect();
         Ok(Response::new(Digests { digests }))
     }
 
     async fn put_chunks(&self, request: Request<Streaming<PutBatch>>) -> Result<Response<PutAnswer>, Status> {
+        let _call = Call::begin(&self.metrics);
         let mut batches = request.into_inner();
         let mut upload = self.blocking(|store| store.upload()).await?;
         while let Some(batch) = batches.message().await? {
-            let chunks = batch.chunks.into_iter().map(|chunk| Ok((digest_of(&chunk.digest)?, chunk.frame)));
-            let chunks = chunks.collect::<Result<Vec<_>, Status>>()?;
-            upload = self
-                .blocking(move |_| {
-                    for (id, frame) in chunks {
-                        upload.put(id, frame)?;
-                    }
-                    Ok(upload)
-                })
-                .await?;
+            let chunks = batch.chunks.into_iter().map(NewChunk::try_from).collect::<Result<Vec<_>, _>>()?;
+            self.metrics.stored_chunks.add(chunks.len() as u64);
+            self.metrics.stored_bytes.add(chunks.iter().map(|chunk| chunk.frame.len() as u64).sum());
+            let put = move |_: &dyn Store| {
+                for NewChunk { id, frame } in chunks {
+                    upload.put(id, frame)?;
+                }
+                Ok(upload)
+            };
+            upload = self.blocking(put).await?;
+            if batch.last {
+                self.blocking(move |_| upload.finish()).await?;
+                return Ok(Response::new(PutAnswer {}));
+            }
         }
-        self.blocking(move |_| upload.finish()).await?;
-        Ok(Response::new(PutAnswer {}))
+        Err(ProtocolError::Missing { field: "last" }.into())
     }
 
     async fn commit(&self, request: Request<Streaming<CommitPiece>>) -> Result<Response<SnapshotId>, Status> {
+        let _call = Call::begin(&self.metrics);
         let mut pieces = request.into_inner();
         let (mut name, mut image) = (None, Vec::new());
         while let Some(piece) = pieces.message().await? {
             if name.is_none() {
-                name = Some(name_of(&piece.name)?);
+                name = Some(domain::name("name", &piece.name)?);
             }
             if image.len() + piece.data.len() > MAX_IMAGE_BYTES {
-                return Err(Status::invalid_argument("the image is too large"));
+                return Err(ProtocolError::Invalid { field: "data", why: "the image is too large".to_owned() }.into());
             }
             image.extend_from_slice(&piece.data);
         }
-        let name = name.ok_or_else(|| Status::invalid_argument("no image was sent"))?;
-        let id = self.blocking(move |store| store.commit(image.into(), &name)).await?;
-        Ok(Response::new(SnapshotId { digest: Bytes::copy_from_slice(&id.0) }))
+        let name = name.ok_or(ProtocolError::Missing { field: "name" })?;
+        let store = self.store.clone();
+        let done = tokio::task::spawn_blocking(move || store.commit(image.into(), &name)).await;
+        match done.map_err(|_| Status::internal("the server failed at this call: see its log"))? {
+            Err(error @ StoreError::MissingChunk(_)) => Err(Status::failed_precondition(error.to_string())),
+            committed => Ok(Response::new(committed.map_err(status)?.into())),
+        }
+    }
+
+    async fn tag(&self, request: Request<TagRequest>) -> Result<Response<SnapshotId>, Status> {
+        let Tagging { from, to } = Tagging::try_from(request.into_inner())?;
+        Ok(Response::new(self.blocking(move |store| store.tag(&from, &to)).await?.into()))
     }
 
     async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListAnswer>, Status> {
         let found = self.blocking(|store| store.list()).await?;
         let line = |s: store::SnapshotInfo| SnapshotLine {
             name: s.name.to_string(),
-            digest: Bytes::copy_from_slice(&s.id.0),
+            digest: domain::digest_bytes(&s.id.0),
             created_unix_s: s.created_unix_s,
             chunks: s.chunks,
         };
@@ -178,7 +246,7 @@ impl Snapshots for Service {
     }
 
     async fn remove(&self, request: Request<NameRequest>) -> Result<Response<RemoveAnswer>, Status> {
-        let name = name_of(&request.into_inner().name)?;
+        let name = SnapshotName::try_from(request.into_inner())?;
         self.blocking(move |store| store.remove(&name)).await?;
         Ok(Response::new(RemoveAnswer {}))
     }
@@ -186,5 +254,17 @@ impl Snapshots for Service {
     async fn gc(&self, _: Request<GcRequest>) -> Result<Response<GcAnswer>, Status> {
         let report = self.blocking(|store| store.gc()).await?;
         Ok(Response::new(GcAnswer { packs: report.packs, bytes: report.bytes }))
+    }
+
+    async fn put_working_set(&self, request: Request<WorkingSet>) -> Result<Response<PutWorkingSetAnswer>, Status> {
+        let NewWorkingSet { id, data } = NewWorkingSet::try_from(request.into_inner())?;
+        self.blocking(move |store| store.put_working_set(&id, data)).await?;
+        Ok(Response::new(PutWorkingSetAnswer {}))
+    }
+
+    async fn get_working_set(&self, request: Request<SnapshotId>) -> Result<Response<WorkingSetAnswer>, Status> {
+        let id = pages::SnapshotId::try_from(request.into_inner())?;
+        let data = self.blocking(move |store| store.working_set(&id)).await?;
+        Ok(Response::new(WorkingSetAnswer { data }))
     }
 }

@@ -1,27 +1,56 @@
 //! Reaching a server: a deadline on everything, and one clear reason when it cannot be.
+//!
+//! A connection is for one class of requests. Demand: large HTTP/2 frames (an answer is one of them), and no HTTP/2 keepalive, as
+//! nobody drives the connection while nobody waits; a half-open one is noticed by the deadline of the next request. All others:
+//! keepalive, so that a half-open connection ends within [`KEEPALIVE`] also while much is under way.
 
-use crate::VERSION;
+use crate::address::{Address, InvalidAddress};
+use crate::domain::Class;
 use crate::wire::HelloRequest;
 use crate::wire::snapshots_client::SnapshotsClient;
+use crate::{VERSION, domain};
+use bytes::Bytes;
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Status};
 
 /// A server that does not answer a call within this is as good as gone.
 pub const DEADLINE: Duration = Duration::from_secs(10);
-/// A frame of a demand answer fits one HTTP/2 frame: 64 KiB answers arrive in 18 instead of 26 µs.
-const MAX_FRAME_BYTES: u32 = 1 << 20;
+/// How often a connection that is used is probed, and how long the answer may take.
+pub const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(10));
+/// A frame of a demand answer fits one HTTP/2 frame: 64 KiB answers arrive in 18 instead of 26 µs. It costs bulk 40 %.
+const DEMAND_FRAME_BYTES: u32 = 1 << 20;
+/// What may be on its way before bulk waits: several answers of a run each.
+const BULK_WINDOW_BYTES: u32 = 8 << 20;
+
+/// How to reach a server.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// What the connection is for.
+    pub class: Class,
+    /// The authority, in PEM, that grpcs:// servers must be known to; the system's where there is none.
+    pub ca_pem: Option<Bytes>,
+}
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The address is none.
-    #[error("{0} is no server address: use grpc://HOST:PORT")]
-    Address(String),
+    #[error(transparent)]
+    Address(#[from] InvalidAddress),
+    /// The authority's certificate cannot be used.
+    #[error("the certificate of the authority for {address} cannot be used ({why}): give a PEM file")]
+    Authority {
+        /// Where.
+        address: Address,
+        /// What is wrong.
+        why: String,
+    },
     /// Nobody listens, or what does is no page server.
     #[error("no page server answers at {address} ({why}): check the address and that it runs")]
     Unreachable {
         /// Where.
-        address: String,
+        address: Address,
         /// What happened.
         why: String,
     },
@@ -29,28 +58,69 @@ pub enum ConnectError {
     #[error("the page server at {address} speaks version {theirs} of the protocol, this defrost {VERSION}: use the same release")]
     Version {
         /// Where.
-        address: String,
+        address: Address,
         /// Its version.
         theirs: u32,
     },
 }
 
-/// Connect and agree on the version.
-pub async fn connect(address: &str) -> Result<Channel, ConnectError> {
-    let invalid = || ConnectError::Address(address.to_owned());
-    let host = address.strip_prefix("grpc://").ok_or_else(invalid)?;
-    let endpoint = Endpoint::from_shared(format!("http://{host}")).map_err(|_| invalid())?;
-    let endpoint = endpoint.connect_timeout(DEADLINE).timeout(DEADLINE).tcp_nodelay(true).max_frame_size(MAX_FRAME_BYTES);
-    let unreachable = |why: String| ConnectError::Unreachable { address: address.to_owned(), why };
-    let channel = endpoint.connect().await.map_err(|error| unreachable(root_cause(&error)))?;
-    let mut client = SnapshotsClient::new(channel.clone());
-    let hello = client.hello(HelloRequest { version: VERSION });
-    let answer = tokio::time::timeout(DEADLINE, hello).await.map_err(|_| unreachable("it is silent".to_owned()))?;
-    let theirs = answer.map_err(|status| unreachable(status.message().to_owned()))?.into_inner().version;
-    if theirs == VERSION { Ok(channel) } else { Err(ConnectError::Version { address: address.to_owned(), theirs }) }
+/// Connect and agree on the version, within [`DEADLINE`].
+pub async fn connect(address: &Address, options: &Options) -> Result<Channel, ConnectError> {
+    let unreachable = |why: String| ConnectError::Unreachable { address: address.clone(), why };
+    let connecting = async {
+        let channel = endpoint(address, options)?.connect().await.map_err(|error| unreachable(root_cause(&error)))?;
+        let answer = SnapshotsClient::new(channel.clone()).hello(HelloRequest { version: VERSION }).await;
+        let theirs = answer.map_err(|status| unreachable(not_a_server(&status)))?.into_inner().version;
+        match theirs {
+            VERSION => Ok(channel),
+            0 => Err(unreachable(domain::ProtocolError::Missing { field: "version" }.to_string())),
+            _ => Err(ConnectError::Version { address: address.clone(), theirs }),
+        }
+    };
+    let silent = || unreachable(format!("something listens there but has said nothing for {} s", DEADLINE.as_secs()));
+    tokio::time::timeout(DEADLINE, connecting).await.map_err(|_| silent())?
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
+fn endpoint(address: &Address, options: &Options) -> Result<Endpoint, ConnectError> {
+    let uri = match address {
+        Address::Plain(at) => format!("http://{at}"),
+        Address::Tls(at) => format!("https://{at}"),
+        Address::Unix(path) => format!("unix:{}", path.display()),
+    };
+    let mut endpoint = Endpoint::from_shared(uri).map_err(|_| InvalidAddress(address.to_string()))?;
+    if let Address::Tls(_) = address {
+        let authority = |why: String| ConnectError::Authority { address: address.clone(), why };
+        let tls = match &options.ca_pem {
+            Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        endpoint = endpoint.tls_config(tls).map_err(|error| authority(root_cause(&error)))?;
+    }
+    endpoint = endpoint.connect_timeout(DEADLINE).tcp_nodelay(true).tcp_keepalive(Some(KEEPALIVE.0));
+    Ok(match options.class {
+        Class::Demand => endpoint.max_frame_size(DEMAND_FRAME_BYTES),
+        Class::Replay | Class::Bulk => endpoint
+            .initial_stream_window_size(BULK_WINDOW_BYTES)
+            .initial_connection_window_size(BULK_WINDOW_BYTES)
+            .http2_keep_alive_interval(KEEPALIVE.0)
+            .keep_alive_timeout(KEEPALIVE.1),
+    })
+}
+
+/// What it means when somebody who took our connection did not answer the first call as a page server does.
+fn not_a_server(status: &Status) -> String {
+    match status.code() {
+        Code::Unimplemented => "what listens there speaks gRPC but is no page server".to_owned(),
+        _ => match std::error::Error::source(status) {
+            Some(error) => format!("what listens there does not speak gRPC, or hung up: {}", root_cause(error)),
+            None => status.message().to_owned(),
+        },
+    }
+}
+
+/// The innermost reason of an error: the outer ones only say in which layer it happened.
+#[must_use]
+pub fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;

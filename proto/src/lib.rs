@@ -1,7 +1,10 @@
-//! The wire: types and services generated from proto/defrost.proto, which documents them, and how to reach a server.
+//! The wire: types and services generated from proto/defrost.proto, which documents them; what may be said with them ([`domain`]);
+//! where a server is ([`address`]) and how to reach it ([`client`]).
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod client;
+pub mod domain;
 
 #[allow(
     missing_docs,
@@ -13,6 +16,8 @@ pub mod wire {
     //! Generated types, clients and servers.
     tonic::include_proto!("defrost.v1");
 }
+
+pub use address::Address;
 
 /// Version of the wire; a server that speaks another is refused at the first call.
 pub const VERSION: u32 = 1;

@@ -2,6 +2,9 @@
 
 use images::ImageError;
 use pages::{ChunkId, SnapshotId, SnapshotName};
+use proto::address::InvalidAddress;
+use proto::domain::ProtocolError;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// Why a store could not do as asked.
@@ -30,11 +33,29 @@ pub enum StoreError {
         /// What is wrong.
         source: ImageError,
     },
+    /// A server says that what it stores is damaged.
+    #[error("the page server at {address}: {why}")]
+    DamagedThere {
+        /// Where.
+        address: String,
+        /// Its words, which name the file.
+        why: String,
+    },
     /// The disk is full.
     #[error("{path}: the disk is full; nothing was stored: free some space (`defrost gc`) and try again")]
     Full {
         /// Where.
         path: PathBuf,
+    },
+    /// More than a store keeps.
+    #[error("a {what} of {bytes} bytes is too large: at most {most}")]
+    TooLarge {
+        /// What was to be stored.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// The largest that is taken.
+        most: usize,
     },
     /// Somebody else writes to the store.
     #[error("store {path} is in use by process {holder}: use that server's address, or stop it first")]
@@ -44,6 +65,9 @@ pub enum StoreError {
         /// Who has it.
         holder: String,
     },
+    /// An address that is none.
+    #[error(transparent)]
+    Address(#[from] InvalidAddress),
     /// A server cannot be reached. This may pass.
     #[error("{0}")]
     Unreachable(String),
@@ -55,9 +79,25 @@ pub enum StoreError {
         /// Its words.
         why: String,
     },
+    /// A server does not keep to the protocol.
+    #[error("the page server at {address} sent a malformed answer ({source}): use the same release on both sides")]
+    Protocol {
+        /// Where.
+        address: String,
+        /// What is wrong.
+        source: ProtocolError,
+    },
     /// Opened for reading only.
     #[error("store {0} was opened for reading only")]
     ReadOnly(PathBuf),
+    /// Not ours to write.
+    #[error("{path} cannot be used ({source}): choose another store, or run as a user who may write there")]
+    Denied {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The file system failed.
     #[error("{path}: {source}")]
     Io {
@@ -69,12 +109,19 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// A file system error, with the full disk by its own name.
+    /// A file system error; a full disk and a folder that is not ours have names of their own.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| match source.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::Full { path },
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::Full { path },
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotADirectory => Self::Denied { path, source },
             _ => Self::Io { path, source },
         }
+    }
+
+    /// Whether the store answered and what it holds is wrong or gone, so that only another copy can help.
+    #[must_use]
+    pub fn is_about_contents(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::DamagedThere { .. } | Self::MissingChunk(_))
     }
 }

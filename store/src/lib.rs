@@ -1,23 +1,34 @@
-//! Where snapshots are kept: one trait, and a directory that implements it.
+//! Where snapshots are kept: one trait, and what implements it.
 //!
 //! Chunks come first ([`Upload`]), the image that names them last ([`Store::commit`]): a snapshot exists only once every chunk of it
 //! is durable. [`LocalStore`] is a directory of packs; the page server serves one, the embedded store of the command line is one.
+//! [`RemoteStore`] is a page server, [`MemoryStore`] and [`FlakyStore`] are for tests and for users of the library. One contract test
+//! (`page-server/tests/contract.rs`) holds all of them to the same behaviour.
 #![forbid(unsafe_code)]
 
 mod copy;
 mod error;
+mod flaky;
 mod local;
 mod local_upload;
 mod lock;
+mod memory;
+mod packs;
 mod remote;
 
 pub use copy::{CopyError, CopyReport, copy};
 pub use error::StoreError;
+pub use flaky::{FlakyStore, Plan};
 pub use local::{Access, LocalStore};
+pub use memory::MemoryStore;
+pub use proto::client::Options;
+pub use proto::domain::{Class, MAX_WORKING_SET_BYTES};
 pub use remote::RemoteStore;
 
 use bytes::Bytes;
+use images::ImageError;
 use pages::{ChunkId, SnapshotId, SnapshotName};
+use proto::Address;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,7 +39,7 @@ pub struct SnapshotInfo {
     pub name: SnapshotName,
     /// Its digest.
     pub id: SnapshotId,
-    /// When its image was made, in seconds since 1970.
+    /// When it got the name, in seconds since 1970.
     pub created_unix_s: u64,
     /// Chunks it names.
     pub chunks: u64,
@@ -37,7 +48,7 @@ pub struct SnapshotInfo {
 /// What a collection freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GcReport {
-    /// Packs removed.
+    /// Packs removed; a store that has none counts chunks.
     pub packs: u64,
     /// Bytes of them.
     pub bytes: u64,
@@ -51,18 +62,28 @@ pub trait Store: Send + Sync {
     fn upload(&self) -> Result<Box<dyn Upload>, StoreError>;
     /// Store an image, all of whose chunks are stored, under a name that is free.
     fn commit(&self, image: Bytes, name: &SnapshotName) -> Result<SnapshotId, StoreError>;
+    /// A further name, which is free, for the snapshot of a name.
+    fn tag(&self, from: &SnapshotName, to: &SnapshotName) -> Result<SnapshotId, StoreError>;
     /// The snapshot of a name.
     fn resolve(&self, name: &SnapshotName) -> Result<SnapshotId, StoreError>;
     /// The image of a snapshot.
     fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError>;
-    /// The stored frame of a chunk, its stored bytes checked.
-    fn frame(&self, id: &ChunkId) -> Result<Bytes, StoreError>;
-    /// All names.
+    /// The stored frames of chunks, their stored bytes checked, in the order asked: all, or an error that names the first that is not.
+    fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError>;
+    /// The stored frame of one chunk.
+    fn frame(&self, id: &ChunkId) -> Result<Bytes, StoreError> {
+        self.frames(std::slice::from_ref(id))?.pop().ok_or(StoreError::MissingChunk(*id))
+    }
+    /// All names, sorted.
     fn list(&self) -> Result<Vec<SnapshotInfo>, StoreError>;
     /// Forget a name. Its chunks stay until [`Store::gc`].
     fn remove(&self, name: &SnapshotName) -> Result<(), StoreError>;
-    /// Remove packs that no snapshot needs any more.
+    /// Remove what no name needs any more.
     fn gc(&self) -> Result<GcReport, StoreError>;
+    /// Keep a working set beside a snapshot, in place of the one before; whole or not at all, at most [`MAX_WORKING_SET_BYTES`].
+    fn put_working_set(&self, id: &SnapshotId, bytes: Bytes) -> Result<(), StoreError>;
+    /// The working set of a snapshot, if one was kept. It is a hint: nobody checks it but whoever uses it.
+    fn working_set(&self, id: &SnapshotId) -> Result<Option<Bytes>, StoreError>;
 }
 
 /// Chunks on their way into a store.
@@ -84,11 +105,32 @@ pub fn default_dir() -> PathBuf {
     data.unwrap_or_else(home).join("defrost")
 }
 
-/// Open a store by its address: a directory, or grpc://HOST:PORT.
+/// Open a store by its address: a directory, grpc://HOST:PORT, grpcs://HOST:PORT or unix:PATH.
 pub fn open(address: &str, access: Access) -> Result<Arc<dyn Store>, StoreError> {
-    if address.contains("://") {
-        Ok(Arc::new(RemoteStore::open(address)?))
+    open_with(address, access, &Options::default())
+}
+
+/// The same, saying how a server is to be reached: the class of what is asked, and whom to trust.
+pub fn open_with(address: &str, access: Access, options: &Options) -> Result<Arc<dyn Store>, StoreError> {
+    if Address::is_meant_by(address) {
+        Ok(Arc::new(RemoteStore::open_with(&address.parse()?, options)?))
     } else {
         Ok(Arc::new(LocalStore::open(Path::new(address), access)?))
     }
+}
+
+/// The chunks that an image file names, where the file is that of `id`.
+fn checked_image(bytes: &[u8], id: &SnapshotId) -> Result<Vec<ChunkId>, ImageError> {
+    let (found, table) = images::parse_table(bytes)?;
+    if found == *id { Ok(table) } else { Err(ImageError::Checksum("image")) }
+}
+
+/// Digest and chunks of an image that somebody sent.
+fn sent_image(bytes: &[u8]) -> Result<(SnapshotId, Vec<ChunkId>), StoreError> {
+    images::parse_table(bytes).map_err(|source| StoreError::Damaged { path: PathBuf::from("the image sent"), source })
+}
+
+fn check_working_set(bytes: &[u8]) -> Result<(), StoreError> {
+    let too_large = StoreError::TooLarge { what: "working set", bytes: bytes.len(), most: MAX_WORKING_SET_BYTES };
+    if bytes.len() > MAX_WORKING_SET_BYTES { Err(too_large) } else { Ok(()) }
 }

@@ -1,85 +1,73 @@
 //! A store in a directory.
 //!
 //! ```text
-//! DIR/packs/ID.pack            frames and their index, never changed once there
-//! DIR/snapshots/DIGEST.image   image files
-//! DIR/refs/NAME:TAG            the digest that a name stands for
-//! DIR/tmp/                     what is being written; swept when opened for writing
-//! DIR/lock.write, lock.read    see `lock`
+//! DIR/packs/ID.pack                  frames and their index, never changed once there (`packs`, `local_upload`)
+//! DIR/snapshots/DIGEST.image         image files
+//! DIR/snapshots/DIGEST.working-set   what a restore touched first, kept beside the image
+//! DIR/refs/NAME:TAG                  the digest that a name stands for
+//! DIR/tmp/                           what is being written; swept when opened for writing
+//! DIR/lock.write                     see `lock`
 //! ```
 //!
 //! Every file is written under tmp/, synced, renamed into place, and its folder synced: whatever dies, the store opens and has no
-//! snapshot by halves. Frames are answered straight from the mapped pack.
+//! snapshot by halves. Frames are answered straight from the mapped pack. Whatever gives or takes a name holds one lock, so that a
+//! collection never removes what a commit has just found there.
+//!
+//! Known hole: a collection may remove the chunks of an upload that is not committed yet; its commit then fails and says so.
 
 use crate::local_upload::LocalUpload;
 use crate::lock::Lock;
-use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload};
+use crate::packs::Packs;
+use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set};
 use bytes::Bytes;
-use images::pack::PackReader;
-use kernel::mapped_file::MappedFile;
-use nix::fcntl::FlockArg;
 use pages::{ChunkId, SnapshotId, SnapshotName};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a store is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Reading: any number at once, also beside a writer.
+    /// Reading: any number at once, also beside a writer. A working set may be kept all the same: it is only a hint.
     Read,
     /// Writing: one at a time.
     Write,
-}
-
-/// A pack that is mapped; frames keep it alive.
-#[derive(Clone, Debug)]
-struct Pack {
-    bytes: Bytes,
-    reader: Arc<PackReader<Bytes>>,
-}
-
-/// The packs of one directory, shared with uploads, which add to them.
-#[derive(Debug)]
-pub(crate) struct Packs {
-    pub(crate) dir: PathBuf,
-    open: RwLock<BTreeMap<String, Pack>>,
 }
 
 /// A directory of snapshots.
 #[derive(Debug)]
 pub struct LocalStore {
     dir: PathBuf,
-    access: Access,
     packs: Arc<Packs>,
-    _locks: Vec<Lock>,
+    names: Mutex<()>,
+    writing: Option<Lock>,
 }
 
 impl LocalStore {
     /// Open `dir`, making it where it is opened for writing and not there.
     pub fn open(dir: &Path, access: Access) -> Result<Self, StoreError> {
+        let mut writing = None;
         if access == Access::Write {
             for folder in ["packs", "snapshots", "refs", "tmp"] {
                 fs::create_dir_all(dir.join(folder)).map_err(StoreError::io(dir.join(folder)))?;
             }
+            writing = Some(Lock::take(dir, "lock.write")?);
+            sweep(&dir.join("tmp"))?;
         } else if !dir.join("packs").is_dir() {
             let source = std::io::Error::new(ErrorKind::NotFound, "there is no store: checkpoint something into it first");
             return Err(StoreError::Io { path: dir.to_owned(), source });
         }
-        let mut locks = vec![Lock::take(dir, "lock.read", FlockArg::LockSharedNonblock)?];
-        if access == Access::Write {
-            locks.push(Lock::take(dir, "lock.write", FlockArg::LockExclusiveNonblock)?);
-            sweep(&dir.join("tmp"))?;
-        }
-        let packs = Arc::new(Packs { dir: dir.to_owned(), open: RwLock::default() });
-        packs.rescan()?;
-        Ok(Self { dir: dir.to_owned(), access, packs, _locks: locks })
+        Ok(Self { dir: dir.to_owned(), packs: Arc::new(Packs::open(dir)?), names: Mutex::default(), writing })
     }
 
-    fn for_writing(&self) -> Result<(), StoreError> {
-        if self.access == Access::Write { Ok(()) } else { Err(StoreError::ReadOnly(self.dir.clone())) }
+    fn for_writing(&self) -> Result<MutexGuard<'_, ()>, StoreError> {
+        if self.writing.is_none() {
+            return Err(StoreError::ReadOnly(self.dir.clone()));
+        }
+        // It guards files, each of which is whole at any time.
+        Ok(self.names.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn ref_path(&self, name: &SnapshotName) -> PathBuf {
@@ -89,22 +77,69 @@ impl LocalStore {
     fn image_path(&self, id: &SnapshotId) -> PathBuf {
         self.dir.join("snapshots").join(format!("{id}.image"))
     }
+
+    fn working_set_path(&self, id: &SnapshotId) -> PathBuf {
+        self.dir.join("snapshots").join(format!("{id}.working-set"))
+    }
+
+    /// Make `name` stand for `id`; it must be free.
+    fn give_name(&self, name: &SnapshotName, id: &SnapshotId) -> Result<(), StoreError> {
+        self.write_durably(&self.ref_path(name), id.to_string().as_bytes())
+    }
+
+    fn must_be_free(&self, name: &SnapshotName) -> Result<(), StoreError> {
+        if self.ref_path(name).exists() { Err(StoreError::NameTaken(name.clone())) } else { Ok(()) }
+    }
+
+    fn has_image(&self, id: &SnapshotId) -> Result<(), StoreError> {
+        if self.image_path(id).exists() { Ok(()) } else { Err(StoreError::MissingImage(*id)) }
+    }
+
+    /// An image file and the chunks it names, checked.
+    fn read_image(&self, id: &SnapshotId) -> Result<(Bytes, Vec<ChunkId>), StoreError> {
+        let path = self.image_path(id);
+        let bytes = fs::read(&path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => StoreError::MissingImage(*id),
+            _ => StoreError::io(&path)(error),
+        })?;
+        let table = crate::checked_image(&bytes, id).map_err(|source| StoreError::Damaged { path, source })?;
+        Ok((Bytes::from(bytes), table))
+    }
+
+    /// Write a whole file so that it is there completely or not at all.
+    fn write_durably(&self, to: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        let tmp = self.dir.join("tmp");
+        let mut again = self.writing.is_none();
+        loop {
+            let mut file = tempfile::NamedTempFile::new_in(&tmp).map_err(StoreError::io(&tmp))?;
+            file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(StoreError::io(to))?;
+            match file.persist(to) {
+                Ok(_) => return sync_folder(to),
+                // We are no writer, and one that opened the store just now swept the folder.
+                Err(error) if again && error.error.kind() == ErrorKind::NotFound => again = false,
+                Err(error) => return Err(StoreError::io(to)(error.error)),
+            }
+        }
+    }
+
+    fn names(&self) -> Result<Vec<(SnapshotName, fs::DirEntry)>, StoreError> {
+        let folder = self.dir.join("refs");
+        let entries = fs::read_dir(&folder).map_err(StoreError::io(&folder))?.flatten();
+        let mut names: Vec<_> = entries.filter_map(|entry| Some((entry.file_name().to_string_lossy().parse().ok()?, entry))).collect();
+        names.sort_by(|(a, _), (b, _)| SnapshotName::cmp(a, b));
+        Ok(names)
+    }
 }
 
 /// Remove what a killed writer left.
 fn sweep(tmp: &Path) -> Result<(), StoreError> {
     for entry in fs::read_dir(tmp).map_err(StoreError::io(tmp))?.flatten() {
-        fs::remove_file(entry.path()).map_err(StoreError::io(entry.path()))?;
+        match fs::remove_file(entry.path()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(StoreError::io(entry.path())(error)),
+            _ => {}
+        }
     }
     Ok(())
-}
-
-/// Write a whole file so that it is there completely or not at all.
-fn write_durably(dir: &Path, to: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let mut file = tempfile::NamedTempFile::new_in(dir.join("tmp")).map_err(StoreError::io(dir.join("tmp")))?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(StoreError::io(to))?;
-    file.persist(to).map_err(|error| StoreError::io(to)(error.error))?;
-    sync_folder(to)
 }
 
 /// Sync the folder that `file` was renamed into.
@@ -113,64 +148,34 @@ pub(crate) fn sync_folder(file: &Path) -> Result<(), StoreError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io(folder))
 }
 
-impl Packs {
-    /// Map packs that turned up in the folder.
-    pub(crate) fn rescan(&self) -> Result<(), StoreError> {
-        let folder = self.dir.join("packs");
-        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        for entry in fs::read_dir(&folder).map_err(StoreError::io(&folder))?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !name.ends_with(".pack") || open.contains_key(&name) {
-                continue;
-            }
-            let path = entry.path();
-            let mapped = File::open(&path).and_then(|file| MappedFile::open(&file)).map_err(StoreError::io(&path))?;
-            let bytes = Bytes::from_owner(mapped);
-            let reader = PackReader::open(bytes.clone()).map_err(|source| StoreError::Damaged { path, source })?;
-            open.insert(name, Pack { bytes, reader: Arc::new(reader) });
-        }
-        Ok(())
-    }
-
-    pub(crate) fn contains(&self, id: &ChunkId) -> bool {
-        self.open.read().unwrap_or_else(PoisonError::into_inner).values().any(|pack| pack.reader.contains(id))
-    }
-
-    fn frame(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        for (name, pack) in open.iter() {
-            let damaged = |source| StoreError::Damaged { path: self.dir.join("packs").join(name), source };
-            if let Some(range) = pack.reader.frame(id).map_err(damaged)? {
-                return Ok(Some(pack.bytes.slice(range)));
-            }
-        }
-        Ok(None)
-    }
-}
-
 impl Store for LocalStore {
     fn find_missing(&self, ids: &[ChunkId]) -> Result<Vec<ChunkId>, StoreError> {
         Ok(ids.iter().filter(|id| !self.packs.contains(id)).copied().collect())
     }
 
     fn upload(&self) -> Result<Box<dyn Upload>, StoreError> {
-        self.for_writing()?;
+        drop(self.for_writing()?);
         Ok(Box::new(LocalUpload::new(self.packs.clone())))
     }
 
     fn commit(&self, image: Bytes, name: &SnapshotName) -> Result<SnapshotId, StoreError> {
-        self.for_writing()?;
-        let damaged = |source| StoreError::Damaged { path: PathBuf::from("the image sent"), source };
-        let (id, table) = images::parse_table(&image).map_err(damaged)?;
+        let _names = self.for_writing()?;
+        let (id, table) = crate::sent_image(&image)?;
         if let Some(missing) = table.iter().find(|id| !self.packs.contains(id)) {
             return Err(StoreError::MissingChunk(*missing));
         }
-        let to = self.ref_path(name);
-        if to.exists() {
-            return Err(StoreError::NameTaken(name.clone()));
-        }
-        write_durably(&self.dir, &self.image_path(&id), &image)?;
-        write_durably(&self.dir, &to, id.to_string().as_bytes())?;
+        self.must_be_free(name)?;
+        self.write_durably(&self.image_path(&id), &image)?;
+        self.give_name(name, &id)?;
+        Ok(id)
+    }
+
+    fn tag(&self, from: &SnapshotName, to: &SnapshotName) -> Result<SnapshotId, StoreError> {
+        let _names = self.for_writing()?;
+        let id = self.resolve(from)?;
+        self.must_be_free(to)?;
+        self.has_image(&id)?;
+        self.give_name(to, &id)?;
         Ok(id)
     }
 
@@ -184,80 +189,82 @@ impl Store for LocalStore {
     }
 
     fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
-        let path = self.image_path(id);
-        let bytes = fs::read(&path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => StoreError::MissingImage(*id),
-            _ => StoreError::io(&path)(error),
-        })?;
-        let (found, _) = images::parse_table(&bytes).map_err(|source| StoreError::Damaged { path: path.clone(), source })?;
-        if found != *id {
-            return Err(StoreError::Damaged { path, source: images::ImageError::Checksum("image") });
-        }
-        Ok(Bytes::from(bytes))
+        self.read_image(id).map(|(bytes, _)| bytes)
     }
 
-    fn frame(&self, id: &ChunkId) -> Result<Bytes, StoreError> {
-        if let Some(frame) = self.packs.frame(id)? {
-            return Ok(frame);
-        }
-        self.packs.rescan()?; // somebody may have added a pack
-        self.packs.frame(id)?.ok_or(StoreError::MissingChunk(*id))
+    fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
+        let one = |id: &ChunkId| {
+            if let Some(frame) = self.packs.frame(id)? {
+                return Ok(frame);
+            }
+            if self.writing.is_none() {
+                self.packs.rescan()?; // a writer may have added a pack
+            }
+            self.packs.frame(id)?.ok_or(StoreError::MissingChunk(*id))
+        };
+        ids.iter().map(one).collect()
     }
 
     fn list(&self) -> Result<Vec<SnapshotInfo>, StoreError> {
-        let folder = self.dir.join("refs");
         let mut found = Vec::new();
-        for entry in fs::read_dir(&folder).map_err(StoreError::io(&folder))?.flatten() {
-            let Ok(name) = entry.file_name().to_string_lossy().parse::<SnapshotName>() else { continue };
-            let id = self.resolve(&name)?;
-            let (_, table) =
-                images::parse_table(&self.image(&id)?).map_err(|source| StoreError::Damaged { path: self.image_path(&id), source })?;
+        for (name, entry) in self.names()? {
+            let id = match self.resolve(&name) {
+                Err(StoreError::NotFound { .. }) => continue, // removed while we looked
+                other => other?,
+            };
+            let chunks = self.read_image(&id)?.1.len() as u64;
             let made = entry.metadata().and_then(|meta| meta.modified()).ok();
             let age = made.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
-            found.push(SnapshotInfo { name, id, created_unix_s: age.map_or(0, |age| age.as_secs()), chunks: table.len() as u64 });
+            found.push(SnapshotInfo { name, id, created_unix_s: age.map_or(0, |age| age.as_secs()), chunks });
         }
-        found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
     }
 
     fn remove(&self, name: &SnapshotName) -> Result<(), StoreError> {
-        self.for_writing()?;
-        self.resolve(name)?;
+        let _names = self.for_writing()?;
         let path = self.ref_path(name);
-        fs::remove_file(&path).map_err(StoreError::io(&path))?;
-        sync_folder(&path)
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(StoreError::NotFound { name: name.to_string() }),
+            removed => removed.map_err(StoreError::io(&path)).and_then(|()| sync_folder(&path)),
+        }
     }
 
     fn gc(&self) -> Result<GcReport, StoreError> {
-        self.for_writing()?;
-        let named = self.list()?;
-        let mut needed = HashSet::new();
-        for snapshot in &named {
-            let image = self.image(&snapshot.id)?;
-            needed.extend(images::parse_table(&image).map(|(_, table)| table).unwrap_or_default());
-        }
-        let images = self.dir.join("snapshots");
-        for entry in fs::read_dir(&images).map_err(StoreError::io(&images))?.flatten() {
-            let file = entry.file_name().to_string_lossy().into_owned();
-            if !named.iter().any(|snapshot| file == format!("{}.image", snapshot.id)) {
-                fs::remove_file(entry.path()).map_err(StoreError::io(entry.path()))?;
+        let _names = self.for_writing()?;
+        let (mut named, mut needed) = (HashSet::new(), HashSet::new());
+        for (name, _) in self.names()? {
+            let id = self.resolve(&name)?;
+            if named.insert(id.to_string()) {
+                needed.extend(self.read_image(&id)?.1);
             }
         }
-        let mut report = GcReport::default();
-        let mut open = self.packs.open.write().unwrap_or_else(PoisonError::into_inner);
-        let useless: Vec<String> = open
-            .iter()
-            .filter(|(_, pack)| !pack.reader.entries().any(|(id, _)| needed.contains(&id)))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in useless {
-            let path = self.dir.join("packs").join(&name);
-            fs::remove_file(&path).map_err(StoreError::io(&path))?;
-            if let Some(pack) = open.remove(&name) {
-                report.packs += 1;
-                report.bytes += pack.bytes.len() as u64;
+        let folder = self.dir.join("snapshots");
+        for entry in fs::read_dir(&folder).map_err(StoreError::io(&folder))?.flatten() {
+            let path = entry.path();
+            if !path.file_stem().is_some_and(|stem| named.contains(&*stem.to_string_lossy())) {
+                fs::remove_file(&path).map_err(StoreError::io(&path))?;
             }
         }
-        Ok(report)
+        let (packs, bytes) = self.packs.collect(&needed)?;
+        Ok(GcReport { packs, bytes })
+    }
+
+    fn put_working_set(&self, id: &SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
+        check_working_set(&bytes)?;
+        // With the lock, so that no collection comes between the look and the writing; a reader, who cannot have it, may leave one
+        // behind, which the next collection removes.
+        let _names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        self.has_image(id)?;
+        self.write_durably(&self.working_set_path(id), &bytes)
+    }
+
+    fn working_set(&self, id: &SnapshotId) -> Result<Option<Bytes>, StoreError> {
+        self.has_image(id)?;
+        let path = self.working_set_path(id);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(Bytes::from(bytes))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io(path)(error)),
+        }
     }
 }

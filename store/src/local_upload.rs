@@ -1,6 +1,7 @@
 //! Chunks on their way into a directory: appended to a pack under tmp/ that is renamed into place when it is whole.
 
-use crate::local::{Packs, sync_folder};
+use crate::local::sync_folder;
+use crate::packs::Packs;
 use crate::{StoreError, Upload};
 use bytes::Bytes;
 use images::pack::{MAGIC, PackWriter};
@@ -47,16 +48,16 @@ impl LocalUpload {
 
     fn close(&mut self) -> Result<(), StoreError> {
         let Some(Writing { mut file, books, .. }) = self.current.take() else { return Ok(()) };
-        let folder = self.packs.dir.join("packs");
         let index = books.finish();
-        let name = images::chunk_id(&index).to_string();
-        let to = folder.join(format!("{}.pack", &name[..32]));
+        // The index names every frame and its checksum: the same name means the same pack.
+        let name = format!("{:.32}.pack", images::chunk_id(&index).to_string());
+        let to = self.packs.folder().join(&name);
         file.write_all(&index).map_err(StoreError::io(&to))?;
         let file = file.into_inner().map_err(|error| StoreError::io(&to)(error.into_error()))?;
         file.as_file().sync_all().map_err(StoreError::io(&to))?;
         file.persist(&to).map_err(|error| StoreError::io(&to)(error.error))?;
         sync_folder(&to)?;
-        self.packs.rescan()
+        self.packs.add(&name)
     }
 }
 

@@ -1,7 +1,8 @@
-//! Who may use a store's directory: flock on two files that hold nothing but the holder's pid.
+//! Who may write to a store's directory: flock on a file that holds nothing but the holder's pid.
 //!
-//! `lock.write` is held by the one writer (a server, or a checkpoint into an embedded store); `lock.read` is shared by everybody
-//! and held alone by a collection, so that no pack goes away under a reader. The kernel lets go of both when a holder dies.
+//! `lock.write` is held by the one writer (a server, or a checkpoint into an embedded store); the kernel lets go of it when the
+//! holder dies. Readers need none: what they use they have mapped since they opened the store, and a file that a collection
+//! removes stays with whoever has it mapped.
 
 use crate::StoreError;
 use nix::fcntl::{Flock, FlockArg};
@@ -16,16 +17,14 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Take `dir/name`, alone or shared, or say who has it.
-    pub fn take(dir: &Path, name: &str, how: FlockArg) -> Result<Self, StoreError> {
+    /// Take `dir/name`, or say who has it.
+    pub fn take(dir: &Path, name: &str) -> Result<Self, StoreError> {
         let path = dir.join(name);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(StoreError::io(&path))?;
-        match Flock::lock(file, how) {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut held) => {
-                if how == FlockArg::LockExclusiveNonblock {
-                    // The pid only helps whoever is refused: a full disk must not refuse us.
-                    let _ = held.set_len(0).and_then(|()| write!(held, "{}", std::process::id()));
-                }
+                // The pid only helps whoever is refused: a full disk must not refuse us.
+                let _ = held.set_len(0).and_then(|()| write!(held, "{}", std::process::id()));
                 Ok(Self { _held: held })
             }
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {

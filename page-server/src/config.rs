@@ -1,0 +1,232 @@
+//! What to serve: a TOML file, and flags that win over it.
+//!
+//! ```toml
+//! listen = ["127.0.0.1:7440", "unix:/run/defrost.sock", "grpcs://0.0.0.0:7441"]
+//! store = "/var/lib/defrost"
+//! max_connections = 256
+//! drain_seconds = 30
+//! admin = "127.0.0.1:7442"          # /metrics and /ready over HTTP
+//! [tls]                              # for grpcs://
+//! cert = "/etc/defrost/cert.pem"
+//! key = "/etc/defrost/key.pem"
+//! ```
+
+use clap::Parser;
+use proto::Address;
+use proto::address::InvalidAddress;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where a server listens unless told: the brief's port, and nobody but this machine.
+const LISTEN: &str = "127.0.0.1:7440";
+/// Connections at once unless told. Each has a thread; a restore needs two or three.
+const MAX_CONNECTIONS: usize = 256;
+/// How long calls under way may take to finish after SIGTERM unless told: well over the time of one upload message.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// Serves snapshots of frozen processes.
+#[derive(Debug, Default, Parser)]
+#[command(name = "defrost-page-server", version, about)]
+pub struct Cli {
+    /// Where to listen: HOST:PORT, grpcs://HOST:PORT or unix:PATH; port 0 takes a free one; may be given more than once
+    #[arg(long)]
+    pub listen: Vec<String>,
+    /// The store's directory
+    #[arg(long)]
+    pub store: Option<PathBuf>,
+    /// A TOML file with these settings and more; flags win
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Connections at once
+    #[arg(long)]
+    pub max_connections: Option<usize>,
+    /// Seconds that calls under way may take to finish after SIGTERM
+    #[arg(long)]
+    pub drain_seconds: Option<u64>,
+    /// Certificate chain in PEM, for grpcs://
+    #[arg(long, requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key in PEM
+    #[arg(long, requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+}
+
+/// What a file may say.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    listen: Vec<String>,
+    store: Option<PathBuf>,
+    max_connections: Option<usize>,
+    drain_seconds: Option<u64>,
+    admin: Option<String>,
+    tls: Option<TlsFiles>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsFiles {
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+/// A certificate and its key, in PEM.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The chain.
+    pub cert_pem: Vec<u8>,
+    /// The key.
+    pub key_pem: Vec<u8>,
+}
+
+/// All settings, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen.
+    pub listen: Vec<Address>,
+    /// The store's directory.
+    pub store: PathBuf,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// How long calls under way may take to finish when the server ends.
+    pub drain: Duration,
+    /// For grpcs://.
+    pub tls: Option<Tls>,
+    /// Where metrics are.
+    pub admin: Option<String>,
+}
+
+/// Why there is nothing to serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The settings file is malformed.
+    #[error("config {path}, line {line}: {why}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        line: usize,
+        /// What is wrong.
+        why: String,
+    },
+    /// An address is none.
+    #[error("listen: {0}")]
+    Address(#[from] InvalidAddress),
+    /// TLS without a certificate.
+    #[error("listen on {0}: it needs a certificate: give --tls-cert and --tls-key, or [tls] in the config file")]
+    NoCertificate(Address),
+    /// A number that makes no sense.
+    #[error("max-connections must be at least 1")]
+    NoConnections,
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
+impl File {
+    fn load(path: &Path) -> Result<Self, ConfigError> {
+        let bytes = read(path)?;
+        let text = String::from_utf8_lossy(&bytes);
+        toml::from_str(&text).map_err(|error| {
+            let before = error.span().map_or("", |span| text.get(..span.start).unwrap_or(""));
+            let why = error.message().lines().collect::<Vec<_>>().join("; ");
+            ConfigError::Parse { path: path.to_owned(), line: before.matches('\n').count() + 1, why }
+        })
+    }
+}
+
+/// An address to listen on: one that a client would use, or HOST:PORT alone.
+fn listen_address(text: &str) -> Result<Address, InvalidAddress> {
+    if Address::is_meant_by(text) { text.parse() } else { format!("grpc://{text}").parse().map_err(|_| InvalidAddress(text.to_owned())) }
+}
+
+impl Config {
+    /// Serve `store` on one address, everything else as usual.
+    #[must_use]
+    pub fn new(listen: Address, store: PathBuf) -> Self {
+        Self { listen: vec![listen], store, max_connections: MAX_CONNECTIONS, drain: DRAIN, tls: None, admin: None }
+    }
+
+    /// Put flags and file together.
+    pub fn load(cli: Cli) -> Result<Self, ConfigError> {
+        let file = cli.config.as_deref().map_or_else(|| Ok(File::default()), File::load)?;
+        let listen = if cli.listen.is_empty() { file.listen } else { cli.listen };
+        let listen = if listen.is_empty() { vec![LISTEN.to_owned()] } else { listen };
+        let listen = listen.iter().map(|text| listen_address(text)).collect::<Result<Vec<_>, _>>()?;
+        let tls = match (cli.tls_cert.zip(cli.tls_key), file.tls) {
+            (Some((cert, key)), _) | (None, Some(TlsFiles { cert, key })) => Some(Tls { cert_pem: read(&cert)?, key_pem: read(&key)? }),
+            (None, None) => None,
+        };
+        if let (None, Some(address)) = (&tls, listen.iter().find(|address| matches!(address, Address::Tls(_)))) {
+            return Err(ConfigError::NoCertificate(address.clone()));
+        }
+        let max_connections = cli.max_connections.or(file.max_connections).unwrap_or(MAX_CONNECTIONS);
+        if max_connections == 0 {
+            return Err(ConfigError::NoConnections);
+        }
+        Ok(Self {
+            listen,
+            store: cli.store.or(file.store).unwrap_or_else(store::default_dir),
+            max_connections,
+            drain: cli.drain_seconds.or(file.drain_seconds).map_or(DRAIN, Duration::from_secs),
+            tls,
+            admin: file.admin,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loaded(text: &str, flags: Cli) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("written");
+        Config::load(Cli { config: Some(file.path().to_owned()), ..flags })
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let text = "listen = ['127.0.0.1:1', 'unix:/x']\nstore = '/a'\nmax_connections = 3\ndrain_seconds = 4\n";
+        let config = loaded(text, Cli::default()).expect("fits");
+        assert_eq!(config.listen, [Address::Plain("127.0.0.1:1".to_owned()), Address::Unix("/x".into())]);
+        assert_eq!((config.store, config.max_connections, config.drain), ("/a".into(), 3, Duration::from_secs(4)));
+        let flags = Cli { listen: vec!["[::1]:2".to_owned()], store: Some("/b".into()), max_connections: Some(5), ..Cli::default() };
+        let config = loaded(text, flags).expect("fits");
+        assert_eq!(config.listen, [Address::Plain("[::1]:2".to_owned())]);
+        assert_eq!((config.store, config.max_connections, config.drain), ("/b".into(), 5, Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn errors_name_the_line() {
+        for (text, line, word) in [
+            ("store = '/a'\nnonsense = 1\n", 2, "nonsense"),
+            ("\n\nmax_connections = 'many'\n", 3, "invalid type"),
+            ("[tls]\ncert = '/c'\n", 1, "key"),
+            ("listen = [\n", 1, ""),
+        ] {
+            match loaded(text, Cli::default()) {
+                Err(ConfigError::Parse { line: found, why, .. }) => {
+                    assert!(why.contains(word), "{why}");
+                    assert!(found == line || word.is_empty(), "{text:?}: line {found}");
+                    assert!(!why.contains('\n'));
+                }
+                other => panic!("{text:?}: {other:?}"),
+            }
+        }
+        assert!(matches!(loaded("max_connections = 0", Cli::default()), Err(ConfigError::NoConnections)));
+        assert!(matches!(loaded("listen = ['grpcs://127.0.0.1:1']", Cli::default()), Err(ConfigError::NoCertificate(_))));
+        assert!(matches!(loaded("listen = ['/x']", Cli::default()), Err(ConfigError::Address(_))));
+    }
+}

@@ -1,0 +1,98 @@
+//! Where connections come from: TCP, with or without TLS, and socket files.
+
+use proto::Address;
+use std::io::{Error, ErrorKind, Result};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::{TcpListener, UnixListener};
+
+/// How the kernel probes a connection on which nothing moves, so that half-open ones end and give their thread back: the first
+/// probe after a minute, dead after three more. Not HTTP/2 keepalive: a demand client drives its connection only while it waits.
+const PROBES: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(20), 3);
+
+/// A bound address.
+#[derive(Debug)]
+pub(crate) enum Listener {
+    /// TCP; with TLS or not.
+    Tcp(TcpListener, bool),
+    /// A socket file, which goes with it.
+    Unix(UnixListener, SocketFile),
+}
+
+/// A socket file; removed with the value.
+#[derive(Debug)]
+pub(crate) struct SocketFile(PathBuf);
+
+/// An accepted connection that no runtime knows yet.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    /// TCP; with TLS or not.
+    Tcp(std::net::TcpStream, bool),
+    /// Through a socket file.
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Listener {
+    /// Bind, inside a runtime. A socket file that nobody listens on any more is taken over.
+    pub(crate) async fn bind(address: &Address) -> Result<Self> {
+        match address {
+            Address::Plain(at) => Ok(Self::Tcp(TcpListener::bind(at).await?, false)),
+            Address::Tls(at) => Ok(Self::Tcp(TcpListener::bind(at).await?, true)),
+            Address::Unix(path) => {
+                sweep(path)?;
+                Ok(Self::Unix(UnixListener::bind(path)?, SocketFile(path.clone())))
+            }
+        }
+    }
+
+    /// What it is bound to, with the port it got.
+    pub(crate) fn address(&self) -> Result<Address> {
+        match self {
+            Self::Tcp(listener, false) => listener.local_addr().map(|at| Address::Plain(at.to_string())),
+            Self::Tcp(listener, true) => listener.local_addr().map(|at| Address::Tls(at.to_string())),
+            Self::Unix(_, file) => Ok(Address::Unix(file.0.clone())),
+        }
+    }
+
+    /// The next connection, and who it is.
+    pub(crate) async fn accept(&self) -> Result<(Socket, String)> {
+        match self {
+            Self::Tcp(listener, tls) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                let (idle, interval, count) = PROBES;
+                let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count);
+                socket2::SockRef::from(&stream).set_tcp_keepalive(&probes)?;
+                Ok((Socket::Tcp(stream.into_std()?, *tls), peer.to_string()))
+            }
+            Self::Unix(listener, file) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Socket::Unix(stream.into_std()?), format!("unix:{}", file.0.display())))
+            }
+        }
+    }
+}
+
+/// Remove a socket file that nobody listens on.
+fn sweep(path: &Path) -> Result<()> {
+    let kind = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        other => other?.file_type(),
+    };
+    if !kind.is_socket() {
+        return Err(Error::new(ErrorKind::AlreadyExists, "a file of that name is there already, and it is no socket"));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => Err(Error::new(ErrorKind::AddrInUse, "another server listens there")),
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0); // gone already is as well
+    }
+}

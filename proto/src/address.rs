@@ -1,0 +1,102 @@
+//! Where a page server is: the same three forms for whoever listens and whoever connects.
+//!
+//! ```text
+//! grpc://HOST:PORT     plain
+//! grpcs://HOST:PORT    TLS
+//! unix:PATH            a socket file; unix:///PATH is the same
+//! ```
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// A checked address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// HOST:PORT, without TLS.
+    Plain(String),
+    /// HOST:PORT, with TLS.
+    Tls(String),
+    /// A socket file.
+    Unix(PathBuf),
+}
+
+/// The text that is no address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no server address: use grpc://HOST:PORT, grpcs://HOST:PORT or unix:PATH")]
+pub struct InvalidAddress(pub String);
+
+impl Address {
+    /// Whether `text` means a server at all; if not, it may be a directory.
+    #[must_use]
+    pub fn is_meant_by(text: &str) -> bool {
+        text.contains("://") || text.starts_with("unix:")
+    }
+}
+
+/// HOST:PORT, where HOST may be an IPv6 address in brackets.
+fn host_and_port(text: &str) -> Option<String> {
+    let (host, port) = text.rsplit_once(':')?;
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    let host_fits = !host.is_empty() && !host.contains(['/', '@', ' ']) && (bracketed || !host.contains(':'));
+    (host_fits && port.parse::<u16>().is_ok()).then(|| text.to_owned())
+}
+
+impl FromStr for Address {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+        let invalid = || InvalidAddress(text.to_owned());
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return if path.is_empty() || path.contains('\0') { Err(invalid()) } else { Ok(Self::Unix(PathBuf::from(path))) };
+        }
+        if let Some(rest) = text.strip_prefix("grpcs://") {
+            return host_and_port(rest).map(Self::Tls).ok_or_else(invalid);
+        }
+        host_and_port(text.strip_prefix("grpc://").ok_or_else(invalid)?).map(Self::Plain).ok_or_else(invalid)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(at) => write!(f, "grpc://{at}"),
+            Self::Tls(at) => write!(f, "grpcs://{at}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_forms_and_nothing_else() {
+        for (text, same) in [
+            ("grpc://127.0.0.1:7440", "grpc://127.0.0.1:7440"),
+            ("grpcs://snapshots.example:443", "grpcs://snapshots.example:443"),
+            ("grpc://[::1]:7440", "grpc://[::1]:7440"),
+            ("unix:/run/defrost.sock", "unix:/run/defrost.sock"),
+            ("unix:///run/defrost.sock", "unix:/run/defrost.sock"),
+            ("unix:relative", "unix:relative"),
+        ] {
+            assert_eq!(text.parse::<Address>().map(|address| address.to_string()), Ok(same.to_owned()));
+        }
+        for bad in [
+            "",
+            "/var/lib/defrost",
+            "http://x:1",
+            "grpc://",
+            "grpc://x",
+            "grpc://x:99999",
+            "grpc://:1",
+            "grpc://a/b:1",
+            "grpc://::1:1",
+            "unix:",
+        ] {
+            assert!(bad.parse::<Address>().is_err(), "{bad:?} was taken");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! A store that fails on purpose, so that whoever uses stores can be tested: another store behind a seeded dice.
+//!
+//! Each call throws the dice of its [`Plan`]: it may be late, find nobody, find damage, find the disk full, or hand out a frame with
+//! one bit turned, which is what a lying server does. The same seed and the same calls fail the same way.
+
+use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload};
+use bytes::Bytes;
+use pages::{ChunkId, SnapshotId, SnapshotName};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How likely each failure is: 0 never, 1 always.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Where the dice begin.
+    pub seed: u64,
+    /// Nobody answers. Any call.
+    pub unreachable: f64,
+    /// What is stored is damaged. Frames and images.
+    pub damaged: f64,
+    /// The disk is full. Whatever stores something.
+    pub full: f64,
+    /// One frame of the answer has a bit turned.
+    pub wrong_frame: f64,
+    /// The call is late.
+    pub late: f64,
+    /// By how much.
+    pub late_by: Duration,
+}
+
+#[derive(Debug)]
+struct Dice {
+    plan: Plan,
+    random: Mutex<fastrand::Rng>,
+    failures: AtomicU64,
+}
+
+/// A store that fails as planned.
+#[derive(Debug)]
+pub struct FlakyStore<S> {
+    inner: S,
+    dice: Arc<Dice>,
+}
+
+impl Dice {
+    fn throw(&self, likely: f64) -> bool {
+        let hit = likely > 0.0 && self.random.lock().unwrap_or_else(PoisonError::into_inner).f64() < likely;
+        if hit {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        hit
+    }
+
+    fn below(&self, end: usize) -> usize {
+        self.random.lock().unwrap_or_else(PoisonError::into_inner).usize(..end)
+    }
+
+    /// What may happen to any call.
+    fn call(&self) -> Result<(), StoreError> {
+        if self.throw(self.plan.late) {
+            std::thread::sleep(self.plan.late_by);
+        }
+        if self.throw(self.plan.unreachable) {
+            return Err(StoreError::Unreachable("the store does not answer, as planned: try again".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn reading(&self) -> Result<(), StoreError> {
+        self.call()?;
+        if self.throw(self.plan.damaged) {
+            return Err(StoreError::Damaged { path: PathBuf::from("as planned"), source: images::ImageError::Checksum("stored frame") });
+        }
+        Ok(())
+    }
+
+    fn storing(&self) -> Result<(), StoreError> {
+        self.call()?;
+        if self.throw(self.plan.full) { Err(StoreError::Full { path: PathBuf::from("as planned") }) } else { Ok(()) }
+    }
+}
+
+impl<S: Store> FlakyStore<S> {
+    /// Put the dice before `inner`.
+    pub fn new(inner: S, plan: Plan) -> Self {
+        let random = Mutex::new(fastrand::Rng::with_seed(plan.seed));
+        Self { inner, dice: Arc::new(Dice { plan, random, failures: AtomicU64::new(0) }) }
+    }
+
+    /// How often something went wrong or came late so far.
+    pub fn failures(&self) -> u64 {
+        self.dice.failures.load(Ordering::Relaxed)
+    }
+}
+
+impl<S: Store> Store for FlakyStore<S> {
+    fn find_missing(&self, ids: &[ChunkId]) -> Result<Vec<ChunkId>, StoreError> {
+        self.dice.call()?;
+        self.inner.find_missing(ids)
+    }
+
+    fn upload(&self) -> Result<Box<dyn Upload>, StoreError> {
+        self.dice.storing()?;
+        Ok(Box::new(FlakyUpload { inner: self.inner.upload()?, dice: self.dice.clone() }))
+    }
+
+    fn commit(&self, image: Bytes, name: &SnapshotName) -> Result<SnapshotId, StoreError> {
+        self.dice.storing()?;
+        self.inner.commit(image, name)
+    }
+
+    fn tag(&self, from: &SnapshotName, to: &SnapshotName) -> Result<SnapshotId, StoreError> {
+        self.dice.storing()?;
+        self.inner.tag(from, to)
+    }
+
+    fn resolve(&self, name: &SnapshotName) -> Result<SnapshotId, StoreError> {
+        self.dice.call()?;
+        self.inner.resolve(name)
+    }
+
+    fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
+        self.dice.reading()?;
+        self.inner.image(id)
+    }
+
+    fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
+        self.dice.reading()?;
+        let mut frames = self.inner.frames(ids)?;
+        if !frames.is_empty() && self.dice.throw(self.dice.plan.wrong_frame) {
+            let which = self.dice.below(frames.len());
+            let mut bytes = frames[which].to_vec();
+            if !bytes.is_empty() {
+                let at = self.dice.below(bytes.len());
+                bytes[at] ^= 1 << self.dice.below(8);
+            }
+            frames[which] = Bytes::from(bytes);
+        }
+        Ok(frames)
+    }
+
+    fn list(&self) -> Result<Vec<SnapshotInfo>, StoreError> {
+        self.dice.call()?;
+        self.inner.list()
+    }
+
+    fn remove(&self, name: &SnapshotName) -> Result<(), StoreError> {
+        self.dice.call()?;
+        self.inner.remove(name)
+    }
+
+    fn gc(&self) -> Result<GcReport, StoreError> {
+        self.dice.call()?;
+        self.inner.gc()
+    }
+
+    fn put_working_set(&self, id: &SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
+        self.dice.storing()?;
+        self.inner.put_working_set(id, bytes)
+    }
+
+    fn working_set(&self, id: &SnapshotId) -> Result<Option<Bytes>, StoreError> {
+        self.dice.call()?;
+        self.inner.working_set(id)
+    }
+}
+
+struct FlakyUpload {
+    inner: Box<dyn Upload>,
+    dice: Arc<Dice>,
+}
+
+impl Upload for FlakyUpload {
+    fn put(&mut self, id: ChunkId, frame: Bytes) -> Result<(), StoreError> {
+        self.dice.storing()?;
+        self.inner.put(id, frame)
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), StoreError> {
+        self.dice.storing()?;
+        self.inner.finish()
+    }
+}

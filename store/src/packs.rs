@@ -1,0 +1,139 @@
+//! The packs of a directory: mapped once, found again by the first eight bytes of a chunk's digest.
+//!
+//! A look-up costs one hash and one binary search however many packs there are; that takes some 20 bytes of memory a chunk. Where
+//! two chunks share eight bytes, or the pack found has a damaged copy, all packs are searched: slow, but never wrong.
+
+use crate::StoreError;
+use bytes::Bytes;
+use images::pack::PackReader;
+use kernel::mapped_file::MappedFile;
+use pages::ChunkId;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// A pack that is mapped; frames keep it alive.
+#[derive(Debug)]
+struct Pack {
+    name: String,
+    bytes: Bytes,
+    reader: PackReader<Bytes>,
+}
+
+/// The packs of one directory, shared with uploads, which add to them.
+#[derive(Debug)]
+pub(crate) struct Packs {
+    pub(crate) dir: PathBuf,
+    open: RwLock<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    by_name: BTreeMap<String, Arc<Pack>>,
+    by_prefix: HashMap<[u8; 8], Arc<Pack>>,
+}
+
+fn prefix(id: &ChunkId) -> [u8; 8] {
+    let [a, b, c, d, e, f, g, h, ..] = id.0;
+    [a, b, c, d, e, f, g, h]
+}
+
+impl Open {
+    fn insert(&mut self, pack: Arc<Pack>) {
+        if self.by_name.insert(pack.name.clone(), pack.clone()).is_some() {
+            return; // the same chunks by the same name: one copy is as good as the other
+        }
+        self.by_prefix.reserve(pack.reader.len());
+        for (id, _) in pack.reader.entries() {
+            self.by_prefix.entry(prefix(&id)).or_insert_with(|| pack.clone());
+        }
+    }
+
+    /// The pack that has a chunk, as far as the index tells; then all others that have it.
+    fn holders(&self, id: &ChunkId) -> impl Iterator<Item = &Arc<Pack>> {
+        let likely = self.by_prefix.get(&prefix(id));
+        let others = likely.into_iter().flat_map(|first| self.by_name.values().filter(move |pack| !Arc::ptr_eq(pack, first)));
+        likely.into_iter().chain(others).filter(|pack| pack.reader.contains(id))
+    }
+}
+
+impl Packs {
+    /// Map all packs of a store.
+    pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
+        let packs = Self { dir: dir.to_owned(), open: RwLock::default() };
+        packs.rescan()?;
+        Ok(packs)
+    }
+
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.dir.join("packs")
+    }
+
+    /// Map packs that turned up in the folder since.
+    pub(crate) fn rescan(&self) -> Result<(), StoreError> {
+        let folder = self.folder();
+        for entry in fs::read_dir(&folder).map_err(StoreError::io(&folder))?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with(".pack") && !self.read(|open| open.by_name.contains_key(&name)) {
+                self.add(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Map one more pack.
+    pub(crate) fn add(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.folder().join(name);
+        let mapped = File::open(&path).and_then(|file| MappedFile::open(&file)).map_err(StoreError::io(&path))?;
+        let bytes = Bytes::from_owner(mapped);
+        let reader = PackReader::open(bytes.clone()).map_err(|source| StoreError::Damaged { path, source })?;
+        let pack = Arc::new(Pack { name: name.to_owned(), bytes, reader });
+        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(pack);
+        Ok(())
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&Open) -> T) -> T {
+        look(&self.open.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn contains(&self, id: &ChunkId) -> bool {
+        self.read(|open| open.holders(id).next().is_some())
+    }
+
+    /// The frame of a chunk; damaged only where no pack has a sound copy.
+    pub(crate) fn frame(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
+        self.read(|open| {
+            let mut damaged = None;
+            for pack in open.holders(id) {
+                match pack.reader.frame(id) {
+                    Ok(Some(range)) => return Ok(Some(pack.bytes.slice(range))),
+                    Ok(None) => {}
+                    Err(source) => {
+                        damaged.get_or_insert_with(|| StoreError::Damaged { path: self.folder().join(&pack.name), source });
+                    }
+                }
+            }
+            damaged.map_or(Ok(None), Err)
+        })
+    }
+
+    /// Remove packs that have no chunk of `needed`; how many, and their bytes.
+    pub(crate) fn collect(&self, needed: &HashSet<ChunkId>) -> Result<(u64, u64), StoreError> {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let useless: Vec<Arc<Pack>> =
+            open.by_name.values().filter(|pack| !pack.reader.entries().any(|(id, _)| needed.contains(&id))).cloned().collect();
+        let mut freed = (0, 0);
+        for pack in &useless {
+            let path = self.folder().join(&pack.name);
+            fs::remove_file(&path).map_err(StoreError::io(&path))?;
+            open.by_name.remove(&pack.name);
+            freed = (freed.0 + 1, freed.1 + pack.bytes.len() as u64);
+        }
+        if !useless.is_empty() {
+            let kept: Vec<Arc<Pack>> = std::mem::take(&mut *open).by_name.into_values().collect();
+            kept.into_iter().for_each(|pack| open.insert(pack));
+        }
+        Ok(freed)
+    }
+}

@@ -1,0 +1,180 @@
+//! A directory whose files were damaged is refused, with the file named; damage at every kind of place is tried.
+
+extern crate defrost_store as store;
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use images::codec::Encoder;
+use images::manifest::Manifest;
+use images::{Image, chunk_id};
+use pages::{ChunkId, SnapshotName};
+use std::path::{Path, PathBuf};
+use store::{Access, LocalStore, Store, StoreError};
+
+const CHUNKS: usize = 5;
+
+fn raw(n: usize) -> Vec<u8> {
+    (0..4096).map(|at| (at * (n + 3) / 7) as u8).collect()
+}
+
+/// A store with one snapshot; its chunks, its pack, its image file.
+fn stored(folder: &Path) -> Result<(Vec<ChunkId>, PathBuf, PathBuf)> {
+    let store = LocalStore::open(folder, Access::Write)?;
+    let mut upload = store.upload()?;
+    let mut ids = Vec::new();
+    for n in 0..CHUNKS {
+        let id = chunk_id(&raw(n));
+        upload.put(id, Encoder::new(3).encode(&raw(n))?)?;
+        ids.push(id);
+    }
+    upload.finish()?;
+    store.commit(Image::encode(&Manifest::default(), &ids), &name()?)?;
+    Ok((ids, only_file(&folder.join("packs"))?, only_file(&folder.join("snapshots"))?))
+}
+
+fn name() -> Result<SnapshotName> {
+    Ok("victim:v".parse()?)
+}
+
+fn only_file(folder: &Path) -> Result<PathBuf> {
+    let mut entries = std::fs::read_dir(folder)?;
+    let path = entries.next().context("a file")??.path();
+    assert!(entries.next().is_none(), "{} has more than one file", folder.display());
+    Ok(path)
+}
+
+/// Opening the store and reading all of it; each failure must name `file`.
+fn must_name(folder: &Path, ids: &[ChunkId], file: &Path, what: &str) -> Result<()> {
+    let read = || -> Result<(), StoreError> {
+        let store = LocalStore::open(folder, Access::Read)?;
+        let found = store.resolve(&"victim:v".parse().expect("a name"))?;
+        store.image(&found)?;
+        store.frames(ids).map(drop)
+    };
+    match read() {
+        Err(error @ StoreError::Damaged { .. }) => assert!(error.to_string().contains(&*file.to_string_lossy()), "{what}: {error}"),
+        other => panic!("{what}: {other:?}"),
+    }
+    Ok(())
+}
+
+#[test]
+fn a_damaged_pack_is_refused_and_named() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (ids, pack, _) = stored(folder.path())?;
+    let whole = std::fs::read(&pack)?;
+    let (index_at, footer_at) = (whole.len() - 32 - 48 * CHUNKS, whole.len() - 32);
+    let places = [("header", 0..8), ("frame", 8..index_at), ("index", index_at..footer_at), ("footer", footer_at..whole.len())];
+    for (what, range) in places {
+        for at in range.clone().step_by(range.len().div_ceil(40)).chain([range.end - 1]) {
+            let mut bad = whole.clone();
+            bad[at] ^= 1 << (at % 8);
+            std::fs::write(&pack, bad)?;
+            must_name(folder.path(), &ids, &pack, &format!("{what}, byte {at} flipped"))?;
+        }
+        for cut in [range.start, range.start + range.len() / 2, range.end - 1] {
+            std::fs::write(&pack, &whole[..cut])?;
+            if cut == 0 {
+                // Linux maps no empty file: also an error that names it.
+                let error = LocalStore::open(folder.path(), Access::Read).expect_err("an empty pack");
+                assert!(error.to_string().contains(".pack"), "{error}");
+                continue;
+            }
+            must_name(folder.path(), &ids, &pack, &format!("{what}, cut to {cut} bytes"))?;
+        }
+    }
+    std::fs::write(&pack, &whole)?;
+    assert_eq!(LocalStore::open(folder.path(), Access::Read)?.frames(&ids)?.len(), CHUNKS);
+    Ok(())
+}
+
+#[test]
+fn a_damaged_image_is_refused_and_named() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (ids, _, image) = stored(folder.path())?;
+    let whole = std::fs::read(&image)?;
+    for at in 0..whole.len() {
+        let mut bad = whole.clone();
+        bad[at] ^= 1 << (at % 8);
+        std::fs::write(&image, bad)?;
+        must_name(folder.path(), &ids, &image, &format!("byte {at} flipped"))?;
+        std::fs::write(&image, &whole[..at])?;
+        must_name(folder.path(), &ids, &image, &format!("cut to {at} bytes"))?;
+    }
+    // Another image in its place is whole, but not that one.
+    std::fs::write(&image, Image::encode(&Manifest::default(), &ids[1..]))?;
+    must_name(folder.path(), &ids, &image, "exchanged")
+}
+
+#[test]
+fn a_second_copy_of_a_chunk_stands_in_for_a_damaged_one() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (ids, pack, _) = stored(folder.path())?;
+    let whole = std::fs::read(&pack)?;
+    std::fs::remove_file(&pack)?;
+    let store = LocalStore::open(folder.path(), Access::Write)?;
+    let mut upload = store.upload()?;
+    upload.put(ids[0], Encoder::new(3).encode(&raw(0))?)?;
+    upload.finish()?;
+    drop(store);
+    let mut bad = whole;
+    bad[20] ^= 1; // in some frame of the first pack
+    std::fs::write(&pack, bad)?;
+    let store = LocalStore::open(folder.path(), Access::Read)?;
+    assert_eq!(store.frame(&ids[0])?, Encoder::new(3).encode(&raw(0))?);
+    Ok(())
+}
+
+#[test]
+fn one_writer_at_a_time() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let first = LocalStore::open(folder.path(), Access::Write)?;
+    match LocalStore::open(folder.path(), Access::Write) {
+        Err(error @ StoreError::Busy { .. }) => {
+            assert!(error.to_string().contains(&format!("by process {}", std::process::id())), "{error}")
+        }
+        other => panic!("{other:?}"),
+    }
+    LocalStore::open(folder.path(), Access::Read)?; // beside it
+    drop(first);
+    LocalStore::open(folder.path(), Access::Write)?;
+    Ok(())
+}
+
+#[test]
+fn what_a_killed_writer_left_is_swept_and_a_reader_sees_later_packs() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    stored(folder.path())?;
+    std::fs::write(folder.path().join("tmp/.tmpLEFT"), b"half")?;
+    let reader = LocalStore::open(folder.path(), Access::Read)?;
+    let writer = LocalStore::open(folder.path(), Access::Write)?;
+    assert_eq!(std::fs::read_dir(folder.path().join("tmp"))?.count(), 0);
+    let id = chunk_id(b"later");
+    let mut upload = writer.upload()?;
+    upload.put(id, Bytes::from_static(b"frame"))?;
+    upload.finish()?;
+    assert_eq!(reader.frame(&id)?, Bytes::from_static(b"frame"));
+    // A collection takes nothing from whoever has it mapped.
+    writer.gc()?;
+    assert!(matches!(writer.frame(&id), Err(StoreError::MissingChunk(_))));
+    assert_eq!(reader.frame(&id)?, Bytes::from_static(b"frame"));
+    Ok(())
+}
+
+#[test]
+fn chunks_of_many_packs_are_found() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let store = LocalStore::open(folder.path(), Access::Write)?;
+    let id = |n: u32| chunk_id(&n.to_le_bytes());
+    for n in 0..300_u32 {
+        let mut upload = store.upload()?;
+        upload.put(id(n), Bytes::from(n.to_le_bytes().to_vec()))?;
+        upload.finish()?;
+    }
+    let again = LocalStore::open(folder.path(), Access::Read)?;
+    for n in 0..300_u32 {
+        assert_eq!(again.frame(&id(n))?, Bytes::from(n.to_le_bytes().to_vec()));
+    }
+    assert_eq!(again.find_missing(&[id(3), id(1000)])?, [id(1000)]);
+    Ok(())
+}
