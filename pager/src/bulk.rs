@@ -1,12 +1,18 @@
 //! Background fill: threads that bring what nobody has asked for yet, going on behind the last fault.
 //!
-//! Each takes the next chunk that some space owes and installs it in every space that owes it. Chunks under way are marked, so that
-//! no two of these threads bring the same one; a demand fault does not look at the marks, as it must not wait for bulk.
+//! Each takes a run of chunks that some space owes, fetches it in one request, and installs chunk after chunk in every space that
+//! owes it. There are more threads than cores, so that while some decode, others have requests under way and the connection is never
+//! idle. Chunks under way are marked, so that no two of these threads bring the same one; a demand fault does not look at the marks,
+//! as it must not wait for bulk.
+//!
+//! Memory: each thread holds the frames of one run and one decoded chunk. A frame is hardly longer than its pages, so all of them
+//! together hold at most [`MAX_WORKERS`] × ([`RUN_BYTES`] + 2 × the chunk size): 6 MiB with chunks of 16 KiB, 18 MiB with the largest.
 
 use crate::chunks::{Chunks, Unfit};
 use crate::pager::Shared;
 use crate::space::Outcome;
-use pages::PageAddr;
+use nix::errno::Errno;
+use pages::{PageAddr, PageRange};
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,10 +22,15 @@ use store::Store;
 
 /// Pause after an event got in the way, and while only other threads' chunks are left.
 const PAUSE: Duration = Duration::from_micros(200);
+/// Bytes of raw pages in one request; the last chunk may exceed it. Enough that a round trip costs little against decoding (0.7 ms),
+/// little enough that the pages behind a fault come soon.
+const RUN_BYTES: u64 = 1 << 20;
+/// Threads: one a core that decode, and as many again that wait for answers.
+const MAX_WORKERS: usize = 6;
 
 pub(crate) fn spawn(shared: &Arc<Shared>, store: &Arc<dyn Store>) -> Vec<JoinHandle<()>> {
     let under_way = Arc::new(Mutex::new(HashSet::new()));
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get() * 2).min(MAX_WORKERS);
     (0..workers)
         .map(|_| {
             let (shared, store, under_way) = (shared.clone(), store.clone(), under_way.clone());
@@ -31,39 +42,65 @@ pub(crate) fn spawn(shared: &Arc<Shared>, store: &Arc<dyn Store>) -> Vec<JoinHan
 fn run(shared: &Shared, store: Arc<dyn Store>, under_way: &Mutex<HashSet<u32>>) {
     let mut chunks = Chunks::new(shared.image.clone(), shared.map.clone(), store);
     while !shared.stop.load(Ordering::Relaxed) && !shared.settled() {
-        let Some((index, range)) = next(shared, &chunks, under_way) else {
+        let run = next(shared, &chunks, under_way);
+        if run.is_empty() {
             std::thread::sleep(PAUSE);
             continue;
-        };
-        let fetched = chunks.fetch(index, range, &shared.stop, &|error| shared.lost(error));
-        let outcome = fetched.map(|chunk| {
-            shared.spaces().iter().map(|space| space.install(range, chunk)).find(|o| !matches!(o, Outcome::Settled | Outcome::Gone))
+        }
+        let mut failed = None;
+        let fetched = chunks.fetch_run(&run, &shared.stop, &|error| shared.lost(error), &mut |range, chunk| {
+            failed = install(shared, range, chunk);
+            failed.is_none() && !shared.stop.load(Ordering::Relaxed)
         });
-        under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
-        match outcome {
-            Ok(None) => {}
-            Ok(Some(Outcome::Failed(errno))) => return shared.fail(&format!("pages {range} cannot be installed: {errno}")),
-            Ok(Some(_)) => std::thread::sleep(PAUSE), // the fault loop reads the event
-            Err(Unfit::Stopped) => return,
-            Err(error) => return shared.fail(&error.to_string()),
+        let mut under_way = under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.retain(|index| !run.iter().any(|(ours, _)| ours == index));
+        drop(under_way);
+        match (fetched, failed) {
+            (Ok(()), None) => {}
+            (_, Some((range, errno))) => return shared.fail(&format!("pages {range} cannot be installed: {errno}")),
+            (Err(Unfit::Stopped), _) => return,
+            (Err(error), _) => return shared.fail(&error.to_string()),
         }
     }
 }
 
-/// The next owed chunk nobody brings yet, marked as ours.
-fn next(shared: &Shared, chunks: &Chunks, under_way: &Mutex<HashSet<u32>>) -> Option<(u32, pages::PageRange)> {
-    let mut under_way = under_way.lock().unwrap_or_else(PoisonError::into_inner);
-    let tries = under_way.len() + 1;
+/// Install a chunk wherever it is owed; waits for the fault loop to read an event that is in the way.
+fn install(shared: &Shared, range: PageRange, chunk: &[u8]) -> Option<(PageRange, Errno)> {
     for space in shared.spaces() {
-        let mut cursor = PageAddr::from_number(shared.hot.load(Ordering::Relaxed));
-        for _ in 0..tries {
-            let Some(origin) = space.next_owed(cursor) else { break };
-            let (index, range) = chunks.range_of(origin)?;
-            if under_way.insert(index) {
-                return Some((index, range));
+        loop {
+            match space.install(range, chunk) {
+                Outcome::Settled | Outcome::Gone => break,
+                Outcome::Failed(errno) => return Some((range, errno)),
+                Outcome::Retry if shared.stop.load(Ordering::Relaxed) => return None,
+                Outcome::Retry => std::thread::sleep(PAUSE),
             }
-            cursor = range.end();
         }
     }
     None
+}
+
+/// The next owed chunks nobody brings yet, marked as ours.
+fn next(shared: &Shared, chunks: &Chunks, under_way: &Mutex<HashSet<u32>>) -> Vec<(u32, PageRange)> {
+    let mut under_way = under_way.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut tries = under_way.len() + 1; // past those that others bring
+    let (mut run, mut run_bytes) = (Vec::new(), 0);
+    for space in shared.spaces() {
+        let mut cursor = PageAddr::from_number(shared.hot.load(Ordering::Relaxed));
+        while run_bytes < RUN_BYTES && tries > 0 {
+            let Some((index, range)) = space.next_owed(cursor).and_then(|origin| chunks.range_of(origin)) else { break };
+            if under_way.insert(index) {
+                run_bytes += range.bytes();
+                run.push((index, range));
+            } else if run.is_empty() {
+                tries -= 1;
+            } else {
+                break; // others go on from here, or it is ours and we have been round
+            }
+            cursor = range.end();
+        }
+        if !run.is_empty() {
+            break;
+        }
+    }
+    run
 }

@@ -1,11 +1,13 @@
 //! Chunks on their way in: fetched from a store, decoded, verified; tried again where that can help.
 //!
-//! A store that cannot be reached is asked again for ever, with growing pauses: the process waits. A chunk whose bytes are wrong
-//! is fetched once more; wrong again, it is fatal, as no one may ever read it.
+//! A demand fault fetches one chunk, bulk a run of them in one request. A store that cannot be reached is asked again for ever, with
+//! growing pauses: the process waits. A chunk whose bytes are wrong is fetched once more, alone; wrong again, it is fatal, as no one
+//! may ever read it.
 
+use bytes::Bytes;
 use images::codec::{Decoder, Verified};
 use images::{Image, PageMap};
-use pages::PageRange;
+use pages::{ChunkId, PageRange};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,6 +15,9 @@ use store::{Store, StoreError};
 
 /// First and longest pause between two attempts to reach a store.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// Told of the store's failing and of its return.
+pub type Lost<'a> = &'a dyn Fn(Option<&StoreError>);
 
 /// Fetches chunks of one snapshot; one for each thread that does.
 pub struct Chunks {
@@ -51,52 +56,79 @@ impl Chunks {
     }
 
     /// Fetch and verify chunk `index`. `lost` is told of the store's failing and of its return.
-    pub fn fetch(
-        &mut self,
-        index: u32,
-        range: PageRange,
-        stop: &AtomicBool,
-        lost: &dyn Fn(Option<&StoreError>),
-    ) -> Result<&Verified, Unfit> {
+    pub fn fetch(&mut self, index: u32, range: PageRange, stop: &AtomicBool, lost: Lost<'_>) -> Result<&Verified, Unfit> {
         let id = self.image.table[index as usize];
-        let wrong = |why: String| Unfit::Wrong { chunk: id.to_string(), why };
-        let len = range.bytes() as usize;
-        for last in [false, true] {
-            let frame = match reach(self.store.as_ref(), &id, stop, lost) {
-                Ok(frame) => frame,
-                Err(Some(error)) if last => return Err(wrong(error.to_string())),
-                Err(Some(_)) => continue,
-                Err(None) => return Err(Unfit::Stopped),
-            };
-            match self.decoder.decode(&id, &frame, len, &mut self.chunk) {
-                Ok(()) => break,
-                Err(error) if last => return Err(wrong(error.to_string())),
-                Err(error) => tracing::warn!(chunk = %id, %error, "fetching the chunk again"),
+        match reach(self.store.as_ref(), &[id], stop, lost)? {
+            Ok(frames) if self.decode(&id, frames.first(), range) => Ok(&self.chunk),
+            Ok(_) => self.again(&id, range, stop, lost),
+            Err(error) => {
+                tracing::warn!(chunk = %id, %error, "fetching the chunk again");
+                self.again(&id, range, stop, lost)
             }
         }
+    }
+
+    /// Fetch a run in one request and hand each chunk of it, verified, to `install`, until that says to stop.
+    pub fn fetch_run(
+        &mut self,
+        run: &[(u32, PageRange)],
+        stop: &AtomicBool,
+        lost: Lost<'_>,
+        install: &mut dyn FnMut(PageRange, &Verified) -> bool,
+    ) -> Result<(), Unfit> {
+        let ids: Vec<ChunkId> = run.iter().map(|(index, _)| self.image.table[*index as usize]).collect();
+        let frames = match reach(self.store.as_ref(), &ids, stop, lost)? {
+            Ok(frames) => frames,
+            Err(error) => {
+                // Some chunk of it; those before it are fine, and it must be wrong twice.
+                tracing::warn!(%error, "fetching a run chunk by chunk");
+                Vec::new()
+            }
+        };
+        let mut frames = frames.into_iter();
+        for (id, (index, range)) in ids.iter().zip(run) {
+            let frame = frames.next(); // one at a time: what is installed is let go
+            let chunk = match frame {
+                Some(frame) if self.decode(id, Some(&frame), *range) => &self.chunk,
+                Some(_) => self.again(id, *range, stop, lost)?,
+                None => self.fetch(*index, *range, stop, lost)?,
+            };
+            if !install(*range, chunk) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetch a chunk that was wrong once: wrong again, it is fatal.
+    fn again(&mut self, id: &ChunkId, range: PageRange, stop: &AtomicBool, lost: Lost<'_>) -> Result<&Verified, Unfit> {
+        let wrong = |why: String| Unfit::Wrong { chunk: id.to_string(), why };
+        let frame = reach(self.store.as_ref(), &[*id], stop, lost)?.map_err(|error| wrong(error.to_string()))?.pop().unwrap_or_default();
+        let decoded = self.decoder.decode(id, &frame, range.bytes() as usize, &mut self.chunk);
+        decoded.map_err(|error| wrong(error.to_string()))?;
         Ok(&self.chunk)
+    }
+
+    /// Decode and verify a frame; false where it is wrong.
+    fn decode(&mut self, id: &ChunkId, frame: Option<&Bytes>, range: PageRange) -> bool {
+        let frame = frame.map_or(&[][..], |frame| frame);
+        let decoded = self.decoder.decode(id, frame, range.bytes() as usize, &mut self.chunk);
+        if let Err(error) = &decoded {
+            tracing::warn!(chunk = %id, %error, "fetching the chunk again");
+        }
+        decoded.is_ok()
     }
 }
 
-/// The frame; `Err(Some)` where what is stored is wrong, `Err(None)` where we were told to stop.
-fn reach(
-    store: &dyn Store,
-    id: &pages::ChunkId,
-    stop: &AtomicBool,
-    lost: &dyn Fn(Option<&StoreError>),
-) -> Result<bytes::Bytes, Option<StoreError>> {
+/// The frames, or why what is stored is wrong. Asks until the store answers or we are told to stop.
+fn reach(store: &dyn Store, ids: &[ChunkId], stop: &AtomicBool, lost: Lost<'_>) -> Result<Result<Vec<Bytes>, StoreError>, Unfit> {
     let (mut pause, longest) = PAUSES;
     let mut was_lost = false;
     while !stop.load(Ordering::Relaxed) {
-        match store.frame(id) {
-            Ok(frame) => {
-                if was_lost {
-                    lost(None);
-                }
-                return Ok(frame);
-            }
-            Err(error @ (StoreError::Damaged { .. } | StoreError::MissingChunk(_))) => return Err(Some(error)),
-            Err(error) => {
+        let answer = store.frames(ids);
+        let answered = answer.as_ref().map_or_else(StoreError::is_about_contents, |_| true);
+        match answer {
+            Err(error) if !answered => {
                 if !was_lost {
                     lost(Some(&error));
                 }
@@ -104,7 +136,13 @@ fn reach(
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(longest);
             }
+            answer => {
+                if was_lost {
+                    lost(None);
+                }
+                return Ok(answer);
+            }
         }
     }
-    Err(None)
+    Err(Unfit::Stopped)
 }
