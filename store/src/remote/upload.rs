@@ -64,6 +64,8 @@ impl Upload for RemoteUpload {
     fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
         self.batch.last = true;
         self.flush()?;
+        let (closed, _) = mpsc::channel(1);
+        self.batches = closed; // the end of the stream
         self.outcome()
     }
 }
