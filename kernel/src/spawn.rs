@@ -3,7 +3,7 @@
 use crate::tracee::{Running, Stopped, TraceError};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
 /// Why there is no child.
@@ -48,7 +48,11 @@ pub fn spawn_stopped(pid: u32) -> Result<Stopped, SpawnError> {
 
 /// End a child of ours for good: nothing of a failed restore is left running.
 pub fn kill_and_reap(child: Pid) {
-    // Either may fail where the child is gone already, which is what is wanted.
+    // Fails where the child is gone already, which is what is wanted.
     let _ = kill(child, Signal::SIGKILL);
-    let _ = waitpid(child, Some(nix::sys::wait::WaitPidFlag::__WALL));
+    while let Ok(status) = crate::tracee::next_status(child) {
+        if matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..)) {
+            break;
+        }
+    }
 }

@@ -13,6 +13,8 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
 use std::marker::PhantomData;
 
 /// Why a thread could not be traced or did not do as asked.
@@ -87,7 +89,8 @@ impl Running {
     /// Attach to `tid` without stopping it.
     pub fn seize(tid: Pid) -> Result<Self> {
         ptrace::seize(tid, BASE_OPTIONS).map_err(failed("seize", tid))?;
-        Ok(Self { tid, _not_send: PhantomData })
+        forget(tid); // whatever had that number before
+        Ok(Self::ours(tid))
     }
 
     /// Which thread.
@@ -125,7 +128,14 @@ impl Running {
 
     /// A thread that attached itself by inheritance (`PTRACE_O_TRACECLONE`): wait for its first stop.
     pub fn inherited(tid: Pid) -> Result<Stopped> {
-        Self { tid, _not_send: PhantomData }.stopped()
+        Self::ours(tid).stopped()
+    }
+
+    fn ours(tid: Pid) -> Self {
+        TRACEES.with_borrow_mut(|all| {
+            all.entry(tid).or_default();
+        });
+        Self { tid, _not_send: PhantomData }
     }
 
     fn wait(&self) -> Result<(Stopped, Stop)> {
@@ -142,21 +152,64 @@ pub(crate) enum ContMode {
 /// Wait until `tid` stops.
 pub(crate) fn wait_stop(tid: Pid) -> Result<(Stopped, Stop)> {
     let stopped = Stopped { tid, _not_send: PhantomData };
+    match next_status(tid).map_err(failed("wait", tid))? {
+        WaitStatus::PtraceSyscall(_) => Ok((stopped, Stop::Syscall)),
+        // PTRACE_EVENT_STOP is 128; its signal is SIGTRAP for an interrupt, the stop signal for a group stop.
+        WaitStatus::PtraceEvent(_, Signal::SIGTRAP, 128) => Ok((stopped, Stop::Interrupt)),
+        WaitStatus::PtraceEvent(_, _, 128) => Ok((stopped, Stop::Group)),
+        WaitStatus::PtraceEvent(_, _, event) => Ok((stopped, Stop::Event(event))),
+        WaitStatus::Stopped(_, signal) => Ok((stopped, Stop::Signal(signal as i32))),
+        _ => {
+            forget(tid);
+            Err(TraceError::Gone(tid))
+        }
+    }
+}
+
+thread_local! {
+    /// The threads that this one traces, each with what the kernel told of it while another was waited for.
+    static TRACEES: RefCell<HashMap<Pid, VecDeque<WaitStatus>>> = RefCell::default();
+}
+
+fn forget(tid: Pid) {
+    TRACEES.with_borrow_mut(|all| all.remove(&tid));
+}
+
+/// Keep what was told of another thread: one of ours, or one that is just being started and stops for the first time. The end of
+/// another child (the pager's daemon) is nobody's to wait for.
+fn keep(status: WaitStatus) {
+    let Some(tid) = status.pid() else { return };
+    TRACEES.with_borrow_mut(|all| {
+        if all.contains_key(&tid) || !matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..)) {
+            all.entry(tid).or_default().push_back(status);
+        }
+    });
+}
+
+/// The next status of `tid`; ESRCH where there never will be one.
+///
+/// Where several threads are traced, those of all are taken: the kernel does not tell of a leader's death before its other threads
+/// were reaped, which is up to us, so that waiting for the leader alone would never end.
+pub(crate) fn next_status(tid: Pid) -> nix::Result<WaitStatus> {
     loop {
-        let status = match waitpid(tid, Some(WaitPidFlag::__WALL)) {
+        let kept = TRACEES.with_borrow_mut(|all| all.get_mut(&tid).and_then(VecDeque::pop_front));
+        if let Some(status) = kept {
+            return Ok(status);
+        }
+        let alone = TRACEES.with_borrow(|all| all.keys().all(|other| *other == tid));
+        let at_once = if alone { WaitPidFlag::empty() } else { WaitPidFlag::WNOHANG };
+        match waitpid(tid, Some(WaitPidFlag::__WALL | at_once)) {
             Err(Errno::EINTR) => continue,
-            Err(Errno::ECHILD) => return Err(TraceError::Gone(tid)),
-            other => other.map_err(failed("wait", tid))?,
-        };
-        return match status {
-            WaitStatus::PtraceSyscall(_) => Ok((stopped, Stop::Syscall)),
-            // PTRACE_EVENT_STOP is 128; its signal is SIGTRAP for an interrupt, the stop signal for a group stop.
-            WaitStatus::PtraceEvent(_, Signal::SIGTRAP, 128) => Ok((stopped, Stop::Interrupt)),
-            WaitStatus::PtraceEvent(_, _, 128) => Ok((stopped, Stop::Group)),
-            WaitStatus::PtraceEvent(_, _, event) => Ok((stopped, Stop::Event(event))),
-            WaitStatus::Stopped(_, signal) => Ok((stopped, Stop::Signal(signal as i32))),
-            _ => Err(TraceError::Gone(tid)),
-        };
+            Err(Errno::ECHILD) => return Err(Errno::ESRCH),
+            Ok(WaitStatus::StillAlive) => {}
+            other => return other,
+        }
+        match waitpid(None, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD)) {
+            Ok(status) if status.pid() == Some(tid) => return Ok(status),
+            Ok(status) => keep(status),
+            Err(Errno::EINTR) => {}
+            Err(_) => return Err(Errno::ESRCH),
+        }
     }
 }
 
@@ -222,6 +275,7 @@ impl Stopped {
 
     /// Let go of the thread; it runs on from its registers.
     pub fn detach(self) -> Result<()> {
+        forget(self.tid);
         ptrace::detach(self.tid, None).map_err(failed("detach", self.tid))
     }
 

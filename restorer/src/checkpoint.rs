@@ -69,6 +69,18 @@ impl std::fmt::Display for Report {
 /// Make a snapshot of a process in `store`; `progress` is told of bytes read.
 pub fn checkpoint(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) + Sync)) -> Result<Report, CheckpointError> {
     refuse_taken(store, &request.name)?;
+    capture_frozen(request, store, progress).map_err(|error| match error {
+        // Whatever it was that could not be read: there is nothing to read it from any more.
+        CheckpointError::Proc { .. } | CheckpointError::Ask { .. } | CheckpointError::Trace { .. } | CheckpointError::Memory { .. }
+            if ends_within(request.pid, Duration::from_millis(200)) =>
+        {
+            CheckpointError::Vanished(request.pid)
+        }
+        error => error,
+    })
+}
+
+fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) + Sync)) -> Result<Report, CheckpointError> {
     let started = Instant::now();
     let frozen = Frozen::freeze(request.pid)?;
     let memory = ProcessMemory::open(Pid::from_raw(request.pid as i32)).map_err(|error| CheckpointError::Memory {
@@ -116,13 +128,21 @@ fn end(pid: u32) {
 
 /// Until its pid is free again (its parent has to reap it), but no longer than a restore may reasonably be kept waiting.
 fn wait_gone(pid: u32) {
-    const LONGEST: Duration = Duration::from_secs(2);
+    let _ = ends_within(pid, Duration::from_secs(2)); // a restore says who has the pid
+}
+
+/// Whether the process is dead, or will be in a moment.
+fn ends_within(pid: u32, longest: Duration) -> bool {
     let begun = Instant::now();
     let ended = || {
         let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
         crate::process::stat::Stat::parse(&stat).is_some_and(|stat| stat.state() == 'Z')
     };
-    while !ended() && begun.elapsed() < LONGEST {
+    while begun.elapsed() < longest {
+        if ended() {
+            return true;
+        }
         std::thread::sleep(Duration::from_millis(1));
     }
+    false
 }

@@ -40,6 +40,7 @@ impl Frozen {
                 match Running::seize(Pid::from_raw(tid as i32)).and_then(|r| r.request_stop().map(|()| r)) {
                     Ok(running) => asked.push(running),
                     Err(TraceError::Gone(_)) if tid != pid => {} // a thread that ended meanwhile
+                    Err(TraceError::NotPermitted(_)) if tid != pid && has_ended(proc, tid) => {} // one that is just ending
                     Err(error) => return Err(CheckpointError::trace(pid)(error)),
                 }
             }
@@ -84,6 +85,18 @@ impl Drop for Frozen {
     }
 }
 
+/// Whether other threads go on without the leader, rather than ending with it.
+fn is_outlived(proc: Proc) -> bool {
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    proc.numbers("task").is_ok_and(|tids| tids.len() > 1)
+}
+
+/// The kernel calls a thread that is just ending one that may not be traced.
+fn has_ended(proc: Proc, tid: u32) -> bool {
+    let stat = proc.text(&format!("task/{tid}/stat")).ok();
+    stat.and_then(|text| Stat::parse(&text)).is_none_or(|stat| matches!(stat.state(), 'Z' | 'X'))
+}
+
 fn check_ours(proc: Proc) -> Result<(), CheckpointError> {
     let pid = proc.pid;
     if !proc.path("").exists() {
@@ -103,6 +116,9 @@ fn check_ours(proc: Proc) -> Result<(), CheckpointError> {
         return Err(CheckpointError::KernelThread(pid));
     }
     match stat.state() {
+        'Z' if is_outlived(proc) => {
+            return Err(proc.refuse("its main thread has ended while others go on", "let its main thread wait for the others"));
+        }
         'Z' | 'X' => return Err(CheckpointError::NoProcess(pid)),
         'T' => return Err(proc.refuse("it is stopped by a signal", "continue it (kill -CONT) first")),
         _ => {}
