@@ -5,7 +5,8 @@
 //!   t: stops at the entry → T: PTRACE_SYSCALL → t: stops at the exit → T: GETREGS, rax is the answer
 //! Two stops cost 6 µs where both share a CPU and 100 µs where they do not, so callers pin themselves beside the tracee.
 //! A [`Borrowed`] session blocks the thread's signals, remembers registers and mask, and puts both back; while it is open
-//! our death kills the tracee, as its registers are not its own then.
+//! our death kills the tracee, as its registers are not its own then. SIGSTOP cannot be blocked: one that arrives is kept and sent
+//! again at the end, so that whoever stopped the process finds it stopped.
 
 use crate::regs::{Registers, RestartBlock};
 use crate::tracee::{ContMode, Result as TraceResult, Running, Stop, Stopped, TraceError, wait_stop};
@@ -33,13 +34,14 @@ pub struct Remote<'t> {
     thread: &'t Stopped,
     syscall_at: VirtAddr,
     base: Registers,
+    stop_due: bool,
 }
 
 impl<'t> Remote<'t> {
     /// Drive `thread` through the instruction at `syscall_at`. Its registers are not kept.
     pub fn new(thread: &'t Stopped, syscall_at: VirtAddr) -> TraceResult<Self> {
         let base = thread.registers()?;
-        Ok(Self { thread, syscall_at, base })
+        Ok(Self { thread, syscall_at, base, stop_due: false })
     }
 
     /// The thread driven.
@@ -86,7 +88,8 @@ impl<'t> Remote<'t> {
                 }
                 Stop::Event(libc::PTRACE_EVENT_CLONE) => cloned = Some(stopped.event_message()?),
                 Stop::Interrupt | Stop::Event(_) => {}
-                // All that can be blocked is: only a fault of our own making or a stop signal arrives here.
+                Stop::Signal(libc::SIGSTOP) => self.stop_due = true,
+                // All that can be blocked is: only a fault of our own making arrives here.
                 Stop::Signal(_) | Stop::Group => return Err(TraceError::GroupStopped(tid).into()),
             }
             self.thread.cont(ContMode::ToSyscall, 0)?;
@@ -139,6 +142,9 @@ impl<'t> Borrowed<'t> {
         let thread = self.remote.thread;
         thread.set_registers(&self.registers.settled(RestartBlock::Resume))?;
         thread.set_signal_mask(self.mask)?;
+        if self.remote.stop_due {
+            crate::sys::stop_thread(thread.tid()).map_err(crate::tracee::failed("stop", thread.tid()))?;
+        }
         thread.set_exit_kill(false, false)
     }
 }

@@ -84,6 +84,12 @@ pub(crate) fn cont(tid: Pid, to_syscall: bool, signal: i32) -> Result<(), Errno>
     request(how, tid, 0, signal as usize as *mut c_void).map(drop)
 }
 
+/// Send SIGSTOP by way of one thread: it stops the whole process, once the thread runs.
+pub(crate) fn stop_thread(tid: Pid) -> Result<(), Errno> {
+    // SAFETY: two integers in, nothing out.
+    Errno::result(unsafe { libc::syscall(libc::SYS_tkill, tid.as_raw(), libc::SIGSTOP) }).map(drop)
+}
+
 /// Which kernel objects [`same_object`] compares.
 #[derive(Clone, Copy, Debug)]
 pub enum Kcmp {
