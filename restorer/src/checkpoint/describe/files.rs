@@ -101,6 +101,10 @@ fn description(context: &Context<'_>, entry: &Open, info: &FdInfo<'_>) -> Result
     let proc = context.proc;
     let refuse = |advice| proc.refuse(format!("fd {}: {}", entry.fd, entry.link), advice);
     let malformed = || proc.malformed(&format!("fdinfo/{}", entry.fd));
+    if info.field("lock").is_some() {
+        let object = format!("fd {}: {} holds a file lock", entry.fd, entry.link);
+        return Err(proc.refuse(object, "a lock would be lost: let it unlock the file first"));
+    }
     let kind = match entry.link.as_str() {
         "anon_inode:[eventfd]" => Kind::Eventfd(info.eventfd().ok_or_else(malformed)?),
         "anon_inode:[eventpoll]" => Kind::Epoll(Epoll { interests: info.interests().ok_or_else(malformed)? }),
