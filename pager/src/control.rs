@@ -2,13 +2,21 @@
 //!
 //! The socket is PID.sock in the runtime directory (/run/defrost for root, else $XDG_RUNTIME_DIR/defrost). `status` answers at once,
 //! `wait` when everything is there or never will be; the answer is a [`Status`] as JSON. A socket nobody listens on is swept.
+//! A pager that ended its process stays until one `wait` was told why, or for [`TOLD_WITHIN`].
 
 use crate::pager::Shared;
-use crate::status::Status;
+use crate::status::{State, Status};
 use std::io::{BufRead as _, BufReader, Error, ErrorKind, Result, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long a pager that ended its process waits for somebody to ask why: time for a person or a supervisor to notice.
+const TOLD_WITHIN: Duration = Duration::from_secs(60);
+/// How long the last answers may take on their way out.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Where sockets are.
 #[must_use]
@@ -21,16 +29,62 @@ fn socket_path(pid: u32) -> PathBuf {
     runtime_dir().join(format!("{pid}.sock"))
 }
 
+/// Who asks.
+#[derive(Debug, Default)]
+struct Callers {
+    /// Calls being answered, and whether a `wait` was answered with a failure.
+    calls: Mutex<(usize, bool)>,
+    changed: Condvar,
+}
+
+impl Callers {
+    fn change(&self, change: impl FnOnce(&mut (usize, bool))) {
+        change(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+
+    fn wait_while(&self, longest: Duration, holds: impl Fn(&(usize, bool)) -> bool) {
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whether it came or the time is over: both are the end of waiting.
+        let _ = self.changed.wait_timeout_while(calls, longest, |calls| holds(calls));
+    }
+}
+
 /// Listens for as long as it lives; the socket goes with it.
 #[derive(Debug)]
 pub(crate) struct Listening {
     path: PathBuf,
+    socket: Option<(u64, u64)>,
+    callers: Arc<Callers>,
+}
+
+impl Listening {
+    /// The pager has come to its end: let those who asked be answered, and somebody know if it failed.
+    pub(crate) fn finish(self, state: &State) {
+        if matches!(state, State::Failed(_)) {
+            // Until told, or until another restore of the pid has taken the socket's place.
+            let mut left = TOLD_WITHIN.as_secs();
+            while left > 0 && !self.callers.calls.lock().unwrap_or_else(PoisonError::into_inner).1 && identity(&self.path) == self.socket {
+                self.callers.wait_while(Duration::from_secs(1), |calls| !calls.1);
+                left -= 1;
+            }
+        }
+        self.callers.wait_while(ANSWERED_WITHIN, |calls| calls.0 > 0);
+    }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path); // gone already is as well
+        // The next restore of the pid may have put its own there already.
+        if identity(&self.path) == self.socket {
+            let _ = std::fs::remove_file(&self.path); // gone already is as well
+        }
     }
+}
+
+/// Which file is at `path`.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// Begin to answer for `shared`.
@@ -42,26 +96,34 @@ pub(crate) fn listen(shared: Arc<Shared>) -> Result<Listening> {
         _ => {}
     }
     let listener = UnixListener::bind(&path)?;
+    let callers = Arc::new(Callers::default());
+    let listening = Listening { socket: identity(&path), path, callers: callers.clone() };
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let shared = shared.clone();
+            let (shared, callers) = (shared.clone(), callers.clone());
+            callers.change(|calls| calls.0 += 1);
             std::thread::spawn(move || {
                 // A caller that hangs up has its reason.
-                let _ = serve(stream, &shared);
+                let told = serve(stream, &shared).unwrap_or(false);
+                callers.change(|calls| *calls = (calls.0 - 1, calls.1 || told));
             });
         }
     });
-    Ok(Listening { path })
+    Ok(listening)
 }
 
-fn serve(stream: UnixStream, shared: &Shared) -> Result<()> {
+/// Answer one call; true where it was a `wait` that was told of a failure.
+fn serve(stream: UnixStream, shared: &Shared) -> Result<bool> {
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line)?;
-    if line.trim() == "wait" {
+    let wait = line.trim() == "wait";
+    if wait {
         shared.wait_settled();
     }
-    let answer = serde_json::to_string(&shared.status()).map_err(Error::from)?;
-    writeln!(&stream, "{answer}")
+    let status = shared.status();
+    let answer = serde_json::to_string(&status).map_err(Error::from)?;
+    writeln!(&stream, "{answer}")?;
+    Ok(wait && matches!(status.state, State::Failed(_)))
 }
 
 fn ask(pid: u32, what: &str) -> Result<Status> {

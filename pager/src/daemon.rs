@@ -84,7 +84,7 @@ pub fn run(socket: UnixStream, open: impl Fn(&str) -> Result<Arc<dyn Store>, Sto
         prefetch: start.prefetch.into_iter().filter_map(PageAddr::new).collect(),
     })
     .map_err(std::io::Error::from)?;
-    let _listening = control::listen(pager.shared())?;
+    let listening = control::listen(pager.shared())?;
     writeln!(&socket, "serving")?;
     if start.eager {
         match pager.wait_resident().state {
@@ -93,7 +93,7 @@ pub fn run(socket: UnixStream, open: impl Fn(&str) -> Result<Arc<dyn Store>, Sto
         }
     }
     drop(socket);
-    pager.join();
+    listening.finish(&pager.join().state);
     Ok(())
 }
 

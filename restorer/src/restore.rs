@@ -95,7 +95,7 @@ pub fn restore(request: &Request, store: &dyn Store) -> Result<Restored, Restore
         // Merely a matter of speed.
         let _ = sched_setaffinity(Pid::from_raw(0), &mask);
     }
-    let others = built?;
+    let others = built.map_err(|error| daemon.reason(process.pid).unwrap_or(error))?;
     for (thread, described) in others.iter().zip(&manifest.threads[1..]) {
         threads::free_to_run(thread, described.scheduling.as_ref())?;
     }

@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 pub struct Daemon {
     answers: BufReader<UnixStream>,
     ready: bool,
+    serving: bool,
 }
 
 impl Daemon {
@@ -48,7 +49,7 @@ impl Daemon {
         };
         let line = serde_json::to_string(&start).map_err(outside("write a request"))?;
         writeln!(&ours, "{line}").map_err(outside("talk to the pager"))?;
-        Ok(Self { answers: BufReader::new(ours), ready: false })
+        Ok(Self { answers: BufReader::new(ours), ready: false, serving: false })
     }
 
     fn expect(&mut self, word: &str) -> Result<(), RestoreError> {
@@ -62,6 +63,16 @@ impl Daemon {
         }
     }
 
+    /// Why the pager ended the process, if it did: then every step after that fails, for a reason of its own that tells nothing.
+    pub fn reason(&self, pid: u32) -> Option<RestoreError> {
+        let status = if self.serving { pager::control::status(pid).ok()? } else { return None };
+        match status.state {
+            // Told to the end, it need not wait for another to ask.
+            pager::State::Failed(why) => pager::control::wait(pid).ok().map(|_| RestoreError::Pager(why)),
+            _ => None,
+        }
+    }
+
     /// Hand over the process: from now on its missing pages are served.
     pub fn serve(&mut self, uffd: &Uffd, pidfd: &OwnedFd, eager: bool) -> Result<(), RestoreError> {
         if !self.ready {
@@ -71,6 +82,7 @@ impl Daemon {
         kernel::handoff::send_fds(self.answers.get_ref(), &[uffd.as_raw_fd(), pidfd.as_raw_fd()])
             .map_err(outside("hand over to the pager"))?;
         self.expect("serving")?;
+        self.serving = true;
         if eager { self.expect("resident") } else { Ok(()) }
     }
 }
