@@ -4,16 +4,17 @@
 //! [`Server`] ends with its value, also when a test fails. Root is needed, and asked for by name.
 #![forbid(unsafe_code)]
 
+pub mod command;
 pub mod redis;
 mod server;
 mod victim;
 
+pub use command::{defrost, defrost_fails, defrost_fails_through, defrost_ok, defrost_through, defrost_tries_through};
 pub use server::Server;
 pub use victim::Victim;
 
 use anyhow::{Context as _, Result, ensure};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test gives up: generous, as machines are shared.
@@ -46,44 +47,6 @@ pub fn eventually(what: &str, mut probe: impl FnMut() -> bool) -> Result<()> {
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
-}
-
-/// Run `defrost` to its end.
-pub fn defrost(args: &[&str]) -> Result<Output> {
-    // Not through pipes: a detached restore's daemon keeps its standard error.
-    let (stdout, stderr) = (tempfile::NamedTempFile::new()?, tempfile::NamedTempFile::new()?);
-    let mut command = Command::new(binary("defrost")?);
-    command.args(args).stdin(Stdio::null()).stdout(stdout.reopen()?).stderr(stderr.reopen()?);
-    let mut child = command.spawn()?;
-    let begun = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if begun.elapsed() > PATIENCE {
-            child.kill()?;
-            child.wait()?;
-            anyhow::bail!("defrost {} did not end in {PATIENCE:?}: {}", args.join(" "), std::fs::read_to_string(stderr.path())?);
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    };
-    Ok(Output { status, stdout: std::fs::read(stdout.path())?, stderr: std::fs::read(stderr.path())? })
-}
-
-/// Run `defrost` and expect success; yields its standard output.
-pub fn defrost_ok(args: &[&str]) -> Result<String> {
-    let output = defrost(args)?;
-    ensure!(output.status.success(), "defrost {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// Run `defrost`, expect failure with one line, and yield it.
-pub fn defrost_fails(args: &[&str]) -> Result<String> {
-    let output = defrost(args)?;
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.code() == Some(1), "defrost {} ended with {}: {text}", args.join(" "), output.status);
-    ensure!(text.lines().count() == 1, "not one sentence: {text}");
-    Ok(text)
 }
 
 /// Checkpoint a victim and bring it back lazily.

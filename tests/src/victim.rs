@@ -104,6 +104,33 @@ impl Victim {
         eventually(start, || self.count(start) >= at_least).with_context(|| self.output())
     }
 
+    /// It runs on as if nobody had ever looked: no thread of it is stopped or traced, and no pager says that it serves it.
+    pub fn runs_untouched(&self) -> Result<()> {
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.pid)).context("the process is gone")?.flatten() {
+            // A thread that ended meanwhile has no state to look at.
+            let Ok(status) = std::fs::read_to_string(task.path().join("status")) else { continue };
+            let field = |name| status.lines().find_map(|line: &str| line.strip_prefix(name)).unwrap_or_default().trim();
+            ensure!(field("TracerPid:") == "0", "thread {:?} is still traced by {}", task.file_name(), field("TracerPid:"));
+            let state = field("State:");
+            ensure!(!state.starts_with(['T', 't']), "thread {:?} is stopped: {state}", task.file_name());
+        }
+        self.no_socket()
+    }
+
+    /// No pager's socket is left for its pid.
+    pub fn no_socket(&self) -> Result<()> {
+        let socket = format!("/run/defrost/{}.sock", self.pid);
+        ensure!(!Path::new(&socket).exists(), "{socket} is left behind");
+        Ok(())
+    }
+
+    /// A restore of it failed: nothing runs under its pid, and no socket says otherwise.
+    pub fn left_nothing(&self) -> Result<()> {
+        let proc = PathBuf::from(format!("/proc/{}", self.pid));
+        ensure!(!proc.exists(), "process {} is left behind: {}", self.pid, self.state().unwrap_or_default());
+        self.no_socket()
+    }
+
     /// Reap the original after a checkpoint ended it, so that its pid is free.
     pub fn reap(&mut self) -> Result<()> {
         self.child.wait()?;

@@ -1,0 +1,295 @@
+//! Stores and names that are not what they should be: the object is named, nothing is half done, and no process reads a wrong byte.
+
+use anyhow::{Context as _, Result, ensure};
+use defrost_tests::command::as_nobody;
+use defrost_tests::{
+    Server, Victim, checkpoint, defrost, defrost_fails, defrost_fails_through, defrost_ok, defrost_tries_through, eventually, need_root,
+    restore,
+};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+/// A victim whose memory, each byte of which it checks, is in the store of a folder.
+struct Frozen {
+    victim: Victim,
+    folder: TempDir,
+}
+
+impl Frozen {
+    fn new() -> Result<Self> {
+        need_root()?;
+        let folder = tempfile::tempdir()?;
+        let mut victim = Victim::c("memory", &["8"])?;
+        checkpoint(&mut victim, "whole", &folder.path().join("whole").to_string_lossy())?;
+        Ok(Self { victim, folder })
+    }
+
+    /// A copy of the store, under a name of its own.
+    fn copy(&self, name: &str) -> Result<PathBuf> {
+        let copy = self.folder.path().join(name);
+        let status = Command::new("cp").args(["-a"]).arg(self.folder.path().join("whole")).arg(&copy).status()?;
+        ensure!(status.success(), "cp: {status}");
+        Ok(copy)
+    }
+
+    /// Restore from a damaged store: refused with all of `words`, or the process is ended before it reads a wrong byte and whoever
+    /// asks is told with these words.
+    fn is_never_wrong(&mut self, store: &str, how: &[&str], words: &[&str]) -> Result<bool> {
+        let all_said = |text: &str| ensure_words(text, words);
+        match defrost_tries_through(&[], &[&["restore", "whole", "--store", store, "--detach"], how].concat())? {
+            Err(text) => {
+                self.victim.left_nothing()?;
+                all_said(&text)?;
+                Ok(false)
+            }
+            Ok(_) => {
+                let pid = self.victim.pid().to_string();
+                let outcome = self.victim.check("");
+                let text = outcome.err().map(|error| format!("{error:#}")).context("it found itself right")?;
+                ensure!(text.contains("ended without a verdict"), "{text}");
+                let told = defrost_fails(&["wait", &pid])?;
+                ensure!(told.contains(&format!("process {pid} was ended: ")), "{told}");
+                all_said(&told)?;
+                self.victim.end()?;
+                Ok(true)
+            }
+        }
+    }
+}
+
+fn ensure_words(text: &str, words: &[&str]) -> Result<()> {
+    ensure!(words.iter().all(|word| text.contains(word)), "{text:?} lacks some of {words:?}");
+    Ok(())
+}
+
+/// The files of a folder of the store.
+fn files(store: &Path, folder: &str) -> Result<Vec<PathBuf>> {
+    Ok(fs::read_dir(store.join(folder))?.flatten().map(|entry| entry.path()).collect())
+}
+
+fn flip(path: &Path, from_end: u64) -> Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let at = file.metadata()?.len() - from_end;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at)?;
+    file.write_all_at(&[byte[0] ^ 0x10], at)?;
+    Ok(())
+}
+
+fn cut(path: &Path, bytes: u64) -> Result<()> {
+    Ok(OpenOptions::new().write(true).open(path)?.set_len(bytes)?)
+}
+
+fn len(path: &Path) -> Result<u64> {
+    Ok(fs::metadata(path)?.len())
+}
+
+type Damage = fn(&Path) -> Result<()>;
+
+#[test]
+fn a_damaged_store_is_told_by_its_object_and_never_restored_wrong() -> Result<()> {
+    let mut frozen = Frozen::new()?;
+    let damages: &[(&str, &str, Damage, &[&str])] = &[
+        ("bit-of-frame", "packs", |file| flip(file, len(file)? / 2), &["stored frame", "checksum does not fit"]),
+        ("bit-of-index", "packs", |file| flip(file, 100), &["/packs/", ".pack", "pack's index", "checksum does not fit"]),
+        ("bit-of-footer", "packs", |file| flip(file, 3), &["/packs/", ".pack", "the pack is damaged"]),
+        ("bit-of-magic", "packs", |file| flip(file, len(file)?), &["/packs/", ".pack", "magic number"]),
+        ("half-a-pack", "packs", |file| cut(file, len(file)? / 2), &["/packs/", ".pack", "it ends in the middle"]),
+        ("empty-pack", "packs", |file| cut(file, 0), &["/packs/", ".pack", "truncated"]),
+        ("no-pack", "packs", |file| Ok(fs::remove_file(file)?), &["chunk ", "missing from the store"]),
+        ("bit-of-manifest", "snapshots", |file| flip(file, len(file)? - 200), &["/snapshots/", ".image", "checksum does not fit"]),
+        ("bit-of-table", "snapshots", |file| flip(file, 5), &["/snapshots/", ".image", "checksum does not fit"]),
+        ("bit-of-header", "snapshots", |file| flip(file, len(file)? - 30), &["/snapshots/", ".image", "checksum does not fit"]),
+        ("half-an-image", "snapshots", |file| cut(file, len(file)? / 2), &["/snapshots/", ".image", "truncated"]),
+        ("empty-image", "snapshots", |file| cut(file, 0), &["/snapshots/", ".image", "truncated"]),
+        ("no-image", "snapshots", |file| Ok(fs::remove_file(file)?), &["image of snapshot", "is missing from the store"]),
+        ("bit-of-ref", "refs", |file| flip(file, 5), &["/refs/whole:latest"]),
+        ("half-a-ref", "refs", |file| cut(file, 20), &["/refs/whole:latest"]),
+        ("empty-ref", "refs", |file| cut(file, 0), &["/refs/whole:latest"]),
+        ("not-a-ref", "refs", |file| Ok(fs::write(file, [0xff, 0xfe, 0])?), &["/refs/whole:latest"]),
+        ("no-ref", "refs", |file| Ok(fs::remove_file(file)?), &["snapshot whole:latest is not in the store", "defrost list"]),
+    ];
+    let mut ended = 0;
+    for (name, folder, damage, words) in damages {
+        let store = frozen.copy(name)?;
+        files(&store, folder)?.iter().try_for_each(|file| damage(file)).with_context(|| name.to_string())?;
+        let store = store.to_string_lossy().into_owned();
+        let text = defrost_fails(&["verify", "whole", "--store", &store]).with_context(|| name.to_string())?;
+        ensure_words(&text, words).with_context(|| format!("verify, {name}"))?;
+        for how in [&[][..], &["--no-background"], &["--eager"]] {
+            let late = frozen.is_never_wrong(&store, how, words).with_context(|| format!("restore {how:?}, {name}"))?;
+            ensure!(!late || how != ["--eager"], "{name}: an eager restore let the process run");
+            ended += u32::from(late);
+        }
+    }
+    println!("{ended} restores began and were ended");
+    // The store all copies were made from is whole: nothing above was refused for another reason.
+    restore(&frozen.victim, "whole", &frozen.folder.path().join("whole").to_string_lossy())?;
+    frozen.victim.check("")
+}
+
+/// The same frame damaged on the disk of a page server, under its feet.
+#[test]
+fn a_damaged_frame_is_told_through_a_page_server() -> Result<()> {
+    let mut frozen = Frozen::new()?;
+    let store = frozen.copy("served")?;
+    let server = Server::start(&store)?;
+    files(&store, "packs")?.iter().try_for_each(|file| flip(file, len(file)? / 2))?;
+    let text = defrost_fails(&["verify", "whole", "--store", &server.store()])?;
+    ensure_words(&text, &["checksum does not fit"])?;
+    for how in [&[][..], &["--no-background"], &["--eager"]] {
+        frozen.is_never_wrong(&server.store(), how, &["checksum does not fit"]).with_context(|| format!("{how:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn names_in_use_and_unknown_names_are_refused() -> Result<()> {
+    let frozen = Frozen::new()?;
+    let store = frozen.folder.path().join("whole").to_string_lossy().into_owned();
+    let victim = Victim::c("refused", &["nothing"])?;
+    let taken = defrost_fails(&["checkpoint", &victim.pid().to_string(), "whole", "--store", &store])?;
+    assert!(taken.contains("snapshot whole:latest exists already") && taken.contains("defrost remove whole"), "{taken}");
+    victim.runs_untouched()?;
+    for verb in ["restore", "verify", "remove"] {
+        let absent = defrost_fails(&[verb, "nothing:x", "--store", &store])?;
+        assert!(absent.contains("snapshot nothing:x is not in the store") && absent.contains("defrost list"), "{absent}");
+    }
+    assert_eq!(defrost_ok(&["list", "--store", &store])?.lines().count(), 1);
+    victim.check("")
+}
+
+#[test]
+fn what_is_no_store_is_refused() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("file");
+    fs::write(&file, "no store")?;
+    let victim = Victim::c("refused", &["nothing"])?;
+    let pid = victim.pid().to_string();
+    for (store, word) in
+        [(folder.path().join("missing"), "there is no store"), (folder.path().to_owned(), "there is no store"), (file.clone(), "/file")]
+    {
+        let store = store.to_string_lossy().into_owned();
+        for command in [&["list"][..], &["restore", "x"], &["verify", "x"]] {
+            let text = defrost_fails(&[command, &["--store", &store]].concat())?;
+            ensure_words(&text, &[&store, word])?;
+        }
+        assert!(!Path::new(&store).join("packs").exists(), "reading made a store");
+    }
+    let text = defrost_fails(&["checkpoint", &pid, "x", "--store", &file.to_string_lossy()])?;
+    ensure_words(&text, &["/file/"])?;
+    for (store, word) in [("grpc://127.0.0.1:1", "check the address"), ("ftp://somewhere", "ftp://somewhere"), ("grpc://", "grpc://")] {
+        for command in [&["list"][..], &["restore", "x"], &["checkpoint", &pid, "x"]] {
+            ensure_words(&defrost_fails(&[command, &["--store", store]].concat())?, &[word])?;
+        }
+    }
+    victim.runs_untouched()?;
+    victim.check("")
+}
+
+#[test]
+fn a_store_of_another_user_is_refused() -> Result<()> {
+    let frozen = Frozen::new()?;
+    let (whole, bin) = (frozen.folder.path().join("whole"), frozen.folder.path().join("bin"));
+    fs::create_dir(&bin)?;
+    let nobody = as_nobody(&bin)?;
+    fs::set_permissions(frozen.folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    fs::set_permissions(&whole, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    let store = whole.to_string_lossy().into_owned();
+    for command in [&["list"][..], &["restore", "whole"], &["checkpoint", "1", "x"]] {
+        let text = defrost_fails_through(&nobody.each_ref().map(String::as_str), &[command, &["--store", &store]].concat())?;
+        ensure_words(&text, &[&store])?;
+    }
+    Ok(())
+}
+
+/// In a mount namespace of its own the store is mounted read-only.
+#[test]
+fn a_read_only_store_is_not_written() -> Result<()> {
+    let frozen = Frozen::new()?;
+    let store = frozen.folder.path().join("whole").to_string_lossy().into_owned();
+    let script = format!("mount --bind {store} {store} && mount -o remount,bind,ro {store} && exec \"$0\" \"$@\"");
+    let read_only = ["unshare", "--mount", "sh", "-c", &script];
+    for command in [&["checkpoint", "1", "x"][..], &["remove", "whole"], &["gc"]] {
+        let text = defrost_fails_through(&read_only, &[command, &["--store", &store]].concat())?;
+        ensure_words(&text, &[&store, "ead-only file system"])?;
+    }
+    Ok(())
+}
+
+/// A file system of a few pages, gone with its value.
+struct Tiny(TempDir);
+
+impl Tiny {
+    fn mount() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", "size=512k", "tiny"]).arg(folder.path()).status()?;
+        ensure!(status.success(), "mount: {status}");
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Tiny {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+        if !unmounted.as_ref().is_ok_and(std::process::ExitStatus::success) {
+            eprintln!("unmount {}: {unmounted:?}", self.0.path().display());
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_and_the_process_runs_on() -> Result<()> {
+    need_root()?;
+    let victim = Victim::c("memory", &["8"])?;
+    let tiny = Tiny::mount()?;
+    let store = tiny.0.path().join("store").to_string_lossy().into_owned();
+    let text = defrost_fails(&["checkpoint", &victim.pid().to_string(), "x", "--store", &store])?;
+    ensure_words(&text, &[&store, "the disk is full", "free some space"])?;
+    assert!(files(Path::new(&store), "packs")?.is_empty() && files(Path::new(&store), "refs")?.is_empty(), "something was stored");
+    victim.runs_untouched()?;
+    victim.check("")
+}
+
+/// One writer at a time: a second is told who the first is, readers are not in the way.
+#[test]
+fn a_store_that_a_server_writes_to_is_busy() -> Result<()> {
+    let frozen = Frozen::new()?;
+    let store = frozen.folder.path().join("whole");
+    let server = Server::start(&store)?;
+    let store = store.to_string_lossy().into_owned();
+    let text = defrost_fails(&["checkpoint", &std::process::id().to_string(), "x", "--store", &store])?;
+    ensure_words(&text, &[&store, &format!("is in use by process {}", server.pid()), "stop it first"])?;
+    let list = defrost_ok(&["list", "--store", &store])?;
+    assert!(list.contains("whole:latest"), "{list}");
+    Ok(())
+}
+
+/// The process was ended because of its store, long before anybody asked: whoever asks is still told why, for a while.
+#[test]
+fn why_a_process_was_ended_is_told_afterwards_and_its_socket_goes() -> Result<()> {
+    let mut frozen = Frozen::new()?;
+    let store = frozen.copy("damaged")?;
+    // It runs before the damage is done: each page that it touches afterwards is wrong.
+    defrost_ok(&["restore", "whole", "--store", &store.to_string_lossy(), "--detach", "--no-background"])?;
+    for pack in files(&store, "packs")? {
+        (len(&pack)? / 10..len(&pack)?).step_by(64).try_for_each(|from_end| flip(&pack, from_end))?;
+    }
+    let text = frozen.victim.check("").err().map(|error| format!("{error:#}")).context("it found itself right")?;
+    ensure_words(&text, &["ended without a verdict"])?;
+    let pid = frozen.victim.pid().to_string();
+    let told = defrost(&["status", &pid, "--json"])?;
+    let status = String::from_utf8_lossy(&told.stdout).into_owned();
+    ensure_words(&status, &["\"state\":\"failed\"", "checksum does not fit"])?;
+    let text = defrost_fails(&["wait", &pid])?;
+    ensure_words(&text, &[&format!("process {pid} was ended: "), "checksum does not fit"])?;
+    frozen.victim.end()?;
+    // The next restore of the same pid is not told of the last one's end.
+    restore(&frozen.victim, "whole", &frozen.folder.path().join("whole").to_string_lossy())?;
+    frozen.victim.check("")?;
+    eventually("its socket is gone", || frozen.victim.no_socket().is_ok())
+}
