@@ -149,6 +149,22 @@ impl<'t> Borrowed<'t> {
     }
 }
 
+/// Let a thread run to its next system call, which is left out: its registers then point right behind a `syscall` instruction.
+pub(crate) fn to_next_call(thread: &Stopped) -> TraceResult<()> {
+    for at_entry in [true, false] {
+        thread.cont(ContMode::ToSyscall, 0)?;
+        while wait_stop(thread.tid())?.1 != Stop::Syscall {
+            thread.cont(ContMode::ToSyscall, 0)?;
+        }
+        if at_entry {
+            let mut registers = thread.registers()?;
+            registers.0.orig_rax = u64::MAX;
+            thread.set_registers(&registers)?;
+        }
+    }
+    Ok(())
+}
+
 /// Block every signal of a thread that is being built.
 pub fn block_all_signals(thread: &Stopped) -> TraceResult<()> {
     thread.set_signal_mask(ALL_SIGNALS)

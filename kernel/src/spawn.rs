@@ -29,7 +29,7 @@ pub enum SpawnError {
     Trace(#[from] TraceError),
 }
 
-/// Make the child and stop it under our trace; our death kills it from here on.
+/// Make the child and stop it under our trace, right behind a `syscall` instruction; our death kills it from here on.
 pub fn spawn_stopped(pid: u32) -> Result<Stopped, SpawnError> {
     let child = crate::sys::clone_paused(pid).map_err(|errno| match errno {
         Errno::EEXIST => SpawnError::PidTaken(pid),
@@ -41,6 +41,7 @@ pub fn spawn_stopped(pid: u32) -> Result<Stopped, SpawnError> {
     let stopped = || {
         let stopped = Running::seize(child)?.interrupt()?;
         stopped.set_exit_kill(true, true)?;
+        crate::remote::to_next_call(&stopped)?;
         Ok(stopped)
     };
     stopped().inspect_err(|_: &TraceError| kill_and_reap(child)).map_err(SpawnError::Trace)
