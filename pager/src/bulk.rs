@@ -28,13 +28,13 @@ const RUN_BYTES: u64 = 1 << 20;
 /// Threads: one a core that decode, and as many again that wait for answers.
 const MAX_WORKERS: usize = 6;
 
-pub(crate) fn spawn(shared: &Arc<Shared>, store: &Arc<dyn Store>) -> Vec<JoinHandle<()>> {
+pub(crate) fn spawn(shared: &Arc<Shared>, store: &Arc<dyn Store>) -> std::io::Result<Vec<JoinHandle<()>>> {
     let under_way = Arc::new(Mutex::new(HashSet::new()));
     let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get() * 2).min(MAX_WORKERS);
     (0..workers)
         .map(|_| {
             let (shared, store, under_way) = (shared.clone(), store.clone(), under_way.clone());
-            std::thread::spawn(move || run(&shared, store, &under_way))
+            std::thread::Builder::new().name("bulk".to_owned()).spawn(move || run(&shared, store, &under_way))
         })
         .collect()
 }

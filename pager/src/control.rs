@@ -98,17 +98,20 @@ pub(crate) fn listen(shared: Arc<Shared>) -> Result<Listening> {
     let listener = UnixListener::bind(&path)?;
     let callers = Arc::new(Callers::default());
     let listening = Listening { socket: identity(&path), path, callers: callers.clone() };
-    std::thread::spawn(move || {
+    std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         for stream in listener.incoming().flatten() {
-            let (shared, callers) = (shared.clone(), callers.clone());
             callers.change(|calls| calls.0 += 1);
-            std::thread::spawn(move || {
+            let (shared, busy) = (shared.clone(), callers.clone());
+            let answering = std::thread::Builder::new().spawn(move || {
                 // A caller that hangs up has its reason.
                 let told = serve(stream, &shared).unwrap_or(false);
-                callers.change(|calls| *calls = (calls.0 - 1, calls.1 || told));
+                busy.change(|calls| *calls = (calls.0 - 1, calls.1 || told));
             });
+            if answering.is_err() {
+                callers.change(|calls| calls.0 -= 1); // the caller is hung up on
+            }
         }
-    });
+    })?;
     Ok(listening)
 }
 

@@ -41,7 +41,13 @@ pub struct Start {
 pub enum DaemonError {
     /// The socket or the kernel failed.
     #[error("pager: {0}")]
-    Io(#[from] std::io::Error),
+    Io(std::io::Error),
+    /// Processes and threads are counted together.
+    #[error("no further thread can be made: the pid namespace or a process limit is full")]
+    NoThread,
+    /// Too few descriptors.
+    #[error("no further descriptor can be had: raise ulimit -n")]
+    NoDescriptor,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -53,11 +59,22 @@ pub enum DaemonError {
     Request(String),
 }
 
+impl From<std::io::Error> for DaemonError {
+    fn from(error: std::io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(nix::libc::EAGAIN) => Self::NoThread,
+            Some(nix::libc::EMFILE) => Self::NoDescriptor,
+            _ => Self::Io(error),
+        }
+    }
+}
+
 /// Serve until the process has ended. `open` opens a store for reading; each call a connection of its own.
 pub fn run(socket: UnixStream, open: impl Fn(&str) -> Result<Arc<dyn Store>, StoreError>) -> Result<(), DaemonError> {
     let mut line = String::new();
     BufReader::new(&socket).read_line(&mut line)?;
     let start: Start = serde_json::from_str(&line).map_err(|error| DaemonError::Request(error.to_string()))?;
+    let eager = start.eager;
     let prepared = prepare(&start, open);
     let (image, demand, bulk) = match prepared {
         Ok(prepared) => prepared,
@@ -67,7 +84,30 @@ pub fn run(socket: UnixStream, open: impl Fn(&str) -> Result<Arc<dyn Store>, Sto
         }
     };
     writeln!(&socket, "ready")?;
-    let received = kernel::handoff::recv_fds(&socket, 2).map_err(std::io::Error::from)?;
+    let (pager, listening) = take_over(&socket, start, image, demand, bulk).inspect_err(|error| {
+        let _ = writeln!(&socket, "failed {error}"); // a restore that hung up need not be told
+    })?;
+    writeln!(&socket, "serving")?;
+    if eager {
+        match pager.wait_resident().state {
+            State::Failed(why) => writeln!(&socket, "failed {why}")?,
+            _ => writeln!(&socket, "resident")?,
+        }
+    }
+    drop(socket);
+    listening.finish(&pager.join().state);
+    Ok(())
+}
+
+/// From the descriptors on: serve, and answer who asks.
+fn take_over(
+    socket: &UnixStream,
+    start: Start,
+    image: Image,
+    demand: Arc<dyn Store>,
+    bulk: Arc<dyn Store>,
+) -> Result<(Pager, control::Listening), DaemonError> {
+    let received = kernel::handoff::recv_fds(socket, 2).map_err(std::io::Error::from)?;
     let Ok([uffd, pidfd]) = <[_; 2]>::try_from(received) else { return Err(DaemonError::Request("two descriptors".to_owned())) };
     let gone = || DaemonError::Request("the process is gone".to_owned());
     let pid = kernel::handoff::pidfd_pid(&pidfd)?.ok_or_else(gone)?;
@@ -82,19 +122,9 @@ pub fn run(socket: UnixStream, open: impl Fn(&str) -> Result<Arc<dyn Store>, Sto
         pid,
         background: start.background || start.eager,
         prefetch: start.prefetch.into_iter().filter_map(PageAddr::new).collect(),
-    })
-    .map_err(std::io::Error::from)?;
+    })?;
     let listening = control::listen(pager.shared())?;
-    writeln!(&socket, "serving")?;
-    if start.eager {
-        match pager.wait_resident().state {
-            State::Failed(why) => writeln!(&socket, "failed {why}")?,
-            _ => writeln!(&socket, "resident")?,
-        }
-    }
-    drop(socket);
-    listening.finish(&pager.join().state);
-    Ok(())
+    Ok((pager, listening))
 }
 
 type Prepared = (Image, Arc<dyn Store>, Arc<dyn Store>);

@@ -24,8 +24,8 @@ const LOOK_MS: u16 = 10;
 
 type Parked = VecDeque<(Arc<Space>, PageAddr, Instant)>;
 
-pub(crate) fn spawn(shared: Arc<Shared>, store: Arc<dyn Store>, prefetch: Vec<PageAddr>) -> JoinHandle<()> {
-    std::thread::spawn(move || {
+pub(crate) fn spawn(shared: Arc<Shared>, store: Arc<dyn Store>, prefetch: Vec<PageAddr>) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("faults".to_owned()).spawn(move || {
         let mut chunks = Chunks::new(shared.image.clone(), shared.map.clone(), store);
         if let Some(space) = shared.spaces().first() {
             for page in prefetch {

@@ -67,8 +67,8 @@ pub struct Pager {
 }
 
 impl Pager {
-    /// Start to serve.
-    pub fn start(config: Config) -> nix::Result<Self> {
+    /// Start to serve. Fails where the system gives no thread or descriptor.
+    pub fn start(config: Config) -> std::io::Result<Self> {
         let map = Arc::new(PageMap::new(&config.image));
         let lazy = |r: &&images::manifest::Region| r.lazy;
         let regions: Vec<PageRange> =
@@ -93,9 +93,9 @@ impl Pager {
             name: config.name,
             store_text: config.store_text,
         });
-        let mut threads = vec![fault_loop::spawn(shared.clone(), config.demand, config.prefetch)];
+        let mut threads = vec![fault_loop::spawn(shared.clone(), config.demand, config.prefetch)?];
         if config.background {
-            threads.extend(bulk::spawn(&shared, &config.bulk));
+            threads.extend(bulk::spawn(&shared, &config.bulk).inspect_err(|_| shared.halt())?);
         }
         Ok(Self { shared, threads })
     }

@@ -38,7 +38,8 @@ fn sentence(error: &anyhow::Error) -> String {
             told = format!("{told}: {cause}");
         }
     }
-    told
+    // EMFILE may come out of any call that opens something; there is one thing to do about it.
+    if told.contains("Too many open files") && !told.contains("ulimit") { told + ": raise ulimit -n" } else { told }
 }
 
 fn run(verb: Verb) -> Result<ExitCode> {

@@ -75,14 +75,18 @@ pub fn capture(
         }
     };
     let (sent, failed) = std::thread::scope(|scope| {
+        // As many as can be had: one is enough.
         let handles: Vec<_> = (0..workers)
-            .map(|_| {
+            .map_while(|_| {
                 let sender = sender.clone();
                 let worker = &worker;
-                scope.spawn(move || worker(sender))
+                std::thread::Builder::new().spawn_scoped(scope, move || worker(sender)).ok()
             })
             .collect();
         drop(sender);
+        if handles.is_empty() {
+            return (Ok((0, 0)), Some(CheckpointError::NoThread(pid)));
+        }
         let sent = send(store, receiver);
         let failed = handles.into_iter().find_map(|handle| match handle.join() {
             Ok(result) => result.err(),

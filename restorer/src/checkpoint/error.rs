@@ -79,6 +79,9 @@ pub enum CheckpointError {
         /// Why.
         why: String,
     },
+    /// Processes and threads are counted together.
+    #[error("read memory of process {0}: no further thread can be made: a process limit is full, end something or raise it")]
+    NoThread(u32),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

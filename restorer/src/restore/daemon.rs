@@ -2,6 +2,7 @@
 
 use super::Request;
 use super::error::{RestoreError, outside};
+use kernel::spawn::SpawnError;
 use kernel::uffd::Uffd;
 use pages::{PageAddr, SnapshotId};
 use std::fs::File;
@@ -9,11 +10,16 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-/// A daemon that was started.
+/// How long the daemon of a failed restore may take to end by itself: it may be waiting for a server.
+const ENDED_WITHIN: Duration = Duration::from_secs(5);
+
+/// A daemon that was started. Dropped before [`Daemon::leave`], it is gone with the failed restore.
 #[derive(Debug)]
 pub struct Daemon {
+    child: Option<Child>,
     answers: BufReader<UnixStream>,
     ready: bool,
     serving: bool,
@@ -37,8 +43,10 @@ impl Daemon {
             .process_group(0)
             .current_dir("/")
             .spawn()
-            .map_err(outside("start the pager"))?;
-        drop(child); // it outlives us on purpose; whoever adopts it reaps it
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::EAGAIN) => SpawnError::Full(pid).into(),
+                _ => outside("start the pager")(error),
+            })?;
         let start = pager::daemon::Start {
             name: request.name.to_string(),
             snapshot: id.to_string(),
@@ -49,7 +57,7 @@ impl Daemon {
         };
         let line = serde_json::to_string(&start).map_err(outside("write a request"))?;
         writeln!(&ours, "{line}").map_err(outside("talk to the pager"))?;
-        Ok(Self { answers: BufReader::new(ours), ready: false, serving: false })
+        Ok(Self { child: Some(child), answers: BufReader::new(ours), ready: false, serving: false })
     }
 
     fn expect(&mut self, word: &str) -> Result<(), RestoreError> {
@@ -61,6 +69,11 @@ impl Daemon {
             Some(why) => Err(RestoreError::Pager(why.to_owned())),
             None => Err(RestoreError::Pager(format!("it ended early (said {line:?} instead of {word:?}): see its log"))),
         }
+    }
+
+    /// The process runs: the daemon outlives us, and whoever adopts it reaps it.
+    pub fn leave(&mut self) {
+        self.child = None;
     }
 
     /// Why the pager ended the process, if it did: then every step after that fails, for a reason of its own that tells nothing.
@@ -84,5 +97,20 @@ impl Daemon {
         self.expect("serving")?;
         self.serving = true;
         if eager { self.expect("resident") } else { Ok(()) }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        // It ends as it finds us, or the process, gone. What fails here fails because it is gone already.
+        let _ = self.answers.get_ref().shutdown(std::net::Shutdown::Both);
+        let begun = Instant::now();
+        while matches!(child.try_wait(), Ok(None)) {
+            if begun.elapsed() > ENDED_WITHIN {
+                let _ = child.kill();
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }

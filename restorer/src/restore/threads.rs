@@ -4,7 +4,10 @@ use super::builder::{Builder, Step, words};
 use super::error::{RestoreError, outside};
 use images::manifest::{Credentials, Process, Scheduling, Thread};
 use kernel::regs::Registers;
+use kernel::remote::CallError;
+use kernel::spawn::SpawnError;
 use kernel::tracee::Stopped;
+use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
 
 /// include/uapi/linux/prctl.h, Linux 6.15: timers get the ids asked for.
@@ -22,7 +25,11 @@ pub fn start(leader: &mut Builder<'_>, tid: u32) -> Step<Stopped> {
     let at = leader.put(&[words(&args), words(&[u64::from(tid)])].concat())?;
     args[8] = at + args_bytes;
     leader.put(&[words(&args), words(&[u64::from(tid)])].concat())?;
-    leader.clone_thread(&format!("start thread {tid}"), [at, args_bytes, 0, 0, 0, 0])
+    leader.clone_thread(&format!("start thread {tid}"), [at, args_bytes, 0, 0, 0, 0]).map_err(|error| match error {
+        RestoreError::Step { source: CallError::Errno(Errno::EAGAIN), .. } => SpawnError::Full(tid).into(),
+        RestoreError::Step { source: CallError::Errno(Errno::EEXIST), .. } => SpawnError::PidTaken(tid).into(),
+        error => error,
+    })
 }
 
 /// Everything process-wide that calls set.
