@@ -107,6 +107,7 @@ pub fn restore(request: &Request, store: &dyn Store) -> Result<Restored, Restore
         thread.detach()?;
     }
     stopped.detach()?;
+    daemon.leave();
     Ok(Restored { pid: child.runs(), own_pid: process.pid, nulled: made.nulled, daemon })
 }
 
@@ -325,7 +326,13 @@ fn close_the_rest(b: &mut Builder<'_>, manifest: &Manifest, child_fd: u64) -> St
 fn limits(b: &mut Builder<'_>, pid: Pid, process: &Process) -> Step<()> {
     for limit in &process.rlimits {
         let at = b.put(&builder::words(&[limit.soft, limit.hard]))?;
-        b.call(&format!("limit {}", limit.resource), libc::SYS_prlimit64, [0, u64::from(limit.resource), at, 0, 0, 0])?;
+        let what = format!("limit {}", limit.resource);
+        if b.try_call(&what, libc::SYS_prlimit64, [0, u64::from(limit.resource), at, 0, 0, 0])?.is_err() {
+            return Err(RestoreError::Host(format!(
+                "resource {} was limited to {} and may not be here: raise the hard limit (ulimit -H) first",
+                limit.resource, limit.hard
+            )));
+        }
     }
     let path = format!("/proc/{pid}/oom_score_adj");
     let now = std::fs::read_to_string(&path).map_err(outside("read oom_score_adj"))?;
