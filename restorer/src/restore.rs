@@ -79,7 +79,7 @@ pub fn restore(request: &Request, store: &dyn Store) -> Result<Restored, Restore
     if !request.new_pid_namespace {
         check_free(manifest)?;
     }
-    let mut daemon = Daemon::start(request, &id, plan::first_touched(manifest))?;
+    let mut daemon = Daemon::start(request, &id, process.pid, plan::first_touched(manifest))?;
     let made = files::make(manifest, request.stdio)?;
     let namespace = if request.new_pid_namespace { Some(Namespace::make()?) } else { None };
     let unpinned = pin_beside_child();
@@ -95,7 +95,7 @@ pub fn restore(request: &Request, store: &dyn Store) -> Result<Restored, Restore
         // Merely a matter of speed.
         let _ = sched_setaffinity(Pid::from_raw(0), &mask);
     }
-    let others = built.map_err(|error| daemon.reason(process.pid).unwrap_or(error))?;
+    let others = built.map_err(|error| daemon.reason(stopped.tid().as_raw() as u32).unwrap_or(error))?;
     for (thread, described) in others.iter().zip(&manifest.threads[1..]) {
         threads::free_to_run(thread, described.scheduling.as_ref())?;
     }

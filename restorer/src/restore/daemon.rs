@@ -26,8 +26,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Start it; it opens the store and reads the image while we rebuild.
-    pub fn start(request: &Request, id: &SnapshotId, prefetch: Vec<PageAddr>) -> Result<Self, RestoreError> {
+    /// Start it for the process to have number `pid`; it opens the store and reads the image while we rebuild.
+    pub fn start(request: &Request, id: &SnapshotId, pid: u32, prefetch: Vec<PageAddr>) -> Result<Self, RestoreError> {
         let (ours, theirs) = UnixStream::pair().map_err(outside("make a socket pair"))?;
         let exe = std::env::current_exe().map_err(outside("find our own program"))?;
         // It outlives us: whoever reads our standard error to its end must not have to wait for it.
