@@ -5,9 +5,12 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod live_pager;
+pub mod record;
 pub mod redis;
 mod server;
 mod victim;
+pub mod watched;
 
 pub use command::{defrost, defrost_fails, defrost_fails_through, defrost_ok, defrost_through, defrost_tries_through};
 pub use server::Server;

@@ -1,10 +1,12 @@
 //! A redis-server under test, with values that can be computed again.
 
 use crate::{Victim, eventually};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use restorer::demo::redis::Client;
+use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::ops::Range;
+use std::time::Duration;
 
 pub use restorer::demo::redis::value;
 
@@ -46,5 +48,24 @@ impl Redis {
     /// Read all `count` values and compare each with what was loaded.
     pub fn compare(&self, count: usize) -> Result<()> {
         self.client().compare(count, &|_| ())
+    }
+
+    /// Read the values of these numbers, in this order, and compare each with what was loaded.
+    pub fn compare_these(&self, numbers: &[usize]) -> Result<()> {
+        self.client().compare_these(numbers, &|_| ())
+    }
+
+    /// Ask for value `n` over a connection of its own until it is answered, and compare it: a redis that is not there yet is asked
+    /// again every `pause`, for as long as `hopeful` holds.
+    pub fn first_answer(&self, n: usize, pause: Duration, mut hopeful: impl FnMut() -> bool) -> Result<()> {
+        loop {
+            match self.client().get(n) {
+                Err(error) if error.downcast_ref().map(std::io::Error::kind) == Some(ErrorKind::ConnectionRefused) => {
+                    ensure!(hopeful(), "redis on port {} does not come back: {error}", self.port);
+                }
+                answered => return answered,
+            }
+            std::thread::sleep(pause);
+        }
     }
 }

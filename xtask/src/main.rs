@@ -1,17 +1,17 @@
-//! `cargo xtask`: the house's own commands. `test` is what CI runs, `check` the part of it that needs no root, `demo` the whole story.
+//! `cargo xtask`: the house's own commands. `test` is what CI runs, `check` the part of it that needs no root, `demo` the whole story,
+//! `bench` what it costs.
 
-use anyhow::{Context, Result, ensure};
+mod bench;
+mod cargo;
+mod criu;
+mod packages;
+mod report;
+
+use anyhow::{Context as _, Result};
+use cargo::{cargo, run};
 use clap::{Parser, Subcommand};
+use std::path::Path;
 use std::process::Command;
-
-/// Debian packages that tests and demo use, with the file that tells whether each is there.
-const PACKAGES: [(&str, &str); 5] = [
-    ("redis-server", "/usr/bin/redis-server"),
-    ("python3", "/usr/bin/python3"),
-    ("gcc", "/usr/bin/cc"),
-    ("libc6-dev", "/usr/include/stdio.h"),
-    ("util-linux", "/usr/bin/setpriv"),
-];
 
 #[derive(Parser)]
 struct Cli {
@@ -27,58 +27,43 @@ enum Verb {
     Test,
     /// Format and lints
     Check,
+    /// Measure, and write docs/benchmarks
+    Bench {
+        #[command(subcommand)]
+        what: bench::Bench,
+    },
 }
 
+/// How long each parser is fuzzed in a test run.
+const FUZZ_SECONDS: &str = "5";
+
 fn main() -> Result<()> {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask is in the workspace")?;
+    std::env::set_current_dir(top)?;
     match Cli::parse().verb {
         Verb::Check => check(),
         Verb::Test => {
-            install()?;
+            packages::install()?;
             check()?;
+            let mut fuzz = Command::new("images/fuzz/run.sh");
+            fuzz.arg(FUZZ_SECONDS);
+            run(fuzz)?;
             cargo(&["build", "--workspace"])?;
+            // Last: CI reads the count of tests from the end. Doc tests are among them.
             cargo(&["test", "--workspace"])
         }
         Verb::Demo => {
-            install()?;
+            packages::install()?;
             cargo(&["build", "--release", "--workspace", "--bins"])?;
             let mut demo = Command::new("target/release/defrost");
             demo.arg("demo");
             run(demo)
         }
+        Verb::Bench { what } => what.run(),
     }
 }
 
 fn check() -> Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])
-}
-
-/// Install what is missing, and say so.
-fn install() -> Result<()> {
-    let missing: Vec<&str> = PACKAGES.iter().filter(|(_, file)| !std::path::Path::new(file).exists()).map(|(name, _)| *name).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    println!("installing Debian packages: {}", missing.join(", "));
-    run(apt(&["update", "-qq"])).context("without root, install them yourself")?;
-    run(apt(&[&["install", "-y", "-qq", "--no-install-recommends"], missing.as_slice()].concat()))
-}
-
-fn apt(args: &[&str]) -> Command {
-    let mut command = Command::new("apt-get");
-    command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
-    command
-}
-
-fn cargo(args: &[&str]) -> Result<()> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(args);
-    run(command)
-}
-
-fn run(mut command: Command) -> Result<()> {
-    println!("→ {command:?}");
-    let status = command.status().with_context(|| format!("run {command:?}"))?;
-    ensure!(status.success(), "{command:?} failed");
-    Ok(())
 }

@@ -4,9 +4,12 @@ use anyhow::{Result, ensure};
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::ops::Range;
+use std::time::Duration;
 
 /// Values sent before their answers are read.
 const PIPELINE: usize = 1000;
+/// A server that says nothing for so long will say nothing more.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Value `n`: JSON-like, about 1 KB, half of it hardly compressible; the same in every run.
 #[must_use]
@@ -73,26 +76,45 @@ impl Client {
 
     /// Read all `count` values and compare each with what was loaded; `progress` is told how many were right.
     pub fn compare(self, count: usize, progress: &dyn Fn(usize)) -> Result<()> {
-        let (mut stream, mut answers) = self.connect()?;
         // A stride that is prime to the count: not the order in which memory arrives.
-        let order: Vec<usize> = (0..count).map(|n| n * 7919 % count).collect();
-        for (done, batch) in order.chunks(PIPELINE).enumerate() {
+        self.compare_these(&(0..count).map(|n| n * 7919 % count).collect::<Vec<_>>(), progress)
+    }
+
+    /// Read the values of these numbers, in this order, and compare each with what was loaded.
+    pub fn compare_these(self, numbers: &[usize], progress: &dyn Fn(usize)) -> Result<()> {
+        let (mut stream, mut answers) = self.connect()?;
+        for (done, batch) in numbers.chunks(PIPELINE).enumerate() {
             let request: String =
                 batch.iter().map(|n| format!("*2\r\n$3\r\nGET\r\n${}\r\nkey:{n}\r\n", format!("key:{n}").len())).collect();
             stream.write_all(request.as_bytes())?;
             for n in batch {
-                let mut head = String::new();
-                answers.read_line(&mut head)?;
-                let expected = value(*n);
-                ensure!(head == format!("${}\r\n", expected.len()), "value {n} has head {head:?}");
-                let mut found = vec![0; expected.len() + 2];
-                answers.read_exact(&mut found)?;
-                ensure!(found.strip_suffix(b"\r\n") == Some(expected.as_bytes()), "value {n} is wrong");
+                expect_value(&mut answers, *n)?;
             }
             progress(done * PIPELINE + batch.len());
         }
         quit(stream, answers)
     }
+
+    /// Ask for one value, compare it, and hang up; an `io::Error` of kind `ConnectionRefused` where nobody listens yet.
+    pub fn get(self, n: usize) -> Result<()> {
+        let (mut stream, mut answers) = self.connect()?;
+        stream.set_read_timeout(Some(SILENCE))?;
+        let key = format!("key:{n}");
+        stream.write_all(format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n", key.len()).as_bytes())?;
+        expect_value(&mut answers, n)
+    }
+}
+
+/// Read one answer to a GET: it must be value `n`.
+fn expect_value(answers: &mut impl BufRead, n: usize) -> Result<()> {
+    let mut head = String::new();
+    answers.read_line(&mut head)?;
+    let expected = value(n);
+    ensure!(head == format!("${}\r\n", expected.len()), "value {n} has head {head:?}");
+    let mut found = vec![0; expected.len() + 2];
+    answers.read_exact(&mut found)?;
+    ensure!(found.strip_suffix(b"\r\n") == Some(expected.as_bytes()), "value {n} is wrong");
+    Ok(())
 }
 
 /// End a connection and wait until redis has closed it too: a checkpoint refuses one that is open.

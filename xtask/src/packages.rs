@@ -1,0 +1,33 @@
+//! Debian packages that tests, demo and benches use.
+
+use crate::cargo::run;
+use anyhow::{Context as _, Result};
+use std::path::Path;
+use std::process::Command;
+
+/// Each with the file that tells whether it is there.
+const PACKAGES: [(&str, &str); 6] = [
+    ("redis-server", "/usr/bin/redis-server"),
+    ("python3", "/usr/bin/python3"),
+    ("gcc", "/usr/bin/cc"),
+    ("g++", "/usr/bin/c++"), // the fuzzer's run time
+    ("libc6-dev", "/usr/include/stdio.h"),
+    ("util-linux", "/usr/bin/setpriv"),
+];
+
+/// Install what is missing, and say so.
+pub fn install() -> Result<()> {
+    let missing: Vec<&str> = PACKAGES.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(name, _)| *name).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("installing Debian packages: {}", missing.join(", "));
+    run(apt_get(&["update", "-qq"])).context("without root, install them yourself")?;
+    run(apt_get(&[&["install", "-y", "-qq", "--no-install-recommends"], missing.as_slice()].concat()))
+}
+
+fn apt_get(args: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
