@@ -38,6 +38,8 @@ pub struct Machine {
     pub memory_bytes: u64,
     /// The kernel's release.
     pub kernel: String,
+    /// Its load averages when the bench began: others may have been at work.
+    pub load: String,
     /// Kind of file system the snapshots were on.
     pub file_system: String,
     /// Programs that took part.
@@ -162,6 +164,7 @@ impl Machine {
             virtual_machine: of_cpu("flags").split(' ').any(|flag| flag == "hypervisor"),
             memory_bytes: total_kib * 1024,
             kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            load: std::fs::read_to_string("/proc/loadavg")?.split(' ').take(2).collect::<Vec<_>>().join(" and "),
             file_system,
             versions: versions.collect::<Result<_>>()?,
         })

@@ -43,10 +43,13 @@ fn one(text: &mut String, record: &Record) -> Result<()> {
 }
 
 fn describe(machine: &Machine) -> String {
-    let Machine { cpu, cores, virtual_machine, memory_bytes, kernel, file_system, versions } = machine;
+    let Machine { cpu, cores, virtual_machine, memory_bytes, kernel, load, file_system, versions } = machine;
     let kind = if *virtual_machine { "virtual machine" } else { "machine" };
     let gib = memory_bytes >> 30;
-    format!("{cpu}, {cores} cores, {gib} GiB, a {kind}; Linux {kernel}; snapshots on {file_system}; {}", versions.join("; "))
+    format!(
+        "{cpu}, {cores} cores, {gib} GiB, a {kind}; Linux {kernel}; load average {load} at the start; snapshots on {file_system}; {}",
+        versions.join("; ")
+    )
 }
 
 fn one_table(text: &mut String, table: &Table) -> Result<()> {

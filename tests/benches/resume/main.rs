@@ -87,10 +87,16 @@ fn stored_bytes(folder: &Path) -> Result<u64> {
     Ok(sum)
 }
 
+/// Regular files only: CRIU leaves its socket among its images.
 fn for_files(folder: &Path, each: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
     for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() { for_files(&path, each)? } else { each(&path)? }
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            for_files(&entry.path(), each)?;
+        } else if kind.is_file() {
+            each(&entry.path())?;
+        }
     }
     Ok(())
 }
