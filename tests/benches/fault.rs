@@ -3,11 +3,12 @@
 //! The victim `cold` touches one page of every 64 KiB in random order and takes the time of each touch. Placements: left to the
 //! scheduler; everything on one processor; the program on one and whoever answers it on another.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use defrost_tests::live_pager::{gone, pager_of};
 use defrost_tests::record::{Record, Table};
 use defrost_tests::{Server, Victim, binary, need_root, restore_with};
+use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use std::path::PathBuf;
@@ -136,7 +137,10 @@ fn pin(pid: u32, cpu: usize) -> Result<()> {
 fn place(pid: u32, set: &CpuSet) -> Result<()> {
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let tid: i32 = task?.file_name().to_string_lossy().parse()?;
-        sched_setaffinity(Pid::from_raw(tid), set).with_context(|| format!("pin thread {tid}"))?;
+        match sched_setaffinity(Pid::from_raw(tid), set) {
+            Ok(()) | Err(Errno::ESRCH) => {} // threads of a pool come and go
+            Err(error) => bail!("pin thread {tid} of process {pid}: {error}"),
+        }
     }
     Ok(())
 }
