@@ -50,8 +50,6 @@ impl Drop for Restored {
 /// Tell it with `values` values.
 pub fn run(values: usize) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the demo freezes and rebuilds a process: run it as root");
-    // One of them would lead from redis-server to the outside, which a checkpoint refuses.
-    kernel::sys::keep_descriptors().context("keep our descriptors to ourselves")?;
     let folder = tempfile::tempdir().context("make a folder for the demo")?;
     let ours = std::env::current_exe()?;
     let (server, store) = start_server(&ours, folder.path())?;

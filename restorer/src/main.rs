@@ -5,7 +5,7 @@ mod cli;
 mod foreground;
 mod verbs;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use cli::{Cli, Verb};
 use std::io::ErrorKind;
@@ -43,6 +43,8 @@ fn sentence(error: &anyhow::Error) -> String {
 }
 
 fn run(verb: Verb) -> Result<ExitCode> {
+    // What our starter leaked to us must not live on in a daemon, nor lead from the demo's program to the outside.
+    kernel::sys::keep_descriptors().context("keep descriptors to ourselves")?;
     match verb {
         Verb::Checkpoint(args) => verbs::process::checkpoint(args)?,
         Verb::Restore(args) => return verbs::process::restore(args),
