@@ -26,6 +26,8 @@ pub struct Ended {
     pub at: Instant,
     /// From its start to its end.
     pub took: Duration,
+    /// Processor time of all its threads, in the kernel too.
+    pub cpu: Duration,
     /// Most memory that was resident at once, in bytes: its own, not its children's.
     pub peak_bytes: u64,
 }
@@ -49,7 +51,8 @@ impl Running {
             let mut all = String::new();
             said.read_to_string(&mut all)?;
             ensure!(used.status.success(), "{text}: {}: {all}", used.status);
-            Ok(Ended { at, took: at - begun, peak_bytes: used.rusage.maxrss })
+            let cpu = used.rusage.utime + used.rusage.stime;
+            Ok(Ended { at, took: at - begun, cpu, peak_bytes: used.rusage.maxrss })
         });
         Ok(Self { begun, pid, output, waiter: Some(waiter) })
     }

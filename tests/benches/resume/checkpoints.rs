@@ -15,6 +15,7 @@ const CRIU: &str = "CRIU";
 
 pub fn checkpoints(record: &mut Record, redis: &Redis, stored: &Stored, cli: &Cli) -> Result<()> {
     let mut times = Table::new("Checkpoint: from the command's start to its end", "ms");
+    let mut cpu = Table::new("Checkpoint: processor time of the command, which defrost spreads over all cores", "ms");
     let mut sizes = Table::new("Checkpoint: bytes stored", "MiB");
     let mut peaks = Table::new("Checkpoint: peak memory", "MiB");
     let pid = redis.victim.pid().to_string();
@@ -24,6 +25,7 @@ pub fn checkpoints(record: &mut Record, redis: &Redis, stored: &Stored, cli: &Cl
             let (ms, stored) = (ended.took.as_secs_f64() * 1e3, mib(stored_bytes(folder)?));
             println!("checkpoint, round {round}, {name}: {ms:.0} ms, {stored:.0} MiB");
             times.add(name, ms);
+            cpu.add(name, ended.cpu.as_secs_f64() * 1e3);
             sizes.add(name, stored);
             peaks.add(name, mib(ended.peak_bytes));
             Ok(())
@@ -45,10 +47,11 @@ pub fn checkpoints(record: &mut Record, redis: &Redis, stored: &Stored, cli: &Cl
     }
     for name in [EMBEDDED, SERVED] {
         times.hold(name, CRIU, Some(0.5));
+        cpu.hold(name, CRIU, None);
         sizes.hold(name, CRIU, Some(0.6));
         peaks.hold(name, CRIU, None);
     }
-    record.tables.extend([times, sizes, peaks]);
+    record.tables.extend([times, cpu, sizes, peaks]);
     Ok(())
 }
 
