@@ -14,19 +14,23 @@ use store::{Class, Options, RemoteStore, Store};
 const SIZES_KIB: [usize; 3] = [4, 16, 64];
 /// Chunks of each size.
 const CHUNKS: usize = 512;
-/// Requests bulk keeps under way, of this many chunks.
-const BULK: (usize, usize) = (4, 64);
+/// Bulk clients, as when several processes are restored at once, and requests that each keeps under way.
+const CLIENTS: usize = 3;
+const UNDER_WAY: usize = 2;
+/// Chunks of a bulk request: 1 MiB of 16 KiB frames.
+const RUN: usize = 64;
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let address = args.next().context("demand_latency ADDRESS [REQUESTS]")?.parse()?;
     let requests: usize = args.next().map_or(Ok(2000), |text| text.parse())?;
     let demand = RemoteStore::open_with(&address, &Options { class: Class::Demand, ca_pem: None })?;
-    let bulk = RemoteStore::open_with(&address, &Options { class: Class::Bulk, ca_pem: None })?;
+    let connect = || RemoteStore::open_with(&address, &Options { class: Class::Bulk, ca_pem: None });
+    let clients = (0..CLIENTS).map(|_| connect()).collect::<Result<Vec<_>, _>>()?;
     let mut random = fastrand::Rng::with_seed(1);
     let mut stored = Vec::new();
     for kib in SIZES_KIB {
-        let mut upload = bulk.upload()?;
+        let mut upload = clients[0].upload()?;
         let mut ids = Vec::new();
         for _ in 0..CHUNKS {
             let frame: Vec<u8> = (0..kib * 1024).map(|_| random.u8(..)).collect();
@@ -44,10 +48,10 @@ fn main() -> Result<()> {
         let (stop, bytes) = (AtomicBool::new(false), AtomicU64::new(0));
         let runs = &stored[1];
         let (under, rate) = std::thread::scope(|scope| {
-            for thread in 0..BULK.0 {
-                let (bulk, stop, bytes) = (&bulk, &stop, &bytes);
+            for thread in 0..CLIENTS * UNDER_WAY {
+                let (bulk, stop, bytes) = (&clients[thread % CLIENTS], &stop, &bytes);
                 scope.spawn(move || {
-                    for run in runs.chunks(BULK.1).cycle().skip(thread).take_while(|_| !stop.load(Ordering::Relaxed)) {
+                    for run in runs.chunks(RUN).cycle().skip(thread).take_while(|_| !stop.load(Ordering::Relaxed)) {
                         let Ok(frames) = bulk.frames(run) else { break };
                         bytes.fetch_add(frames.iter().map(|frame| frame.len() as u64).sum(), Ordering::Relaxed);
                     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 /// How likely each failure is: 0 never, 1 always.
@@ -32,7 +32,7 @@ pub struct Plan {
 
 #[derive(Debug)]
 struct Dice {
-    plan: Plan,
+    plan: RwLock<Plan>,
     random: Mutex<fastrand::Rng>,
     failures: AtomicU64,
 }
@@ -45,7 +45,12 @@ pub struct FlakyStore<S> {
 }
 
 impl Dice {
-    fn throw(&self, likely: f64) -> bool {
+    fn plan<T>(&self, of: impl FnOnce(&Plan) -> T) -> T {
+        of(&self.plan.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn throw(&self, chance: impl FnOnce(&Plan) -> f64) -> bool {
+        let likely = self.plan(chance);
         let hit = likely > 0.0 && self.random.lock().unwrap_or_else(PoisonError::into_inner).f64() < likely;
         if hit {
             self.failures.fetch_add(1, Ordering::Relaxed);
@@ -59,10 +64,10 @@ impl Dice {
 
     /// What may happen to any call.
     fn call(&self) -> Result<(), StoreError> {
-        if self.throw(self.plan.late) {
-            std::thread::sleep(self.plan.late_by);
+        if self.throw(|plan| plan.late) {
+            std::thread::sleep(self.plan(|plan| plan.late_by));
         }
-        if self.throw(self.plan.unreachable) {
+        if self.throw(|plan| plan.unreachable) {
             return Err(StoreError::Unreachable("the store does not answer, as planned: try again".to_owned()));
         }
         Ok(())
@@ -70,7 +75,7 @@ impl Dice {
 
     fn reading(&self) -> Result<(), StoreError> {
         self.call()?;
-        if self.throw(self.plan.damaged) {
+        if self.throw(|plan| plan.damaged) {
             return Err(StoreError::Damaged { path: PathBuf::from("as planned"), source: images::ImageError::Checksum("stored frame") });
         }
         Ok(())
@@ -78,7 +83,7 @@ impl Dice {
 
     fn storing(&self) -> Result<(), StoreError> {
         self.call()?;
-        if self.throw(self.plan.full) { Err(StoreError::Full { path: PathBuf::from("as planned") }) } else { Ok(()) }
+        if self.throw(|plan| plan.full) { Err(StoreError::Full { path: PathBuf::from("as planned") }) } else { Ok(()) }
     }
 }
 
@@ -86,7 +91,12 @@ impl<S: Store> FlakyStore<S> {
     /// Put the dice before `inner`.
     pub fn new(inner: S, plan: Plan) -> Self {
         let random = Mutex::new(fastrand::Rng::with_seed(plan.seed));
-        Self { inner, dice: Arc::new(Dice { plan, random, failures: AtomicU64::new(0) }) }
+        Self { inner, dice: Arc::new(Dice { plan: RwLock::new(plan), random, failures: AtomicU64::new(0) }) }
+    }
+
+    /// Fail in another way from now on; the dice go on where they are.
+    pub fn set_plan(&self, plan: Plan) {
+        *self.dice.plan.write().unwrap_or_else(PoisonError::into_inner) = plan;
     }
 
     /// How often something went wrong or came late so far.
@@ -129,7 +139,7 @@ impl<S: Store> Store for FlakyStore<S> {
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
         self.dice.reading()?;
         let mut frames = self.inner.frames(ids)?;
-        if !frames.is_empty() && self.dice.throw(self.dice.plan.wrong_frame) {
+        if !frames.is_empty() && self.dice.throw(|plan| plan.wrong_frame) {
             let which = self.dice.below(frames.len());
             let mut bytes = frames[which].to_vec();
             if !bytes.is_empty() {

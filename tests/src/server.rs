@@ -4,9 +4,9 @@ use crate::binary;
 use anyhow::{Context as _, Result, ensure};
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
-/// A page server on a port of its own.
+/// A page server at an address of its own.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
@@ -14,10 +14,15 @@ pub struct Server {
 }
 
 impl Server {
-    /// Start one over the store in the folder `store`.
+    /// Start one over the store in the folder `store`, on a free port.
     pub fn start(store: &Path) -> Result<Self> {
+        Self::start_with(store, &["--listen", "127.0.0.1:0"])
+    }
+
+    /// Start one with more to say about how.
+    pub fn start_with(store: &Path, how: &[&str]) -> Result<Self> {
         let mut command = Command::new(binary("defrost-page-server")?);
-        command.args(["--listen", "127.0.0.1:0", "--store"]).arg(store).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.args(how).arg("--store").arg(store).stdin(Stdio::null()).stdout(Stdio::piped());
         command.env("RUST_LOG", "warn");
         let mut child = command.spawn()?;
         let mut line = String::new();
@@ -31,7 +36,22 @@ impl Server {
     /// Its address, as `--store` takes it.
     #[must_use]
     pub fn store(&self) -> String {
-        format!("grpc://{}", self.address)
+        match self.address.strip_prefix("unix:") {
+            Some(path) => format!("unix://{path}"),
+            None if self.address.contains("://") => self.address.clone(),
+            None => format!("grpc://{}", self.address),
+        }
+    }
+
+    /// Ask it to end, and wait until it has.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.child.id() as i32), nix::sys::signal::Signal::SIGTERM)?;
+        let mut ended = None;
+        crate::eventually("the server ends", || {
+            ended = self.child.try_wait().ok().flatten();
+            ended.is_some()
+        })?;
+        ended.context("it has ended")
     }
 
     /// Its pid.
