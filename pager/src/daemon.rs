@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use store::{Store, StoreError};
+use store::{Class, Store, StoreError};
 
 /// What to serve.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -69,8 +69,8 @@ impl From<std::io::Error> for DaemonError {
     }
 }
 
-/// Serve until the process has ended. `open` opens a store for reading; each call a connection of its own.
-pub fn run(socket: UnixStream, open: impl Fn(&str) -> Result<Arc<dyn Store>, StoreError>) -> Result<(), DaemonError> {
+/// Serve until the process has ended. `open` opens a store for reading; each call a connection of its own, for one class.
+pub fn run(socket: UnixStream, open: impl Fn(&str, Class) -> Result<Arc<dyn Store>, StoreError>) -> Result<(), DaemonError> {
     let mut line = String::new();
     BufReader::new(&socket).read_line(&mut line)?;
     let start: Start = serde_json::from_str(&line).map_err(|error| DaemonError::Request(error.to_string()))?;
@@ -129,10 +129,10 @@ fn take_over(
 
 type Prepared = (Image, Arc<dyn Store>, Arc<dyn Store>);
 
-fn prepare(start: &Start, open: impl Fn(&str) -> Result<Arc<dyn Store>, StoreError>) -> Result<Prepared, DaemonError> {
+fn prepare(start: &Start, open: impl Fn(&str, Class) -> Result<Arc<dyn Store>, StoreError>) -> Result<Prepared, DaemonError> {
     let id: SnapshotId = start.snapshot.parse().map_err(|_| DaemonError::Request(format!("snapshot {}", start.snapshot)))?;
-    let demand = open(&start.store)?;
+    let demand = open(&start.store, Class::Demand)?;
     let image = Image::parse(&demand.image(&id)?)?;
-    let bulk = if start.background || start.eager { open(&start.store)? } else { demand.clone() };
+    let bulk = if start.background || start.eager { open(&start.store, Class::Bulk)? } else { demand.clone() };
     Ok((image, demand, bulk))
 }

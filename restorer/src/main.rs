@@ -57,7 +57,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Copy { name, from, to, json } => verbs::snapshots::copy(&name, from, to, json)?,
         Verb::Gc { store, json } => verbs::snapshots::gc(store, json)?,
         Verb::Demo { values } => defrost_restorer::demo::run(values)?,
-        Verb::Pager => pager::daemon::run(standard_input()?, |address| store::open(address, Access::Read))?,
+        Verb::Pager => pager::daemon::run(standard_input()?, |address, class| verbs::open(address, Access::Read, class))?,
         Verb::NamespaceInit => defrost_restorer::restore::namespace::init(&standard_input()?)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -13,20 +13,28 @@ use serde::Serialize;
 use std::fmt::Display;
 use std::io::Write as _;
 use std::sync::Arc;
-use store::{Access, Store};
+use store::{Access, Address, Class, Options, Store, StoreError};
 
 /// The store's address; a directory is made absolute, as a daemon lives elsewhere.
 pub fn address_of(store: Option<String>) -> Result<String> {
     let address = store.unwrap_or_else(|| store::default_dir().display().to_string());
-    if address.contains("://") || address.starts_with("unix:") {
+    if Address::is_meant_by(&address) {
         return Ok(address);
     }
     let dir = std::path::absolute(&address).with_context(|| format!("store {address}"))?;
     Ok(dir.display().to_string())
 }
 
-fn open(store: StoreArg, access: Access) -> Result<Arc<dyn Store>> {
-    Ok(store::open(&address_of(store.store)?, access)?)
+/// Open a store. A server with TLS must be known to the authority in the file $DEFROST_TLS_CA, else to one of the system's.
+pub fn open(address: &str, access: Access, class: Class) -> Result<Arc<dyn Store>, StoreError> {
+    let read = |path| std::fs::read(&path).map_err(StoreError::io(path));
+    let ca_pem = std::env::var_os("DEFROST_TLS_CA").map(read).transpose()?.map(Into::into);
+    store::open_with(address, access, &Options { class, ca_pem })
+}
+
+/// Open the store that was named, or the default one, for everything but demand.
+fn open_named(store: StoreArg, access: Access) -> Result<Arc<dyn Store>> {
+    Ok(open(&address_of(store.store)?, access, Class::Bulk)?)
 }
 
 /// Print a report: as one line of JSON, or in words.

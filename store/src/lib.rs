@@ -21,6 +21,7 @@ pub use error::StoreError;
 pub use flaky::{FlakyStore, Plan};
 pub use local::{Access, LocalStore};
 pub use memory::MemoryStore;
+pub use proto::Address;
 pub use proto::client::Options;
 pub use proto::domain::{Class, MAX_WORKING_SET_BYTES};
 pub use remote::RemoteStore;
@@ -28,7 +29,6 @@ pub use remote::RemoteStore;
 use bytes::Bytes;
 use images::ImageError;
 use pages::{ChunkId, SnapshotId, SnapshotName};
-use proto::Address;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

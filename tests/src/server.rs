@@ -36,11 +36,8 @@ impl Server {
     /// Its address, as `--store` takes it.
     #[must_use]
     pub fn store(&self) -> String {
-        match self.address.strip_prefix("unix:") {
-            Some(path) => format!("unix://{path}"),
-            None if self.address.contains("://") => self.address.clone(),
-            None => format!("grpc://{}", self.address),
-        }
+        let whole = self.address.contains("://") || self.address.starts_with("unix:");
+        if whole { self.address.clone() } else { format!("grpc://{}", self.address) }
     }
 
     /// Ask it to end, and wait until it has.

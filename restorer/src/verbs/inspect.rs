@@ -1,6 +1,6 @@
 //! What a snapshot holds, told from its image alone: no chunk is fetched.
 
-use super::{open, show};
+use super::{open_named, show};
 use crate::cli::OneSnapshot;
 use anyhow::{Context as _, Result};
 use images::Image;
@@ -63,7 +63,7 @@ struct FileLine {
 
 /// Show one snapshot.
 pub fn inspect(one: OneSnapshot) -> Result<()> {
-    let (name, store) = (one.name, open(one.store, Access::Read)?);
+    let (name, store) = (one.name, open_named(one.store, Access::Read)?);
     let id = store.resolve(&name)?;
     let image = Image::parse(&store.image(&id)?).with_context(|| format!("snapshot {name}"))?;
     let summary = summary(name.to_string(), id, &image);

@@ -1,6 +1,6 @@
 //! Checkpoint and restore.
 
-use super::{address_of, bar, open, show};
+use super::{address_of, bar, open, open_named, show};
 use crate::cli::{CheckpointArgs, RestoreArgs};
 use crate::foreground;
 use anyhow::{Context as _, Result};
@@ -8,13 +8,13 @@ use defrost_restorer::checkpoint::{self, Compression};
 use defrost_restorer::restore::{self, Stdio};
 use serde_json::json;
 use std::process::ExitCode;
-use store::Access;
+use store::{Access, Class};
 
 /// Freeze a process and store it.
 pub fn checkpoint(args: CheckpointArgs) -> Result<()> {
     let compression = Compression { level: args.level, chunk_size_bytes: args.chunk_size };
     let request = checkpoint::Request { pid: args.pid, name: args.name, leave_running: args.leave_running, compression };
-    let store = open(args.store, Access::Write)?;
+    let store = open_named(args.store, Access::Write)?;
     let bar = bar(0, "{spinner} {bytes} read, {bytes_per_sec}");
     let report = checkpoint::checkpoint(&request, store.as_ref(), &|bytes| bar.inc(bytes));
     bar.finish_and_clear();
@@ -33,7 +33,7 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
         background: !args.no_background,
         new_pid_namespace: args.new_pid_namespace,
     };
-    let restored = restore::restore(&request, store::open(&address, Access::Read)?.as_ref())?;
+    let restored = restore::restore(&request, open(&address, Access::Read, Class::Bulk)?.as_ref())?;
     if let Some(path) = args.pid_file {
         std::fs::write(&path, format!("{}\n", restored.pid)).with_context(|| format!("write {}", path.display()))?;
     }

@@ -1,17 +1,17 @@
 //! What a store holds: listed, verified, removed, copied, collected.
 
-use super::{address_of, bar, open, show};
+use super::{address_of, bar, open, open_named, show};
 use crate::cli::{OneSnapshot, StoreArg};
 use anyhow::{Context as _, Result};
 use images::codec::{Decoder, Verified};
 use images::{Image, PageMap};
 use pages::SnapshotName;
 use serde_json::json;
-use store::{Access, CopyReport};
+use store::{Access, Class, CopyReport};
 
 /// All names.
 pub fn list(store: StoreArg, json: bool) -> Result<()> {
-    for snapshot in open(store, Access::Read)?.list()? {
+    for snapshot in open_named(store, Access::Read)?.list()? {
         let (name, id) = (snapshot.name.to_string(), snapshot.id.to_string());
         let line = json!({ "name": name, "id": id, "chunks": snapshot.chunks, "created_unix_s": snapshot.created_unix_s });
         show(json, &line, &format_args!("{name}  {id}  {} chunks", snapshot.chunks))?;
@@ -21,7 +21,7 @@ pub fn list(store: StoreArg, json: bool) -> Result<()> {
 
 /// Decode and check every chunk.
 pub fn verify(one: OneSnapshot) -> Result<()> {
-    let (name, store) = (one.name, open(one.store, Access::Read)?);
+    let (name, store) = (one.name, open_named(one.store, Access::Read)?);
     let image = Image::parse(&store.image(&store.resolve(&name)?)?).with_context(|| format!("snapshot {name}"))?;
     let map = PageMap::new(&image);
     let (mut decoder, mut chunk) = (Decoder::new(), Verified::default());
@@ -44,13 +44,14 @@ pub fn verify(one: OneSnapshot) -> Result<()> {
 
 /// Forget a name.
 pub fn remove(one: OneSnapshot) -> Result<()> {
-    open(one.store, Access::Write)?.remove(&one.name)?;
+    open_named(one.store, Access::Write)?.remove(&one.name)?;
     show(one.json, &json!({ "removed": one.name.to_string() }), &format_args!("{} is removed; gc frees its space", one.name))
 }
 
 /// Copy a snapshot between stores.
 pub fn copy(name: &SnapshotName, from: String, to: String, json: bool) -> Result<()> {
-    let (from, to) = (store::open(&address_of(Some(from))?, Access::Read)?, store::open(&address_of(Some(to))?, Access::Write)?);
+    let from = open(&address_of(Some(from))?, Access::Read, Class::Bulk)?;
+    let to = open(&address_of(Some(to))?, Access::Write, Class::Bulk)?;
     let bar = bar(0, "{bar:40} {pos}/{len} chunks copied");
     let report = store::copy(from.as_ref(), to.as_ref(), name, &|done, of| {
         bar.set_length(of);
@@ -65,7 +66,7 @@ pub fn copy(name: &SnapshotName, from: String, to: String, json: bool) -> Result
 
 /// Free what nothing needs.
 pub fn gc(store: StoreArg, json: bool) -> Result<()> {
-    let report = open(store, Access::Write)?.gc()?;
+    let report = open_named(store, Access::Write)?.gc()?;
     let line = json!({ "packs": report.packs, "bytes": report.bytes });
     show(json, &line, &format_args!("freed {} bytes in {} packs", report.bytes, report.packs))
 }
