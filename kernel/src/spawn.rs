@@ -39,8 +39,7 @@ pub fn spawn_stopped(pid: u32) -> Result<Stopped, SpawnError> {
         errno => SpawnError::Failed(pid, errno),
     })?;
     let stopped = || {
-        let stopped = Running::seize(child)?.interrupt()?;
-        stopped.set_exit_kill(true, true)?;
+        let stopped = Running::seize_to_build(child)?.interrupt()?;
         crate::remote::to_next_call(&stopped)?;
         Ok(stopped)
     };

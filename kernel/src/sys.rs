@@ -154,7 +154,8 @@ pub struct CloneArgs {
     pub set_tid_size: u64,
 }
 
-/// A child with a copy of our memory that does nothing but pause, under the pid asked for, with default signal handlers.
+/// A child with a copy of our memory that does nothing but pause, under the pid asked for, with default signal handlers. It ends with
+/// us (its parent-death signal says so, which the child keeps).
 pub(crate) fn clone_paused(pid: u32) -> Result<Pid, Errno> {
     const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
     let wanted = [pid as libc::pid_t];
@@ -165,9 +166,21 @@ pub(crate) fn clone_paused(pid: u32) -> Result<Pid, Errno> {
         set_tid_size: 1,
         ..CloneArgs::default()
     };
-    // SAFETY: like fork; the child runs nothing but the pause loop below, which touches only its own copy of this stack.
+    // SAFETY: getpid takes nothing.
+    let parent = unsafe { libc::syscall(libc::SYS_getpid) };
+    // SAFETY: like fork; the child runs nothing but the calls below, which touch only its own copy of this stack.
     let answer = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     if answer == 0 {
+        // Until it is traced, nobody else would end it with us.
+        // SAFETY: integers in.
+        unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
+        // SAFETY: getppid takes nothing.
+        let now = unsafe { libc::syscall(libc::SYS_getppid) };
+        // 0 is a parent outside of its pid namespace.
+        if now != parent && now != 0 {
+            // SAFETY: ends the child without running anything of ours.
+            unsafe { libc::_exit(1) }
+        }
         loop {
             // SAFETY: pause takes no argument.
             unsafe { libc::syscall(libc::SYS_pause) };

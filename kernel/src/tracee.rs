@@ -85,10 +85,26 @@ pub enum Stop {
 
 const BASE_OPTIONS: Options = Options::PTRACE_O_TRACESYSGOOD;
 
+fn options(exit_kill: bool, trace_clone: bool) -> Options {
+    let mut options = BASE_OPTIONS;
+    options.set(Options::PTRACE_O_EXITKILL, exit_kill);
+    options.set(Options::PTRACE_O_TRACECLONE, trace_clone);
+    options
+}
+
 impl Running {
     /// Attach to `tid` without stopping it.
     pub fn seize(tid: Pid) -> Result<Self> {
-        ptrace::seize(tid, BASE_OPTIONS).map_err(failed("seize", tid))?;
+        Self::seize_with(tid, BASE_OPTIONS)
+    }
+
+    /// Attach to a child that is ours to build: our death kills it from here on, and threads that it starts stop under us as well.
+    pub(crate) fn seize_to_build(tid: Pid) -> Result<Self> {
+        Self::seize_with(tid, options(true, true))
+    }
+
+    fn seize_with(tid: Pid, options: Options) -> Result<Self> {
+        ptrace::seize(tid, options).map_err(failed("seize", tid))?;
         forget(tid); // whatever had that number before
         Ok(Self::ours(tid))
     }
@@ -222,10 +238,7 @@ impl Stopped {
 
     /// While `on`, our death kills the tracee. `trace_clone` makes threads that it starts stop under us as well.
     pub fn set_exit_kill(&self, on: bool, trace_clone: bool) -> Result<()> {
-        let mut options = BASE_OPTIONS;
-        options.set(Options::PTRACE_O_EXITKILL, on);
-        options.set(Options::PTRACE_O_TRACECLONE, trace_clone);
-        ptrace::setoptions(self.tid, options).map_err(failed("set options", self.tid))
+        ptrace::setoptions(self.tid, options(on, trace_clone)).map_err(failed("set options", self.tid))
     }
 
     /// General registers.

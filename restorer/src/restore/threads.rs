@@ -128,9 +128,8 @@ pub fn state(b: &mut Builder<'_>, thread: &Thread, dumpable: bool) -> Step<()> {
     if thread.no_new_privs {
         b.prctl(&what("no_new_privs"), libc::PR_SET_NO_NEW_PRIVS, [1, 0, 0, 0])?;
     }
-    if thread.parent_death_signal != 0 {
-        b.prctl(&what("parent-death signal"), libc::PR_SET_PDEATHSIG, [u64::from(thread.parent_death_signal), 0, 0, 0])?;
-    }
+    // Also where it has none: the child was made with one.
+    b.prctl(&what("parent-death signal"), libc::PR_SET_PDEATHSIG, [u64::from(thread.parent_death_signal), 0, 0, 0])?;
     if let Some(rseq) = &thread.rseq {
         // A pager serves the page already: the kernel writes the CPU number there.
         let args = [rseq.address, u64::from(rseq.size_bytes), u64::from(rseq.flags), u64::from(rseq.signature), 0, 0];
