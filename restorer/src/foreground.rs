@@ -1,29 +1,84 @@
-//! Following a restored process: its signals come through us, and we end as it does.
+//! Following a restored process: its signals come through us, its terminal goes to it, and we end as it does.
+//!
+//! Signals are held back from right before the process runs: one that comes earlier ends us and the unfinished process with us, one
+//! that comes later is forwarded. A terminal's own (Ctrl-C, a new size) go to its foreground group: that is the process's where it
+//! has one in our session, as a shell's job has; then the terminal is lent to it, and taken back when it stops or ends. Where it is
+//! in our group, it has got such a signal itself already.
 
 use anyhow::Result;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill, raise};
+use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgid, getpgrp, tcgetpgrp, tcsetpgrp};
 use std::process::ExitCode;
 
 /// Signals a user sends to the command when the process is meant.
 const FORWARDED: [Signal; 7] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH];
+/// si_code of a signal that no process sent, but a terminal (include/uapi/asm-generic/siginfo.h).
+const SI_KERNEL: i32 = 0x80;
 
-/// Wait for `pid`, a child of ours, and end as it does.
-pub fn follow(pid: Pid) -> Result<ExitCode> {
-    let mut awaited: SigSet = FORWARDED.into_iter().collect();
-    awaited.add(Signal::SIGCHLD);
-    awaited.thread_block()?;
-    loop {
-        match waitpid(pid, Some(WaitPidFlag::WNOHANG))? {
-            WaitStatus::Exited(_, code) => return Ok(ExitCode::from(code as u8)),
-            WaitStatus::Signaled(_, signal, _) => return Ok(ExitCode::from(128 + signal as u8)),
-            _ => {}
+/// A process whose signals are ours to forward.
+#[derive(Debug)]
+pub struct Following {
+    pid: Pid,
+    signals: SignalFd,
+}
+
+impl Following {
+    /// Begin to follow `pid`, a child of ours that does not run yet.
+    pub fn begin(pid: Pid) -> nix::Result<Self> {
+        let mut awaited: SigSet = FORWARDED.into_iter().collect();
+        awaited.add(Signal::SIGCHLD);
+        let mut held = awaited;
+        held.add(Signal::SIGTTOU); // taking the terminal back from the background is no reason to stop
+        held.thread_block()?;
+        let following = Self { pid, signals: SignalFd::new(&awaited)? };
+        following.lend_terminal();
+        Ok(following)
+    }
+
+    /// Wait until it has ended, and end as it does.
+    pub fn to_its_end(self) -> Result<ExitCode> {
+        loop {
+            match waitpid(self.pid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED))? {
+                WaitStatus::Exited(_, code) => return Ok(ExitCode::from(code as u8)),
+                WaitStatus::Signaled(_, signal, _) => return Ok(ExitCode::from(128 + signal as u8)),
+                WaitStatus::Stopped(..) if self.take_terminal_back() => {
+                    // As Ctrl-Z does to any job: our shell takes over, until it lets us go on.
+                    raise(Signal::SIGSTOP)?;
+                    self.lend_terminal();
+                    kill(self.pid, Signal::SIGCONT).ok(); // gone: the next wait tells
+                }
+                _ => {}
+            }
+            let Some(info) = self.signals.read_signal()? else { continue };
+            let signal = Signal::try_from(info.ssi_signo as i32)?;
+            let has_it = info.ssi_code == SI_KERNEL && getpgid(Some(self.pid)) == Ok(getpgrp());
+            if signal != Signal::SIGCHLD && !has_it {
+                kill(self.pid, signal).ok(); // gone: the next wait tells
+            }
         }
-        let signal = awaited.wait()?;
-        if signal != Signal::SIGCHLD {
-            kill(pid, signal).ok(); // gone: the next wait tells
+    }
+
+    /// Make it the terminal's foreground job, if that is us and it has a group of its own in our session.
+    fn lend_terminal(&self) {
+        let stdin = std::io::stdin();
+        if tcgetpgrp(&stdin) == Ok(getpgrp()) && getpgid(Some(self.pid)) == Ok(self.pid) {
+            // It fails where it has a session of its own: then we stay in the foreground and forward.
+            let _ = tcsetpgrp(&stdin, self.pid);
         }
+    }
+
+    /// Become the terminal's foreground job again; false if it was not lent.
+    fn take_terminal_back(&self) -> bool {
+        let stdin = std::io::stdin();
+        tcgetpgrp(&stdin) == Ok(self.pid) && tcsetpgrp(&stdin, getpgrp()).is_ok()
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.take_terminal_back();
     }
 }

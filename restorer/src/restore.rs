@@ -66,8 +66,12 @@ pub struct Restored {
     pub daemon: Daemon,
 }
 
-/// Bring a process back.
-pub fn restore(request: &Request, store: &dyn Store) -> Result<Restored, RestoreError> {
+/// Bring a process back. `before_run` is called once it is whole, right before it runs: an error there still leaves nothing.
+pub fn restore(
+    request: &Request,
+    store: &dyn Store,
+    before_run: &mut dyn FnMut(Pid) -> Result<(), RestoreError>,
+) -> Result<Restored, RestoreError> {
     let id = store.resolve(&request.name)?;
     let image = Image::parse(&store.image(&id)?)?;
     let manifest = &image.manifest;
@@ -103,6 +107,7 @@ pub fn restore(request: &Request, store: &dyn Store) -> Result<Restored, Restore
     if let Some(namespace) = namespace {
         namespace.hand_over(&pidfd)?;
     }
+    before_run(child.0)?;
     for thread in others {
         thread.detach()?;
     }

@@ -2,10 +2,10 @@
 
 use super::{address_of, bar, open, open_named, show};
 use crate::cli::{CheckpointArgs, RestoreArgs};
-use crate::foreground;
-use anyhow::{Context as _, Result};
+use crate::foreground::Following;
+use anyhow::Result;
 use defrost_restorer::checkpoint::{self, Compression};
-use defrost_restorer::restore::{self, Stdio};
+use defrost_restorer::restore::{self, RestoreError, Stdio};
 use serde_json::json;
 use std::process::ExitCode;
 use store::{Access, Class};
@@ -33,15 +33,24 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
         background: !args.no_background,
         new_pid_namespace: args.new_pid_namespace,
     };
-    let restored = restore::restore(&request, open(&address, Access::Read, Class::Bulk)?.as_ref())?;
-    if let Some(path) = args.pid_file {
-        std::fs::write(&path, format!("{}\n", restored.pid)).with_context(|| format!("write {}", path.display()))?;
-    }
+    let store = open(&address, Access::Read, Class::Bulk)?;
+    let mut following = None;
+    let restored = restore::restore(&request, store.as_ref(), &mut |pid| {
+        let failed = |what: String| move |why: String| RestoreError::Outside { what, why };
+        if let Some(path) = &args.pid_file {
+            std::fs::write(path, format!("{pid}\n")).map_err(|why| failed(format!("write {}", path.display()))(why.to_string()))?;
+        }
+        if !args.detach {
+            following = Some(Following::begin(pid).map_err(|why| failed("follow it".to_owned())(why.to_string()))?);
+        }
+        Ok(())
+    })?;
+    drop(store); // its threads would take signals that are the process's
     if restored.nulled {
         eprintln!("defrost: its standard streams led elsewhere: they lead to /dev/null now");
     }
-    if !args.detach {
-        return foreground::follow(restored.pid);
+    if let Some(following) = following {
+        return following.to_its_end();
     }
     let streams = if restored.nulled { "null" } else { "own" };
     let report = json!({ "pid": restored.pid.as_raw(), "own_pid": restored.own_pid, "streams": streams });
