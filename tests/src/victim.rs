@@ -61,11 +61,37 @@ impl Victim {
         Ok(victim)
     }
 
+    /// One of `tests/victims/` whose standard streams lead to these pipes or terminals, so that a test can talk to it.
+    pub fn c_on(through: &[&str], streams: [Stdio; 3], source: &str) -> Result<Self> {
+        let program = compiled(source)?;
+        let victim = Self::start_on(tempfile::tempdir()?, streams, through, &program.to_string_lossy(), &[])?;
+        let ready = victim.folder().join("ready");
+        eventually("the victim is ready", || ready.exists())?;
+        Ok(victim)
+    }
+
+    /// The process that `pid` of this victim's folder names is the victim, not the one that was started (a shell, say).
+    pub fn is_the_one_that_says_so(&mut self) -> Result<()> {
+        self.pid = std::fs::read_to_string(self.folder().join("pid"))?.trim().parse()?;
+        Ok(())
+    }
+
+    /// The pipe to its standard input, where that is one.
+    pub fn stdin(&mut self) -> Option<&mut std::process::ChildStdin> {
+        self.child.stdin.as_mut()
+    }
+
     fn start_in(folder: TempDir, through: &[&str], program: &str, args: &[&str]) -> Result<Self> {
         let output = File::create(folder.path().join("output"))?;
+        let streams = [Stdio::null(), output.try_clone()?.into(), output.into()];
+        Self::start_on(folder, streams, through, program, args)
+    }
+
+    fn start_on(folder: TempDir, streams: [Stdio; 3], through: &[&str], program: &str, args: &[&str]) -> Result<Self> {
+        let [stdin, stdout, stderr] = streams;
         let mut command = Command::new("/usr/bin/python3");
         command.args(["-I", "-S", "-c", ON_ITS_OWN]).args(through).arg(program).args(args).current_dir(folder.path());
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        command.stdin(stdin).stdout(stdout).stderr(stderr);
         let child = command.spawn().with_context(|| format!("start {program}: is its package installed?"))?;
         Ok(Self { pid: child.id(), child, folder })
     }
