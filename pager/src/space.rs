@@ -12,8 +12,9 @@
 //! dropped one. read() hands out faults before events that came earlier, so a fault may name a page that is owed no more when it is
 //! answered: it then gets zeros, as P asked for.
 //!
-//! Known hole: two threads of P that munmap and mremap onto the same place at once may have their events queued in the other order
-//! than they happened; the kernel does not tell.
+//! Known holes: two threads of P that munmap and mremap onto the same place at once may have their events queued in the other order
+//! than they happened; the kernel does not tell. Memory that P marks MADV_WIPEONFORK after its restore, while pages of it are missing,
+//! is not wiped in a child: no event tells (what was marked at the checkpoint is not lazy).
 
 use crate::residency::Residency;
 use kernel::uffd::{Event, Filled, Uffd};

@@ -56,7 +56,8 @@ fn region(proc: Proc, map: &Mapping) -> Result<Region, CheckpointError> {
         file_offset: if file || shared { map.offset } else { 0 },
         advice: map.advice(),
         name: name_of(&map.path).unwrap_or_default().to_owned(),
-        lazy: backing == Backing::Anonymous && !map.has("lo"),
+        // What a fork must wipe may not be missing then: the kernel has the child's pages asked for as the parent's are.
+        lazy: backing == Backing::Anonymous && !map.has("lo") && !map.has("wf"),
         object: if shared { map.inode } else { 0 },
     })
 }
