@@ -26,6 +26,7 @@ use error::outside;
 use images::manifest::{Manifest, Process};
 use images::{Image, PageMap};
 use kernel::memory::ProcessMemory;
+use kernel::spawn::SpawnError;
 use kernel::tracee::Stopped;
 use kernel::uffd::Uffd;
 use namespace::Namespace;
@@ -87,7 +88,10 @@ pub fn restore(
     let made = files::make(manifest, request.stdio)?;
     let namespace = if request.new_pid_namespace { Some(Namespace::make()?) } else { None };
     let unpinned = pin_beside_child();
-    let stopped = kernel::spawn::spawn_stopped(process.pid)?;
+    let stopped = kernel::spawn::spawn_stopped(process.pid).map_err(|error| match error {
+        SpawnError::PidTaken(pid) => group_holder(pid).map_or(error.into(), |holder| RestoreError::PidTaken { pid, holder }),
+        error => error.into(),
+    })?;
     let child = Child(stopped.tid());
     if let Some(namespace) = &namespace {
         namespace.go_home()?;
@@ -219,6 +223,22 @@ fn check_free(manifest: &Manifest) -> Result<(), RestoreError> {
         }
     }
     Ok(())
+}
+
+/// A number that no process has may still be that of a group or session with members.
+fn group_holder(number: u32) -> Option<String> {
+    let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let member = |pid: u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let stat = crate::process::stat::Stat::parse(&text)?;
+        let comm = text.split(['(', ')']).nth(1).unwrap_or("a process");
+        // Process group and session.
+        [5, 6]
+            .iter()
+            .any(|field| stat.field(*field) == i64::from(number))
+            .then(|| format!("the process group or session of {comm} ({pid})"))
+    };
+    pids.filter_map(member).next()
 }
 
 /// An injected call is 16 times cheaper on one CPU: go where we are and stay; the child inherits it.
