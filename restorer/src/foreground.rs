@@ -39,7 +39,7 @@ impl Following {
     }
 
     /// Wait until it has ended, and end as it does.
-    pub fn to_its_end(self) -> Result<ExitCode> {
+    pub fn follow(self) -> Result<ExitCode> {
         loop {
             match waitpid(self.pid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED))? {
                 WaitStatus::Exited(_, code) => return Ok(ExitCode::from(code as u8)),

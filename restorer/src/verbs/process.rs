@@ -50,7 +50,7 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
         eprintln!("defrost: its standard streams led elsewhere: they lead to /dev/null now");
     }
     if let Some(following) = following {
-        return following.to_its_end();
+        return following.follow();
     }
     let streams = if restored.nulled { "null" } else { "own" };
     let report = json!({ "pid": restored.pid.as_raw(), "own_pid": restored.own_pid, "streams": streams });
