@@ -92,7 +92,9 @@ fn a_port_in_use_is_refused() -> Result<()> {
     let text = "import socket, time\na = socket.create_server(('127.0.0.1', 0))\nprint('port', a.getsockname()[1], flush=True)\ntime.sleep(1000)\n";
     let mut victim = Victim::python(text)?;
     victim.wait_for("port", 1)?;
-    let port: u16 = victim.output().trim().trim_start_matches("port ").parse()?;
+    eventually("the whole line", || victim.output().ends_with('\n'))?;
+    let said = victim.output();
+    let port: u16 = said.trim().trim_start_matches("port ").parse().with_context(|| format!("it said {said:?}"))?;
     checkpoint(&mut victim, "x", &store)?;
     let held = std::net::TcpListener::bind(("127.0.0.1", port))?;
     refused(&victim, &store, &["reopen fd 3", &format!("127.0.0.1:{port}"), "end who uses it"])?;
@@ -109,6 +111,25 @@ fn a_pid_in_use_is_refused_with_its_holder() -> Result<()> {
     ensure_words(&text, &[&format!("pid {} is taken by spawner: end it first", victim.pid())])?;
     victim.runs_untouched()?;
     victim.check("")
+}
+
+/// A process that the victim left behind is in its session still: the number cannot be given out again.
+#[test]
+fn a_pid_whose_session_has_members_is_refused_with_one() -> Result<()> {
+    let (_folder, store) = store()?;
+    let text = "import os, time\nif os.fork() == 0:\n    if os.fork(): os._exit(0)\n    os.execv('/usr/bin/sleep', ['sleep', '1000'])\n\
+                os.wait()\nprint('ready', flush=True)\ntime.sleep(1000)\n";
+    let mut victim = Victim::python(text)?;
+    victim.wait_for("ready", 1)?;
+    checkpoint(&mut victim, "x", &store)?;
+    let tried = defrost_fails(&["restore", "x", "--store", &store, "--detach"]);
+    let pgrep = Command::new("pgrep").args(["--session", &victim.pid().to_string()]).output()?;
+    let member: u32 = String::from_utf8_lossy(&pgrep.stdout).trim().parse().context("the one that was left behind")?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(member as i32), nix::sys::signal::Signal::SIGKILL)?;
+    let words = format!("pid {} is taken by the process group or session of sleep ({member}): end it first", victim.pid());
+    ensure_words(&tried?, &[&words])?;
+    eventually("it is gone", || !Path::new(&format!("/proc/{member}")).exists())?;
+    restore(&victim, "x", &store)
 }
 
 /// A process under a pid of our choice: others may get it first, so it is tried again.

@@ -24,6 +24,19 @@ victims! {
     threads_in_pipe_read_go_on: "threads", "pipe";
     threads_in_tight_loops_lose_no_step: "threads", "spin";
     fifteen_threads_of_all_kinds_go_on: "threads", "all";
+    threads_in_epoll_wait_with_a_timeout_go_on: "waits", "epoll";
+    threads_in_poll_with_a_timeout_go_on: "waits", "poll";
+    threads_in_select_with_a_timeout_go_on: "waits", "select";
+    threads_in_futex_with_a_timeout_go_on: "waits", "futex";
+    threads_in_a_timed_condition_go_on: "waits", "condition";
+    threads_in_sigtimedwait_go_on: "waits", "sigtimedwait";
+    threads_in_sigsuspend_go_on: "waits", "sigsuspend";
+    threads_in_relative_sleeps_are_not_over_early: "waits", "nanosleep";
+    threads_in_absolute_sleeps_are_not_over_early: "waits", "absolute";
+    threads_in_a_read_go_on: "waits", "read";
+    a_thread_that_waits_for_a_file_lock_goes_on: "waits", "flock";
+    sixty_four_threads_keep_their_settings: "crowd";
+    advice_locks_and_names_of_memory_stay: "advice";
     robust_mutexes_tell_of_a_dead_owner: "robust_mutex";
     vector_registers_keep_their_values: "vectors";
     restartable_sequences_stay_registered: "rseq";
@@ -61,6 +74,7 @@ victims! {
     tcp_listens_on_v4: "descriptors", "tcp4";
     tcp_listens_on_v6: "descriptors", "tcp6";
     unix_sockets_listen: "descriptors", "unix";
+    unix_datagram_sockets_stay_bound: "descriptors", "unixdgram";
     udp_stays_bound: "descriptors", "udp";
     socket_pairs_keep_their_contents: "descriptors", "socketpair";
 }

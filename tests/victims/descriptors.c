@@ -328,6 +328,24 @@ static void unix_after(void) {
     for (int i = 0; i < 2; i++) answers(fds[i], (struct sockaddr *)&unix_addresses[i], unix_lengths[i]);
 }
 
+static void unixdgram_before(void) {
+    char here[80];
+    MUST(getcwd(here, sizeof here));
+    unix_addresses[0].sun_family = AF_UNIX;
+    int n = snprintf(unix_addresses[0].sun_path, sizeof unix_addresses[0].sun_path, "%s/datagrams", here);
+    unix_lengths[0] = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + (size_t)n + 1);
+    MUST((fds[0] = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)) >= 0);
+    MUST(bind(fds[0], (struct sockaddr *)&unix_addresses[0], unix_lengths[0]) == 0);
+    MUST((fds[1] = socket(AF_UNIX, SOCK_DGRAM, 0)) >= 0); // neither bound nor connected
+}
+static void unixdgram_after(void) {
+    for (int i = 0; i < 2; i++) {
+        MUST(sendto(fds[1], "datagram", 8, 0, (struct sockaddr *)&unix_addresses[0], unix_lengths[0]) == 8);
+        have(fds[0], "datagram");
+    }
+    CHECK(!readable(fds[0]) && fcntl(fds[0], F_GETFL) & O_NONBLOCK, "the datagram socket differs");
+}
+
 static void udp_before(void) {
     fds[0] = bound(AF_INET, SOCK_DGRAM);
     fds[1] = bound(AF_INET6, SOCK_DGRAM);
@@ -382,7 +400,7 @@ static const struct { const char *name; void (*before)(void), (*after)(void); } 
     {"directory", directory_before, directory_after}, {"devices", devices_before, devices_after}, {"pipe", pipe_before, pipe_after},
     {"eventfd", eventfd_before, eventfd_after}, {"epoll", epoll_before, epoll_after}, {"timerfd", timerfd_before, timerfd_after},
     {"signalfd", signalfd_before, signalfd_after}, {"tcp4", tcp4_before, tcp_after}, {"tcp6", tcp6_before, tcp6_after},
-    {"unix", unix_before, unix_after}, {"udp", udp_before, udp_after}, {"socketpair", socketpair_before, socketpair_after},
+    {"unix", unix_before, unix_after}, {"udp", udp_before, udp_after}, {"unixdgram", unixdgram_before, unixdgram_after}, {"socketpair", socketpair_before, socketpair_after},
 };
 
 int main(int argc, char **argv) {
