@@ -4,6 +4,8 @@
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::{Server, Victim, binary, checkpoint, defrost, defrost_fails, defrost_ok, eventually, need_root, restore_with};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use page_server::Config;
 use proto::wire;
 use proto::wire::snapshots_server::{Snapshots, SnapshotsServer};
@@ -383,6 +385,28 @@ fn a_server_drains_during_a_restore_which_goes_on_with_the_next_one() -> Result<
     let said = must_not_start(&["--listen", &listen, "--store", &text(other.path())], 1)?;
     assert!(said.contains("another server listens there"), "{said}");
     Ok(())
+}
+
+#[test]
+fn a_server_that_hangs_is_waited_for() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let server = Server::start(folder.path())?;
+    let mut victim = Victim::c("memory", &["16"])?;
+    checkpoint(&mut victim, "victim:v", &server.store())?;
+    restore_with(&victim, "victim:v", &server.store(), &["--no-background"])?;
+    let (pid, of_server) = (victim.pid().to_string(), Pid::from_raw(server.pid() as i32));
+    kill(of_server, Signal::SIGSTOP)?;
+    std::thread::scope(|scope| {
+        let check = scope.spawn(|| victim.check(""));
+        let waits = eventually("it is said to wait", || {
+            defrost_ok(&["status", &pid, "--json"])
+                .is_ok_and(|status| status.contains("\"waiting\"") && status.contains("did not answer in time"))
+        });
+        kill(of_server, Signal::SIGCONT)?;
+        waits?;
+        check.join().expect("no panic")
+    })
 }
 
 /// Run `defrost` trusting the authority in the file `ca` alone.
