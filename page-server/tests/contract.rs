@@ -240,8 +240,16 @@ fn a_flaky_store_fails_as_planned_through_a_server_and_answers_right_in_between(
     let memory = MemoryStore::new();
     let ids = put(&memory, 0..20)?;
     let seed = 20;
-    let plan =
-        Plan { seed, unreachable: 0.1, damaged: 0.1, wrong_frame: 0.1, late: 0.1, late_by: std::time::Duration::from_millis(5), full: 0.5 };
+    let plan = Plan {
+        seed,
+        unreachable: 0.1,
+        damaged: 0.1,
+        wrong_frame: 0.1,
+        late: 0.1,
+        late_by: std::time::Duration::from_millis(5),
+        full: 0.5,
+        ..Plan::default()
+    };
     let flaky = Arc::new(FlakyStore::new(memory, plan));
     let server = Server::start(&config(folder.path()), flaky.clone())?;
     let store = RemoteStore::open(&server.addresses()[0].to_string())?;

@@ -6,6 +6,7 @@
 use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload};
 use bytes::Bytes;
 use pages::{ChunkId, SnapshotId, SnapshotName};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -24,6 +25,8 @@ pub struct Plan {
     pub full: f64,
     /// One frame of the answer has a bit turned.
     pub wrong_frame: f64,
+    /// A chunk that was damaged or wrong once never is again, as when the network or a memory cell was to blame.
+    pub recovers: bool,
     /// The call is late.
     pub late: f64,
     /// By how much.
@@ -34,6 +37,7 @@ pub struct Plan {
 struct Dice {
     plan: RwLock<Plan>,
     random: Mutex<fastrand::Rng>,
+    spoiled: Mutex<HashSet<ChunkId>>,
     failures: AtomicU64,
 }
 
@@ -62,6 +66,16 @@ impl Dice {
         self.random.lock().unwrap_or_else(PoisonError::into_inner).usize(..end)
     }
 
+    /// One of the chunks asked for, to be spoiled; none where it was before and recovers.
+    fn spoil(&self, chance: impl FnOnce(&Plan) -> f64, ids: &[ChunkId]) -> Option<usize> {
+        if ids.is_empty() || !self.throw(chance) {
+            return None;
+        }
+        let which = self.below(ids.len());
+        let first = self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).insert(ids[which]);
+        (first || !self.plan(|plan| plan.recovers)).then_some(which)
+    }
+
     /// What may happen to any call.
     fn call(&self) -> Result<(), StoreError> {
         if self.throw(|plan| plan.late) {
@@ -73,25 +87,21 @@ impl Dice {
         Ok(())
     }
 
-    fn reading(&self) -> Result<(), StoreError> {
-        self.call()?;
-        if self.throw(|plan| plan.damaged) {
-            return Err(StoreError::Damaged { path: PathBuf::from("as planned"), source: images::ImageError::Checksum("stored frame") });
-        }
-        Ok(())
-    }
-
     fn storing(&self) -> Result<(), StoreError> {
         self.call()?;
         if self.throw(|plan| plan.full) { Err(StoreError::Full { path: PathBuf::from("as planned") }) } else { Ok(()) }
     }
 }
 
+fn damaged() -> StoreError {
+    StoreError::Damaged { path: PathBuf::from("as planned"), source: images::ImageError::Checksum("stored frame") }
+}
+
 impl<S: Store> FlakyStore<S> {
     /// Put the dice before `inner`.
     pub fn new(inner: S, plan: Plan) -> Self {
         let random = Mutex::new(fastrand::Rng::with_seed(plan.seed));
-        Self { inner, dice: Arc::new(Dice { plan: RwLock::new(plan), random, failures: AtomicU64::new(0) }) }
+        Self { inner, dice: Arc::new(Dice { plan: RwLock::new(plan), random, spoiled: Mutex::default(), failures: AtomicU64::new(0) }) }
     }
 
     /// Fail in another way from now on; the dice go on where they are.
@@ -132,15 +142,20 @@ impl<S: Store> Store for FlakyStore<S> {
     }
 
     fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
-        self.dice.reading()?;
+        self.dice.call()?;
+        if self.dice.throw(|plan| plan.damaged) {
+            return Err(damaged());
+        }
         self.inner.image(id)
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
-        self.dice.reading()?;
+        self.dice.call()?;
+        if self.dice.spoil(|plan| plan.damaged, ids).is_some() {
+            return Err(damaged());
+        }
         let mut frames = self.inner.frames(ids)?;
-        if !frames.is_empty() && self.dice.throw(|plan| plan.wrong_frame) {
-            let which = self.dice.below(frames.len());
+        if let Some(which) = self.dice.spoil(|plan| plan.wrong_frame, ids) {
             let mut bytes = frames[which].to_vec();
             if !bytes.is_empty() {
                 let at = self.dice.below(bytes.len());

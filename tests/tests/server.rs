@@ -170,10 +170,33 @@ fn a_restore_gets_over_a_server_that_fails_and_lies_now_and_then() -> Result<()>
     let flaky = Arc::new(FlakyStore::new(LocalStore::open(folder.path(), Access::Read)?, Plan { seed, ..Plan::default() }));
     let server = page_server::Server::start(&Config::new("grpc://127.0.0.1:0".parse()?, folder.path().to_owned()), flaky.clone())?;
     restore_with(&victim, "victim:v", &server.addresses()[0].to_string(), &["--no-background"])?;
-    // Rare enough that the same chunk is not wrong twice in a row, which would be fatal.
-    flaky.set_plan(Plan { unreachable: 0.1, wrong_frame: 0.01, late: 0.1, late_by: Duration::from_millis(2), ..Plan::default() });
+    // The same chunk is not wrong twice, which would be fatal.
+    let late_by = Duration::from_millis(2);
+    flaky.set_plan(Plan { unreachable: 0.1, damaged: 0.1, wrong_frame: 0.1, recovers: true, late: 0.1, late_by, ..Plan::default() });
     victim.check("")?;
     assert!(flaky.failures() > 10, "only {} failures", flaky.failures());
+    server.drain();
+    Ok(())
+}
+
+#[test]
+fn background_fill_gets_over_the_same() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let mut victim = Victim::c("memory", &["192"])?;
+    checkpoint(&mut victim, "victim:v", &text(folder.path()))?;
+    let seed = 13;
+    println!("seed {seed}");
+    // Late at first, so that much is still to come when it begins to fail.
+    let late = Plan { seed, late: 1.0, late_by: Duration::from_millis(20), ..Plan::default() };
+    let flaky = Arc::new(FlakyStore::new(LocalStore::open(folder.path(), Access::Read)?, late));
+    let server = page_server::Server::start(&Config::new("grpc://127.0.0.1:0".parse()?, folder.path().to_owned()), flaky.clone())?;
+    restore_with(&victim, "victim:v", &server.addresses()[0].to_string(), &[])?;
+    let before = flaky.failures();
+    flaky.set_plan(Plan { unreachable: 0.2, damaged: 0.05, wrong_frame: 0.1, recovers: true, ..Plan::default() });
+    defrost_ok(&["wait", &victim.pid().to_string()])?;
+    assert!(flaky.failures() > before, "it was all there before");
+    victim.check("")?;
     server.drain();
     Ok(())
 }
