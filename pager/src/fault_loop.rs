@@ -49,6 +49,9 @@ fn run(shared: &Shared, chunks: &mut Chunks) {
                 space.end();
             }
         }
+        if ended {
+            spaces.iter().for_each(|space| space.end_if_dead());
+        }
         if ended && shared.settled() {
             shared.enter(State::Gone);
             shared.halt();

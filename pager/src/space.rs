@@ -102,6 +102,13 @@ impl Space {
         if state.gone { None } else { state.residency.next_owed(cursor) }
     }
 
+    /// End it if nobody runs in it any more: a forked child's end is told by nothing else.
+    pub fn end_if_dead(&self) {
+        if !self.uffd.is_alive() {
+            self.end();
+        }
+    }
+
     /// Its process has ended: nothing is owed any more.
     pub fn end(&self) {
         self.lock().gone = true;
