@@ -3,7 +3,8 @@
 //! One system call to a function, errno translated here into named outcomes, so that no caller ever sees a raw errno it has to
 //! know the meaning of. [`tracee`] owns the states of a traced thread, [`remote`] runs system calls in one, [`spawn`] makes the
 //! process that a restore fills; [`memory`] and [`pagemap`] look into a process, [`uffd`] answers its missing pages, [`handoff`]
-//! moves descriptors between processes, [`sockopt`] looks at sockets and [`mapped_file`] lends out a pack.
+//! moves descriptors between processes, [`sockopt`] looks at sockets, [`mapped_file`] lends out a pack and [`shared_words`] keep what must
+//! outlive us.
 
 pub mod handoff;
 pub mod mapped_file;
@@ -13,6 +14,7 @@ pub mod regs;
 pub mod remote;
 #[cfg(feature = "testing")]
 pub mod scratch;
+pub mod shared_words;
 pub mod sockopt;
 pub mod spawn;
 pub mod sys;

@@ -46,6 +46,19 @@ pub fn spawn_stopped(pid: u32) -> Result<Stopped, SpawnError> {
     stopped().inspect_err(|_: &TraceError| kill_and_reap(child)).map_err(SpawnError::Trace)
 }
 
+/// Run `body` in a child that has a copy of our memory and *shares our table of descriptors*: what it opens is open here too and stays
+/// so if it is killed. Only for a process that has no other thread; `body`'s number is the child's exit status.
+pub fn run_sharing_descriptors(body: impl FnOnce() -> i32) -> Result<Pid, Errno> {
+    if std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count) != 1 {
+        return Err(Errno::EINVAL); // another thread may hold a lock that would never be let go of in the child
+    }
+    let child = crate::sys::clone_sharing_descriptors()?;
+    if child.as_raw() == 0 {
+        std::process::exit(body());
+    }
+    Ok(child)
+}
+
 /// End a child of ours for good: nothing of a failed restore is left running.
 pub fn kill_and_reap(child: Pid) {
     // Fails where the child is gone already, which is what is wanted.

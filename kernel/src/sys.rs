@@ -154,6 +154,14 @@ pub struct CloneArgs {
     pub set_tid_size: u64,
 }
 
+/// A child with a copy of our memory and one table of descriptors with us; 0 is what it sees itself.
+pub(crate) fn clone_sharing_descriptors() -> Result<Pid, Errno> {
+    let args = CloneArgs { flags: libc::CLONE_FILES as u64, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    // SAFETY: like fork in a process of one thread, which the caller made sure of; both go on from here on stacks of their own.
+    let answer = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    Errno::result(answer).map(|pid| Pid::from_raw(pid as i32))
+}
+
 /// A child with a copy of our memory that does nothing but pause, under the pid asked for, with default signal handlers. It ends with
 /// us (its parent-death signal says so, which the child keeps).
 pub(crate) fn clone_paused(pid: u32) -> Result<Pid, Errno> {

@@ -5,6 +5,7 @@
 //! answer. Every errno becomes a [`Filled`], so that callers match outcomes and never see a number. Structures and numbers are
 //! those of include/uapi/linux/userfaultfd.h of Linux 6.18 (installed headers are older).
 
+use crate::shared_words::SharedWords;
 use nix::errno::Errno;
 use pages::{PageAddr, PageRange, VirtAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -43,11 +44,15 @@ const EVENT_REMOVE: u8 = 0x15;
 const EVENT_UNMAP: u8 = 0x16;
 const FAULT_WRITE: u64 = 1;
 
+/// The first page a program could map: vm.mmap_min_addr is at most 64 KiB, and at least a page.
+const FIRST_PAGE: PageAddr = PageAddr::from_number(16);
 /// The last page a program could map; no mapping that we watch reaches it, as the kernel keeps stack and gaps below.
 const LAST_PAGE: PageAddr = PageAddr::from_number(0x7_ffff_fffe);
 
 /// Messages read by one call.
-const BATCH: usize = 32;
+pub const BATCH: usize = 32;
+/// 64-bit words of a message.
+pub const MESSAGE_WORDS: usize = 4;
 
 /// `struct uffd_msg`: event, then three words whose meaning depends on it.
 #[repr(C)]
@@ -197,6 +202,23 @@ impl Uffd {
         PageRange::with_len(LAST_PAGE, 1).is_none_or(|nowhere| self.poison(nowhere) != Filled::Gone)
     }
 
+    /// Let the kernel write what happened since into `words` from `at`, at most [`BATCH`] messages; yields how many. Never waits. The
+    /// kernel does so within the call, so that a message that was taken out of the queue is in `words` even if we die right then.
+    pub fn read_into(&self, words: &SharedWords, at: usize) -> Result<usize, Errno> {
+        let target = words.pointer(at, BATCH * MESSAGE_WORDS);
+        // SAFETY: the words are there, and they may change at any time: all access to them is atomic.
+        let count = unsafe { libc::read(self.0.as_raw_fd(), target.cast(), BATCH * size_of::<Message>()) };
+        match Errno::result(count) {
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
+            other => Ok(other? as usize / size_of::<Message>()),
+        }
+    }
+
+    /// Let everybody who waits anywhere look again: faults that somebody else has read and not answered are told anew.
+    pub fn wake_all(&self) -> Result<(), Errno> {
+        PageRange::new(FIRST_PAGE, LAST_PAGE).map_or(Ok(()), |everything| self.wake(everything))
+    }
+
     /// Append what happened since; false where nothing did. Never waits. An event that cannot be delivered (EMFILE: a fork needs a
     /// descriptor) stays in the queue and its process waits.
     pub fn read_events(&self, out: &mut Vec<Event>) -> Result<bool, Errno> {
@@ -210,6 +232,20 @@ impl Uffd {
         out.extend(batch.iter().take(count).filter_map(Message::decode));
         Ok(count > 0)
     }
+}
+
+/// The descriptor that a fork's message tells of, where `words` are one: whether it is still open only the reader's process knows.
+#[must_use]
+pub fn fork_descriptor(words: [u64; MESSAGE_WORDS]) -> Option<RawFd> {
+    let [head, fd, ..] = words;
+    (head as u8 == EVENT_FORK).then_some(fd as u32 as RawFd)
+}
+
+/// The event that `words`, written by [`Uffd::read_into`], are; a fork's descriptor is owned by the event from now on.
+#[must_use]
+pub fn decode(words: [u64; MESSAGE_WORDS]) -> Option<Event> {
+    let [head, a, b, c] = words;
+    Message { event: head as u8, reserved: [0; 7], words: [a, b, c] }.decode()
 }
 
 impl Message {

@@ -1,23 +1,33 @@
-//! The process that hosts a pager, started by a restore before the rebuild so that it is ready when the userfaultfd comes.
+//! A pager's life: started by a restore before the rebuild, so that it is ready when the userfaultfd comes, or taking over from one
+//! that died. Its parent is a supervisor (`supervisor`).
 //!
-//! Over the socket it inherits, in this order:
-//!   restore → daemon  one line of JSON: [`Start`]
-//!   daemon → restore  "ready" (store open, image read), or "failed WHY"
-//!   restore → daemon  one byte with two descriptors: the userfaultfd, the process's pidfd
-//!   daemon → restore  "serving"; with `eager` also "resident", or "failed WHY"
-//! A restore that hangs up before the descriptors came ends the daemon.
+//! Over the socket it inherits from a restore, in this order:
+//!   restore → pager  one line of JSON: [`Start`]
+//!   pager → restore  "ready" (store open, image read), or "failed WHY"
+//!   restore → pager  one byte with four descriptors: the userfaultfd, the process's pidfd, the mailbox's receiving and sending end
+//!   pager → restore  "serving"; with `eager` also "resident", or "failed WHY"
+//! A restore that hangs up before the descriptors came ends the pager. Who asks for a take-over is told "serving" or "failed WHY".
 
-use crate::control;
-use crate::pager::{Config, Pager};
+use crate::adopt::{Adopted, adopt};
+use crate::control::{self, runtime_dir};
+use crate::keep::{Keep, Place, Record};
+use crate::mailbox::Mailbox;
+use crate::pager::{Config, Pager, lazy_origins};
 use crate::status::State;
+use crate::supervisor::{Told, Work};
+use crate::table;
 use images::Image;
 use kernel::uffd::Uffd;
 use pages::{PageAddr, SnapshotId};
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 use store::{Class, Store, StoreError};
+
+/// Between two attempts to reach the store when taking over: the process waits, and so do we.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What to serve.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -36,7 +46,7 @@ pub struct Start {
     pub prefetch: Vec<u64>,
 }
 
-/// Why a daemon ended early.
+/// Why a pager ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The socket or the kernel failed.
@@ -57,6 +67,15 @@ pub enum DaemonError {
     /// The restore asked for nonsense.
     #[error("pager: the restore sent a malformed request: {0}")]
     Request(String),
+    /// There is nothing to take over.
+    #[error("process {0} is no restore that could be taken over: `defrost status` shows those that are")]
+    NoRestore(u32),
+    /// Somebody serves it.
+    #[error("the restore of process {0} is served already: `defrost status {0}` tells by whom")]
+    Served(u32),
+    /// All copies of the userfaultfd are closed.
+    #[error("process {0} was ended: it had closed its userfaultfd and everybody else who had one died, so its missing pages read as zeros")]
+    Unwatched(u32),
 }
 
 impl From<std::io::Error> for DaemonError {
@@ -69,70 +88,141 @@ impl From<std::io::Error> for DaemonError {
     }
 }
 
-/// Serve until the process has ended. `open` opens a store for reading; each call a connection of its own, for one class.
-pub fn run(socket: UnixStream, open: impl Fn(&str, Class) -> Result<Arc<dyn Store>, StoreError>) -> Result<(), DaemonError> {
-    let mut line = String::new();
-    BufReader::new(&socket).read_line(&mut line)?;
-    let start: Start = serde_json::from_str(&line).map_err(|error| DaemonError::Request(error.to_string()))?;
-    let eager = start.eager;
-    let prepared = prepare(&start, open);
-    let (image, demand, bulk) = match prepared {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            let _ = writeln!(&socket, "failed {error}"); // the error goes to our caller as well
-            return Err(error);
-        }
-    };
-    writeln!(&socket, "ready")?;
-    let (pager, listening) = take_over(&socket, start, image, demand, bulk).inspect_err(|error| {
-        let _ = writeln!(&socket, "failed {error}"); // a restore that hung up need not be told
-    })?;
-    writeln!(&socket, "serving")?;
-    if eager {
-        match pager.wait_resident().state {
-            State::Failed(why) => writeln!(&socket, "failed {why}")?,
-            _ => writeln!(&socket, "resident")?,
+/// Opens a store for reading, for one class: a connection of its own each time.
+pub type Open<'a> = &'a dyn Fn(&str, Class) -> Result<Arc<dyn Store>, StoreError>;
+
+/// Do `work` until the process has ended.
+pub fn serve(work: &Work, told: &Told, open: Open<'_>) -> Result<(), DaemonError> {
+    match work {
+        Work::Start(socket) => start(socket, told, open),
+        Work::TakeOver(pid, socket) => {
+            let asked = socket.as_ref();
+            take_over(*pid, asked, told, open).inspect_err(|error| {
+                if let Some(mut socket) = asked {
+                    let _ = writeln!(socket, "failed {error}"); // who hung up need not be told
+                }
+            })
         }
     }
-    drop(socket);
-    listening.finish(&pager.join().state);
+}
+
+fn start(mut socket: &UnixStream, told: &Told, open: Open<'_>) -> Result<(), DaemonError> {
+    let mut line = String::new();
+    BufReader::new(socket).read_line(&mut line)?;
+    let start: Start = serde_json::from_str(&line).map_err(|error| DaemonError::Request(error.to_string()))?;
+    let eager = start.eager;
+    let begun = prepare(&start, open).and_then(|(image, stores)| {
+        writeln!(socket, "ready")?;
+        receive(socket, start, image, stores)
+    });
+    let (pager, listening, place) = begun.inspect_err(|error| {
+        let _ = writeln!(socket, "failed {error}"); // a restore that hung up need not be told
+    })?;
+    told.serves(pager.shared().pid());
+    writeln!(socket, "serving")?;
+    if eager {
+        match pager.wait_resident().state {
+            State::Failed(why) => writeln!(socket, "failed {why}")?,
+            _ => writeln!(socket, "resident")?,
+        }
+    }
+    // The supervisor has it open as well: shutting down is what the other side sees.
+    let _ = socket.shutdown(std::net::Shutdown::Both);
+    finish(pager, listening, &place);
     Ok(())
 }
 
-/// From the descriptors on: serve, and answer who asks.
-fn take_over(
-    socket: &UnixStream,
-    start: Start,
-    image: Image,
-    demand: Arc<dyn Store>,
-    bulk: Arc<dyn Store>,
-) -> Result<(Pager, control::Listening), DaemonError> {
-    let received = kernel::handoff::recv_fds(socket, 2).map_err(std::io::Error::from)?;
-    let Ok([uffd, pidfd]) = <[_; 2]>::try_from(received) else { return Err(DaemonError::Request("two descriptors".to_owned())) };
+type Begun = (Pager, control::Listening, Place);
+type Stores = (Arc<dyn Store>, Arc<dyn Store>);
+
+/// From the descriptors on: keep what outlives us, serve, and answer who asks.
+fn receive(socket: &UnixStream, start: Start, image: Image, (demand, bulk): Stores) -> Result<Begun, DaemonError> {
+    let received = kernel::handoff::recv_fds(socket, 4).map_err(std::io::Error::from)?;
+    let malformed = || DaemonError::Request("four descriptors".to_owned());
+    let [uffd, pidfd, receiving, sending] = <[_; 4]>::try_from(received).map_err(|_| malformed())?;
     let gone = || DaemonError::Request("the process is gone".to_owned());
     let pid = kernel::handoff::pidfd_pid(&pidfd)?.ok_or_else(gone)?;
-    let pager = Pager::start(Config {
+    let (place, mailbox) = (Place::new(&runtime_dir(), pid), Mailbox::over(receiving, sending));
+    let lock = place.lock()?.ok_or(DaemonError::Served(pid))?;
+    std::mem::forget(lock); // held for as long as this table of descriptors lives
+    place.clear_journals(); // of an earlier process of this number
+    let uffd_inode = table::inode(&uffd);
+    let record = Record { start, uffd_inode, mailbox_inodes: mailbox.ends().map(table::inode), adopted: 0 };
+    place.write(&record)?;
+    let keep = Arc::new(Keep::new(place.clone(), Arc::new(lazy_origins(&image)), mailbox, uffd_inode, 1));
+    let config = config(record, image, (demand, bulk), pid, pidfd, keep);
+    let pager = Pager::start(config, Uffd::adopt(uffd))?;
+    let listening = control::listen(pager.shared())?;
+    Ok((pager, listening, place))
+}
+
+fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Told, open: Open<'_>) -> Result<(), DaemonError> {
+    let place = Place::new(&runtime_dir(), pid);
+    let mut record = place.read().map_err(|error| match error.kind() {
+        ErrorKind::NotFound => DaemonError::NoRestore(pid),
+        _ => error.into(),
+    })?;
+    let lock_path = place.lock_path().display().to_string();
+    if !table::ours().any(|open| open.link == lock_path) {
+        std::mem::forget(place.lock()?.ok_or(DaemonError::Served(pid))?);
+    }
+    told.serves(pid);
+    record.adopted += 1;
+    record.start.prefetch.clear();
+    place.write(&record)?;
+    let (image, stores) = loop {
+        match prepare(&record.start, open) {
+            Ok(prepared) => break prepared,
+            Err(DaemonError::Store(error)) if !error.is_about_contents() => {
+                tracing::warn!(pid, %error, "the store does not answer: the process waits");
+                std::thread::sleep(PAUSE);
+            }
+            Err(error) => return Err(error),
+        }
+    };
+    let Adopted { spaces, keep, pidfd } = adopt(pid, &place, &record, &image).inspect_err(|_| place.clear())?;
+    tracing::info!(pid, adopted = record.adopted, spaces = spaces.len(), "another pager goes on");
+    let pager = Pager::serve(config(record, image, stores, pid, pidfd, keep), spaces)?;
+    let listening = control::listen(pager.shared())?;
+    if let Some(mut socket) = socket {
+        let _ = writeln!(socket, "serving"); // who hung up need not be told
+        let _ = socket.shutdown(std::net::Shutdown::Both);
+    }
+    finish(pager, listening, &place);
+    Ok(())
+}
+
+/// Until the process has ended; then nothing of the restore stays.
+fn finish(pager: Pager, listening: control::Listening, place: &Place) {
+    let status = pager.join();
+    if !matches!(status.state, State::Failed(_)) {
+        place.clear();
+    }
+    listening.finish(&status.state);
+    place.clear();
+}
+
+fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd: std::os::fd::OwnedFd, keep: Arc<Keep>) -> Config {
+    let Record { start, adopted, .. } = record;
+    Config {
         image: Arc::new(image),
         name: start.name,
         demand,
         bulk,
         store_text: start.store,
-        uffd: Uffd::adopt(uffd),
         pidfd,
         pid,
         background: start.background || start.eager,
         prefetch: start.prefetch.into_iter().filter_map(PageAddr::new).collect(),
-    })?;
-    let listening = control::listen(pager.shared())?;
-    Ok((pager, listening))
+        keep: Some(keep),
+        adopted,
+    }
 }
 
-type Prepared = (Image, Arc<dyn Store>, Arc<dyn Store>);
-
-fn prepare(start: &Start, open: impl Fn(&str, Class) -> Result<Arc<dyn Store>, StoreError>) -> Result<Prepared, DaemonError> {
+fn prepare(start: &Start, open: Open<'_>) -> Result<(Image, Stores), DaemonError> {
     let id: SnapshotId = start.snapshot.parse().map_err(|_| DaemonError::Request(format!("snapshot {}", start.snapshot)))?;
     let demand = open(&start.store, Class::Demand)?;
     let image = Image::parse(&demand.image(&id)?)?;
     let bulk = if start.background || start.eager { open(&start.store, Class::Bulk)? } else { demand.clone() };
-    Ok((image, demand, bulk))
+    Ok((image, (demand, bulk)))
 }

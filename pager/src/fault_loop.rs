@@ -4,6 +4,7 @@
 //! more, all watched memory is released; the thread then only waits for the process to end.
 
 use crate::chunks::{Chunks, Unfit};
+use crate::farewell;
 use crate::pager::Shared;
 use crate::space::{Outcome, Space};
 use crate::status::State;
@@ -59,7 +60,10 @@ fn run(shared: &Shared, chunks: &mut Chunks) {
         }
         let _ = shared.nudge.read(); // empty: something else woke us
         for space in &spaces {
-            parked.extend(shared.pump(space).into_iter().map(|page| (space.clone(), page, Instant::now())));
+            match shared.pump(space) {
+                Ok(faults) => parked.extend(faults.into_iter().map(|page| (space.clone(), page, Instant::now()))),
+                Err(error) => return shared.fail(&format!("what happened to its memory cannot be kept: {error}")),
+            }
         }
         for _ in 0..parked.len() {
             let Some((space, page, since)) = parked.pop_front() else { break };
@@ -131,14 +135,18 @@ fn bring(shared: &Shared, space: &Space, page: PageAddr, chunks: &mut Chunks) ->
 fn release(shared: &Shared) -> bool {
     let spaces = shared.spaces();
     if let Some(space) = spaces.first() {
+        space.enter_settled();
         let watched = watched_ranges(shared.pid());
         if !watched.is_empty() {
             watched.into_iter().for_each(|range| space.unregister(range));
             return false; // look again
         }
     }
-    // Children's spaces end with their descriptor: the kernel then stops watching, and nothing is owed.
+    // Children's spaces end with their last descriptor: the kernel then stops watching, and nothing is owed.
     shared.spaces.lock().unwrap_or_else(PoisonError::into_inner).truncate(1);
+    if let Some(keep) = &shared.keep {
+        farewell::take_leave(shared.pid(), keep);
+    }
     shared.enter(State::Resident);
     true
 }

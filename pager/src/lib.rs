@@ -4,17 +4,29 @@
 //! [`chunks`] fetches, decodes and verifies; [`fault_loop`] answers threads that wait, [`bulk`] brings the rest behind it, each with
 //! a thread and a store of its own, so that a demand fault never queues behind bulk. [`Pager`] is the sum of these, [`daemon`] the
 //! process that hosts one, [`control`] how others ask it.
+//!
+//! What a pager's death must not take along is in its [`keep`]: a [`journal`] for each space, and a [`mailbox`] in the process itself.
+//! A [`supervisor`] starts another pager, which takes over what it finds there ([`adopt`]); at the end [`farewell`] takes it all away.
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod bulk;
 mod chunks;
 pub mod control;
+pub mod crash;
 pub mod daemon;
+mod farewell;
 mod fault_loop;
+pub mod journal;
+pub mod keep;
+pub mod mailbox;
+pub mod origins;
 mod pager;
 pub mod residency;
 mod space;
 mod status;
+pub mod supervisor;
+pub mod table;
 
 pub use pager::{Config, Pager};
 pub use status::{State, Status};

@@ -1,5 +1,7 @@
 //! A running pager: the spaces it serves, its two kinds of threads, and when it is done.
 
+use crate::keep::Keep;
+use crate::origins::Origins;
 use crate::residency::Residency;
 use crate::space::{Pumped, Space};
 use crate::status::{Stalls, State, Status};
@@ -26,8 +28,6 @@ pub struct Config {
     pub bulk: Arc<dyn Store>,
     /// The store in words.
     pub store_text: String,
-    /// The process's userfaultfd, its lazy regions registered.
-    pub uffd: Uffd,
     /// The process.
     pub pidfd: OwnedFd,
     /// Its number.
@@ -36,6 +36,24 @@ pub struct Config {
     pub background: bool,
     /// Pages that will be touched first.
     pub prefetch: Vec<PageAddr>,
+    /// What outlives this pager, if it is to be taken over one day.
+    pub keep: Option<Arc<Keep>>,
+    /// How often another pager took over before.
+    pub adopted: u32,
+}
+
+/// The lazy regions of an image.
+#[must_use]
+pub fn lazy_regions(image: &Image) -> Vec<PageRange> {
+    let lazy = image.manifest.regions.iter().filter(|region| region.lazy);
+    lazy.filter_map(|region| PageRange::from_addrs(region.start, region.end)).collect()
+}
+
+/// The pages of them that have contents.
+#[must_use]
+pub fn lazy_origins(image: &Image) -> Origins {
+    let (map, regions) = (PageMap::new(image), lazy_regions(image));
+    Origins::new(map.extents().filter(|extent| regions.iter().any(|region| region.intersect(extent).is_some())))
 }
 
 /// What the threads share.
@@ -44,6 +62,7 @@ pub(crate) struct Shared {
     pub(crate) map: Arc<PageMap>,
     pub(crate) spaces: Mutex<Vec<Arc<Space>>>,
     pub(crate) pidfd: OwnedFd,
+    pub(crate) keep: Option<Arc<Keep>>,
     pub(crate) stop: AtomicBool,
     /// Makes the fault loop look again: a space was added, or it is time to stop.
     pub(crate) nudge: EventFd,
@@ -58,6 +77,7 @@ pub(crate) struct Shared {
     name: String,
     store_text: String,
     total_pages: u64,
+    adopted: u32,
 }
 
 /// A pager at work.
@@ -67,20 +87,27 @@ pub struct Pager {
 }
 
 impl Pager {
-    /// Start to serve. Fails where the system gives no thread or descriptor.
-    pub fn start(config: Config) -> std::io::Result<Self> {
-        let map = Arc::new(PageMap::new(&config.image));
-        let lazy = |r: &&images::manifest::Region| r.lazy;
-        let regions: Vec<PageRange> =
-            config.image.manifest.regions.iter().filter(lazy).filter_map(|r| PageRange::from_addrs(r.start, r.end)).collect();
-        let owed = map.extents().filter(|extent| regions.iter().any(|region| region.intersect(extent).is_some()));
-        let residency = Residency::new(regions.iter().copied(), owed);
+    /// Start to serve a process's userfaultfd, its lazy regions registered: all of them is owed. Fails where the system gives no
+    /// thread or descriptor, or no room for the journal.
+    pub fn start(config: Config, uffd: Uffd) -> std::io::Result<Self> {
+        let residency = Residency::new(lazy_regions(&config.image), lazy_origins(&config.image).runs());
+        let space = match &config.keep {
+            Some(keep) => Space::kept(uffd, residency, keep.first_journal()?, keep.clone()),
+            None => Space::new(uffd, residency),
+        };
+        Self::serve(config, vec![space])
+    }
+
+    /// Serve these spaces, the process's own first.
+    pub(crate) fn serve(config: Config, spaces: Vec<Space>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            total_pages: residency.owed_pages(),
+            total_pages: lazy_origins(&config.image).pages(),
+            map: Arc::new(PageMap::new(&config.image)),
             image: config.image,
-            map,
-            spaces: Mutex::new(vec![Arc::new(Space::new(config.uffd, residency))]),
+            spaces: Mutex::new(spaces.into_iter().map(Arc::new).collect()),
             pidfd: config.pidfd,
+            keep: config.keep,
+            adopted: config.adopted,
             stop: AtomicBool::new(false),
             nudge: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             demand_faults: AtomicU64::new(0),
@@ -189,15 +216,19 @@ impl Shared {
     }
 
     /// Look at a space's events; children join in. Yields pages that threads wait for.
-    pub(crate) fn pump(&self, space: &Space) -> Vec<PageAddr> {
-        let Pumped { faults, children } = space.pump();
+    pub(crate) fn pump(&self, space: &Space) -> std::io::Result<Vec<PageAddr>> {
+        let Pumped { faults, children, unkept } = space.pump()?;
+        if let Some(error) = unkept {
+            tracing::warn!(pid = self.pid, %error, "a forked child depends on this pager alone");
+            self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(format!("a forked child depends on one pager: {error}"));
+        }
         if !children.is_empty() {
             let mut spaces = self.spaces.lock().unwrap_or_else(PoisonError::into_inner);
             spaces.extend(children.into_iter().map(Arc::new));
             drop(spaces);
             let _ = self.nudge.write(1); // full: then it is awake already
         }
-        faults
+        Ok(faults)
     }
 
     /// Whether no space owes anything.
@@ -225,6 +256,9 @@ impl Shared {
             stall_p50_us,
             stall_p99_us,
             last_error,
+            adopted: self.adopted,
+            pager_pid: std::process::id(),
+            supervisor_pid: nix::unistd::getppid().as_raw() as u32,
         }
     }
 }

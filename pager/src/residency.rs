@@ -105,30 +105,48 @@ impl Residency {
         }
     }
 
-    /// madvise dropped the contents of `range`: what was owed there is owed no more.
-    pub fn remove(&mut self, range: PageRange) {
-        for run in self.views_within(range) {
+    /// madvise dropped the contents of `range`: what was owed there is owed no more. Yields those runs, owed or not.
+    pub fn remove(&mut self, range: PageRange) -> Vec<Run> {
+        let runs = self.views_within(range);
+        for run in &runs {
             self.settle(run.origin, run.pages);
         }
+        runs
     }
 
-    /// `range` was unmapped.
-    pub fn unmap(&mut self, range: PageRange) {
-        self.remove(range);
+    /// `range` was unmapped. Yields the runs that are owed no more.
+    pub fn unmap(&mut self, range: PageRange) -> Vec<Run> {
+        let runs = self.remove(range);
         self.cut(range);
+        runs
     }
 
-    /// `range` moved to `to`.
-    pub fn remap(&mut self, range: PageRange, to: PageAddr) {
+    /// `range` moved to `to`. Yields the runs that lay there and are owed no more.
+    pub fn remap(&mut self, range: PageRange, to: PageAddr) -> Vec<Run> {
         let moved = self.views_within(range);
         self.cut(range);
-        if let Some(target) = PageRange::with_len(to, range.pages()) {
-            self.unmap(target);
-        }
+        let covered = PageRange::with_len(to, range.pages()).map_or_else(Vec::new, |target| self.unmap(target));
         for run in moved {
             let start = to.number() + (run.at.number() - range.start().number());
             self.views.insert(start, View { end: start + run.pages, origin: run.origin.number() });
         }
+        covered
+    }
+
+    /// Where runs of origins lie today.
+    pub fn views(&self) -> impl Iterator<Item = Run> + '_ {
+        self.views.iter().map(|(start, view)| Run {
+            at: PageAddr::from_number(*start),
+            origin: PageAddr::from_number(view.origin),
+            pages: view.end - start,
+        })
+    }
+
+    /// Memory of which runs of origins lie at `views`, owing `owed`.
+    #[must_use]
+    pub fn with_views(views: impl IntoIterator<Item = Run>, owed: impl IntoIterator<Item = PageRange>) -> Self {
+        let view = |run: Run| (run.at.number(), View { end: run.at.number() + run.pages, origin: run.origin.number() });
+        Self { views: views.into_iter().map(view).collect(), ..Self::new([], owed) }
     }
 
     /// The parts of views that lie in `range`.

@@ -16,11 +16,15 @@
 //! than they happened; the kernel does not tell. Memory that P marks MADV_WIPEONFORK after its restore, while pages of it are missing,
 //! is not wiped in a child: no event tells (what was marked at the checkpoint is not lazy).
 
+use crate::crash::point;
+use crate::journal::Journal;
+use crate::keep::Keep;
 use crate::residency::Residency;
-use kernel::uffd::{Event, Filled, Uffd};
+use kernel::uffd::{Event, Filled, Uffd, decode, fork_descriptor};
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::HashSet;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How an attempt to fill went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,13 +43,25 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Space {
     uffd: Uffd,
+    keep: Option<Arc<Keep>>,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     residency: Residency,
+    journal: Option<Journal>,
     gone: bool,
+}
+
+impl State {
+    /// These are owed no more: first in the journal, which must never owe less than we do.
+    fn settle(&mut self, origin: PageAddr, pages: u64) {
+        if let Some(journal) = &self.journal {
+            journal.settle(origin, pages);
+        }
+        self.residency.settle(origin, pages);
+    }
 }
 
 /// What a look at the events brought.
@@ -55,13 +71,25 @@ pub struct Pumped {
     pub faults: Vec<PageAddr>,
     /// Spaces of forked children.
     pub children: Vec<Space>,
+    /// A child that is served, but that only we know of.
+    pub unkept: Option<std::io::Error>,
 }
 
 impl Space {
-    /// Tie a userfaultfd to what its memory owes.
+    /// Tie a userfaultfd to what its memory owes. Nobody could take it over.
     #[must_use]
     pub fn new(uffd: Uffd, residency: Residency) -> Self {
-        Self { uffd, state: Mutex::new(State { residency, gone: false }) }
+        Self::with(uffd, residency, None, None)
+    }
+
+    /// The same, with a journal that outlives us.
+    #[must_use]
+    pub fn kept(uffd: Uffd, residency: Residency, journal: Journal, keep: Arc<Keep>) -> Self {
+        Self::with(uffd, residency, Some(journal), Some(keep))
+    }
+
+    fn with(uffd: Uffd, residency: Residency, journal: Option<Journal>, keep: Option<Arc<Keep>>) -> Self {
+        Self { uffd, keep, state: Mutex::new(State { residency, journal, gone: false }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -69,26 +97,111 @@ impl Space {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Step A: read and apply all events.
-    pub fn pump(&self) -> Pumped {
-        let mut state = self.lock();
-        let (mut events, mut pumped) = (Vec::new(), Pumped::default());
-        while matches!(self.uffd.read_events(&mut events), Ok(true)) {
-            for event in events.drain(..) {
-                match event {
-                    Event::Fault { page, .. } => pumped.faults.push(page),
-                    Event::Fork(uffd) => pumped.children.push(Self::new(uffd, state.residency.clone())),
-                    Event::Remap { from, to, len_bytes } => {
-                        if let Some(range) = PageRange::with_len(from.page(), len_bytes / PAGE_SIZE_BYTES) {
-                            state.residency.remap(range, to.page());
-                        }
-                    }
-                    Event::Remove(range) => state.residency.remove(range),
-                    Event::Unmap(range) => state.residency.unmap(range),
+    /// Step A: read and apply all events. An error is one of the journal's: what was read is in its batch, and must not be lost.
+    pub fn pump(&self) -> std::io::Result<Pumped> {
+        let (mut state, mut pumped) = (self.lock(), Pumped::default());
+        if state.journal.is_none() {
+            let mut events = Vec::new();
+            while matches!(self.uffd.read_events(&mut events), Ok(true)) {
+                events.drain(..).enumerate().try_for_each(|(at, event)| self.apply(&mut state, at, event, &mut pumped))?;
+            }
+            return Ok(pumped);
+        }
+        while let Some(journal) = &state.journal {
+            point("before-read");
+            let count = journal.read(&self.uffd).unwrap_or(0);
+            point("after-read");
+            if count == 0 {
+                break;
+            }
+            self.apply_batch(&mut state, 0..count, &mut pumped)?;
+        }
+        Ok(pumped)
+    }
+
+    /// Apply what a pager before us had read and not applied. `kept` are the births that were kept; `is_open` tells whether a fork's
+    /// descriptor, by its number, is still open and nobody else's. Yields how many children nobody has the descriptor of.
+    pub fn take_over(&self, kept: &HashSet<(u32, u64)>, is_open: &dyn Fn(RawFd) -> bool) -> std::io::Result<(Pumped, usize)> {
+        let (mut state, mut pumped, mut lost) = (self.lock(), Pumped::default(), 0);
+        let Some(leftover) = state.journal.as_ref().map(Journal::leftover) else { return Ok((pumped, 0)) };
+        for at in leftover {
+            let Some(journal) = &state.journal else { break };
+            match fork_descriptor(journal.message(at)) {
+                Some(_) if kept.contains(&(journal.id(), journal.births())) => journal.applied(at + 1, true),
+                Some(fd) if !is_open(fd) => {
+                    journal.applied(at + 1, true);
+                    lost += 1;
                 }
+                _ => self.apply_batch(&mut state, at..at + 1, &mut pumped)?,
             }
         }
-        pumped
+        if let Some(journal) = &state.journal {
+            journal.clear();
+        }
+        Ok((pumped, lost))
+    }
+
+    fn apply_batch(&self, state: &mut State, messages: std::ops::Range<usize>, pumped: &mut Pumped) -> std::io::Result<()> {
+        for at in messages {
+            let event = state.journal.as_ref().and_then(|journal| decode(journal.message(at)));
+            let birth = matches!(event, Some(Event::Fork(_)));
+            if let Some(event) = event {
+                point("before-apply");
+                self.apply(state, at, event, pumped)?;
+                point("before-applied");
+            }
+            if let Some(journal) = &state.journal {
+                journal.applied(at + 1, birth);
+            }
+            point("after-applied");
+        }
+        Ok(())
+    }
+
+    /// Apply one event, message `at` of its batch.
+    fn apply(&self, state: &mut State, at: usize, event: Event, pumped: &mut Pumped) -> std::io::Result<()> {
+        let settled = match event {
+            Event::Fault { page, .. } => {
+                pumped.faults.push(page);
+                Vec::new()
+            }
+            Event::Fork(uffd) => {
+                pumped.children.push(self.child(state, uffd, &mut pumped.unkept));
+                Vec::new()
+            }
+            Event::Remap { from, to, len_bytes } => match PageRange::with_len(from.page(), len_bytes / PAGE_SIZE_BYTES) {
+                Some(range) => {
+                    let State { journal, residency, .. } = &mut *state;
+                    if let Some(journal) = journal.as_mut().filter(|journal| !journal.is_logged(at)) {
+                        journal.log_move(at, range, to.page(), residency)?;
+                        point("after-move-logged");
+                        residency.remap(range, to.page())
+                    } else if journal.is_some() {
+                        Vec::new() // taken over with it: the residency has it already
+                    } else {
+                        residency.remap(range, to.page())
+                    }
+                }
+                None => Vec::new(),
+            },
+            Event::Remove(range) => state.residency.remove(range),
+            Event::Unmap(range) => state.residency.unmap(range),
+        };
+        if let Some(journal) = &state.journal {
+            settled.iter().for_each(|run| journal.settle(run.origin, run.pages));
+        }
+        Ok(())
+    }
+
+    /// The space of a child that was just forked.
+    fn child(&self, state: &State, uffd: Uffd, unkept: &mut Option<std::io::Error>) -> Self {
+        if let (Some(keep), Some(journal)) = (&self.keep, &state.journal) {
+            match keep.child(journal, &state.residency, &uffd) {
+                Ok(journal) => return Self::kept(uffd, state.residency.clone(), journal, keep.clone()),
+                Err(error) => *unkept = Some(error), // it is served all the same, for as long as we are there
+            }
+        }
+        Self::new(uffd, state.residency.clone())
     }
 
     /// The origin of an owed page.
@@ -111,7 +224,29 @@ impl Space {
 
     /// Its process has ended: nothing is owed any more.
     pub fn end(&self) {
-        self.lock().gone = true;
+        let mut state = self.lock();
+        state.gone = true;
+        if let Some(journal) = &state.journal {
+            journal.remove();
+        }
+    }
+
+    /// Of a forked child: its parent's journal, and how many were born of that before it.
+    pub fn birth(&self) -> Option<(u32, u64)> {
+        self.lock().journal.as_ref().and_then(Journal::birth)
+    }
+
+    /// Nothing is owed any more, and never will be again: who takes over need not find the userfaultfd.
+    pub fn enter_settled(&self) {
+        if let Some(journal) = &self.lock().journal {
+            journal.enter_settled();
+        }
+    }
+
+    /// Let everybody who waits look again: faults that a pager before us has read are told anew.
+    pub fn wake_all(&self) {
+        // It fails only where nobody can wait.
+        let _ = self.uffd.wake_all();
     }
 
     /// Pages still owed.
@@ -132,7 +267,9 @@ impl Space {
                 let pages = if by_page { 1 } else { run.pages - next };
                 let skip = ((origin.number() - origins.start().number()) * PAGE_SIZE_BYTES) as usize;
                 let bytes = &data[skip..skip + (pages * PAGE_SIZE_BYTES) as usize];
-                let done = match self.uffd.copy(at, bytes) {
+                let copied = self.uffd.copy(at, bytes);
+                point("after-copy");
+                let done = match copied {
                     Filled::Done => pages,
                     Filled::Exists { bytes } => {
                         let single = PageAddr::from_number(at.number() + bytes / PAGE_SIZE_BYTES);
@@ -140,7 +277,7 @@ impl Space {
                         bytes / PAGE_SIZE_BYTES + 1
                     }
                     Filled::Changing { bytes } => {
-                        state.residency.settle(origin, bytes / PAGE_SIZE_BYTES);
+                        state.settle(origin, bytes / PAGE_SIZE_BYTES);
                         return Outcome::Retry;
                     }
                     // One COPY must stay within one mapping: mprotect may have split it. A single page that has no mapping is gone.
@@ -156,7 +293,7 @@ impl Space {
                     Filled::NoMemory => return Outcome::Failed(nix::errno::Errno::ENOMEM),
                     Filled::Failed(errno) => return Outcome::Failed(errno),
                 };
-                state.residency.settle(origin, done);
+                state.settle(origin, done);
                 next += done;
             }
         }

@@ -16,6 +16,8 @@ pub enum State {
     Failed(String),
     /// The process ended by itself.
     Gone,
+    /// Nobody serves it: touches of missing pages wait until somebody does.
+    Unattended,
 }
 
 /// One restore.
@@ -44,6 +46,12 @@ pub struct Status {
     pub stall_p99_us: u64,
     /// What last went wrong.
     pub last_error: Option<String>,
+    /// How often another pager took over from one that died.
+    pub adopted: u32,
+    /// The process that serves it; 0 where none does.
+    pub pager_pid: u32,
+    /// The process that starts another one if that dies; 0 where none does.
+    pub supervisor_pid: u32,
 }
 
 impl std::fmt::Display for Status {
@@ -64,6 +72,7 @@ impl std::fmt::Display for State {
             Self::Resident => f.write_str("resident"),
             Self::Failed(why) => write!(f, "failed ({why})"),
             Self::Gone => f.write_str("gone"),
+            Self::Unattended => f.write_str("unattended (run `defrost pager --adopt` with its pid)"),
         }
     }
 }

@@ -1,0 +1,285 @@
+//! The journal of one address space: a file in the runtime directory, mapped, that outlives every pager.
+//!
+//! ```text
+//! word 0        magic            1  phase (see Phase)
+//!      2        children born of this space, times 256, plus messages of the batch that were applied
+//!      3        moves logged, times 256, plus one more than the message of the batch that told of the last one, if one did
+//!      4        views at the beginning                      5  words of the bit-map
+//!      6        room for moves    7  a child's: its parent's journal, and 1    8  how many were born of that before it
+//! word 16       the batch: 32 messages of 4 words, written by the kernel itself
+//! word 144      a bit for each page that was owed at first (`Origins`): set once it is owed no more
+//! then          views at the beginning (at, origin, pages): those of the image where there is none
+//! then          moves (from, to, pages): every mremap, in order
+//! ```
+//!
+//! What a pager that takes over must know is which pages are owed, and where they belong now: views at the beginning, then every move
+//! in order; a page whose bit is set is owed no more. A page that was installed and whose bit is not set yet is installed once more,
+//! which the kernel refuses (EEXIST). So only events can be lost, between the kernel's queue and this file. They cannot:
+//!
+//! ```text
+//!   1  clear the batch; applied = 0; no message told of the last move
+//!   2  read(userfaultfd) straight into the batch     the kernel takes a message out of its queue, lets the process go on, and writes
+//!                                                    the message here, all within the call: a killed task finishes its call
+//!   3  for each message i: settle its pages (set bits), or log its move (entry first, then the count)
+//!   4  applied = i + 1
+//!   5  begin again at 1
+//! ```
+//!
+//! Who takes over finds what was read and not applied in the batch from `applied` on ([`Journal::leftover`]), and applies it before
+//! it reads anything else. Dying within 3 leaves message i half done: setting bits twice is as well, as nothing was read in between
+//! that could have moved other pages there; whether a move was logged, word 3 tells ([`Journal::is_logged`]); whether a fork's child
+//! has its place, the child's own journal does ([`Journal::birth`], and `keep`). A journal without room for a move is written anew beside this one, and takes its place by a rename.
+
+use crate::origins::Origins;
+use crate::residency::{Residency, Run};
+use kernel::shared_words::SharedWords;
+use kernel::uffd::{BATCH, MESSAGE_WORDS, Uffd};
+use nix::errno::Errno;
+use pages::{PageAddr, PageRange};
+use std::fs::File;
+use std::io::{Error, ErrorKind, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// "DFjourn1": changing anything above is another journal.
+const MAGIC: u64 = u64::from_le_bytes(*b"DFjourn1");
+const PHASE: usize = 1;
+const APPLIED: usize = 2;
+const MOVES: usize = 3;
+const VIEWS: usize = 4;
+const BITMAP_WORDS: usize = 5;
+const MOVES_ROOM: usize = 6;
+const PARENT: usize = 7;
+const ELDERS: usize = 8;
+/// Moves and births are counted in the bits above, messages in those below.
+const SHIFT: u64 = 8;
+const BATCH_AT: usize = 16;
+const BITMAP_AT: usize = BATCH_AT + BATCH * MESSAGE_WORDS;
+/// Words of a view or a move.
+const ENTRY_WORDS: usize = 3;
+/// Moves before a journal is written anew: 24 KiB of them.
+const MOVES_MAX: usize = 1 << 10;
+
+/// How far a space has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Pages are owed.
+    Lazy,
+    /// None is any more.
+    Settled,
+}
+
+/// The journal of a space.
+#[derive(Debug)]
+pub struct Journal {
+    words: SharedWords,
+    origins: Arc<Origins>,
+    id: u32,
+    path: PathBuf,
+    views_at: usize,
+    moves_at: usize,
+}
+
+impl Journal {
+    /// Begin number `id` at `path`; `views` says where origins lie, unless they lie where they lay at the checkpoint.
+    pub fn create(path: &Path, id: u32, origins: Arc<Origins>, views: &[Run]) -> Result<Self> {
+        let bitmap_words = origins.pages().div_ceil(64) as usize;
+        let words = BITMAP_AT + bitmap_words + (views.len() + MOVES_MAX) * ENTRY_WORDS;
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        // A page that cannot be had later would be a SIGBUS.
+        nix::fcntl::posix_fallocate(&file, 0, (words * 8) as i64)?;
+        let mapped = SharedWords::map(&file, words)?;
+        for (at, value) in [(BITMAP_WORDS, bitmap_words), (MOVES_ROOM, MOVES_MAX), (VIEWS, views.len())] {
+            mapped.set(at, value as u64);
+        }
+        let journal = Self::over(mapped, id, origins, path);
+        for (index, view) in views.iter().enumerate() {
+            journal.write_entry(journal.views_at + index * ENTRY_WORDS, [view.at.number(), view.origin.number(), view.pages]);
+        }
+        journal.words.set(0, MAGIC);
+        Ok(journal)
+    }
+
+    /// Take up number `id` at `path`.
+    pub fn open(path: &Path, id: u32, origins: Arc<Origins>) -> Result<Self> {
+        let file = File::options().read(true).write(true).open(path)?;
+        let words = file.metadata()?.len() as usize / 8;
+        let unlike = || Error::new(ErrorKind::InvalidData, format!("{}: it is no journal of this snapshot", path.display()));
+        if words < BITMAP_AT {
+            return Err(unlike());
+        }
+        let mapped = SharedWords::map(&file, words)?;
+        let room = mapped.get(MOVES_ROOM).saturating_add(mapped.get(VIEWS)).saturating_mul(ENTRY_WORDS as u64);
+        let whole = mapped.get(0) == MAGIC
+            && mapped.get(BITMAP_WORDS) == origins.pages().div_ceil(64)
+            && room.saturating_add(BITMAP_AT as u64 + mapped.get(BITMAP_WORDS)) == words as u64
+            && mapped.get(MOVES) >> SHIFT <= mapped.get(MOVES_ROOM);
+        if whole { Ok(Self::over(mapped, id, origins, path)) } else { Err(unlike()) }
+    }
+
+    fn over(words: SharedWords, id: u32, origins: Arc<Origins>, path: &Path) -> Self {
+        let views_at = BITMAP_AT + words.get(BITMAP_WORDS) as usize;
+        let moves_at = views_at + words.get(VIEWS) as usize * ENTRY_WORDS;
+        Self { words, origins, id, path: path.to_owned(), views_at, moves_at }
+    }
+
+    fn write_entry(&self, at: usize, entry: [u64; ENTRY_WORDS]) {
+        entry.into_iter().enumerate().for_each(|(index, word)| self.words.set(at + index, word));
+    }
+
+    fn entries(&self, at: usize, count: usize) -> impl Iterator<Item = [u64; ENTRY_WORDS]> + '_ {
+        (0..count).map(move |index| std::array::from_fn(|word| self.words.get(at + index * ENTRY_WORDS + word)))
+    }
+
+    /// What the space owes, and where it belongs: `regions` are those of the image.
+    #[must_use]
+    pub fn residency(&self, regions: &[PageRange]) -> Residency {
+        let owed = self.origins.runs();
+        let mut residency = if self.words.get(VIEWS) == 0 {
+            Residency::new(regions.iter().copied(), owed)
+        } else {
+            let run = |[at, origin, pages]: [u64; 3]| Run { at: PageAddr::from_number(at), origin: PageAddr::from_number(origin), pages };
+            Residency::with_views(self.entries(self.views_at, self.words.get(VIEWS) as usize).map(run), owed)
+        };
+        for word in 0..self.words.get(BITMAP_WORDS) {
+            let bits = self.words.get(BITMAP_AT + word as usize);
+            for bit in (0..64).filter(|bit| bits & (1 << bit) != 0) {
+                if let Some(page) = self.origins.page(word * 64 + bit) {
+                    residency.settle(page, 1);
+                }
+            }
+        }
+        for [from, to, pages] in self.entries(self.moves_at, self.moves() as usize) {
+            if let Some(range) = PageRange::with_len(PageAddr::from_number(from), pages) {
+                residency.remap(range, PageAddr::from_number(to));
+            }
+        }
+        residency
+    }
+
+    /// The pages of these origins are owed no more.
+    pub fn settle(&self, origin: PageAddr, pages: u64) {
+        let Some(range) = PageRange::with_len(origin, pages) else { return };
+        for (first, count) in self.origins.numbers(range) {
+            let mut number = first;
+            while number < first + count {
+                let (word, bit) = (number / 64, number % 64);
+                let bits = (64 - bit).min(first + count - number);
+                self.words.or(BITMAP_AT + word as usize, (u64::MAX >> (64 - bits)) << bit);
+                number += bits;
+            }
+        }
+    }
+
+    fn moves(&self) -> u64 {
+        self.words.get(MOVES) >> SHIFT
+    }
+
+    /// Memory moved, as message `at` of the batch tells; `before` is what the space owed until then.
+    pub fn log_move(&mut self, at: usize, range: PageRange, to: PageAddr, before: &Residency) -> Result<()> {
+        if self.moves() >= self.words.get(MOVES_ROOM) {
+            *self = self.written_anew(before)?;
+        }
+        let moves = self.moves();
+        self.write_entry(self.moves_at + moves as usize * ENTRY_WORDS, [range.start().number(), to.number(), range.pages()]);
+        self.words.set(MOVES, (moves + 1) << SHIFT | (at as u64 + 1));
+        Ok(())
+    }
+
+    /// Whether the move that message `at` of the batch tells of was logged.
+    #[must_use]
+    pub fn is_logged(&self, at: usize) -> bool {
+        self.words.get(MOVES) & ((1 << SHIFT) - 1) > at as u64
+    }
+
+    /// The same journal with views of today and no moves.
+    fn written_anew(&self, now: &Residency) -> Result<Self> {
+        let beside = self.path.with_extension("anew");
+        let views: Vec<Run> = now.views().collect();
+        let mut new = Self::create(&beside, self.id, self.origins.clone(), &views)?;
+        let same = [PHASE, APPLIED, PARENT, ELDERS].into_iter().chain(BATCH_AT..self.views_at);
+        same.for_each(|at| new.words.set(at, self.words.get(at)));
+        std::fs::rename(&beside, &self.path)?;
+        new.path.clone_from(&self.path);
+        Ok(new)
+    }
+
+    /// Read what happened into the batch: how many messages it has now.
+    pub fn read(&self, uffd: &Uffd) -> std::result::Result<usize, Errno> {
+        self.clear();
+        uffd.read_into(&self.words, BATCH_AT)
+    }
+
+    /// Begin a batch: nothing of it was read.
+    pub fn clear(&self) {
+        // In this order: a batch that is half cleared has no message that was not applied.
+        for at in (0..BATCH).rev().filter(|at| self.words.get(BATCH_AT + at * MESSAGE_WORDS) != 0) {
+            self.words.set(BATCH_AT + at * MESSAGE_WORDS, 0);
+        }
+        self.words.set(MOVES, self.moves() << SHIFT);
+        self.words.set(APPLIED, self.births() << SHIFT);
+    }
+
+    /// Message `at` of the batch.
+    #[must_use]
+    pub fn message(&self, at: usize) -> [u64; MESSAGE_WORDS] {
+        std::array::from_fn(|word| self.words.get(BATCH_AT + at * MESSAGE_WORDS + word))
+    }
+
+    /// Messages up to, not with, `count` are applied; the last of them told of a `birth`, or not. One step.
+    pub fn applied(&self, count: usize, birth: bool) {
+        self.words.set(APPLIED, (self.births() + u64::from(birth)) << SHIFT | count as u64);
+    }
+
+    /// How many children were born of this space, as far as messages are applied.
+    #[must_use]
+    pub fn births(&self) -> u64 {
+        self.words.get(APPLIED) >> SHIFT
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Of a child: its parent's number, and how many were born of that before it.
+    #[must_use]
+    pub fn birth(&self) -> Option<(u32, u64)> {
+        let parent = self.words.get(PARENT).checked_sub(1)?;
+        Some((parent as u32, self.words.get(ELDERS)))
+    }
+
+    /// Messages of the batch that somebody read and did not apply.
+    #[must_use]
+    pub fn leftover(&self) -> std::ops::Range<usize> {
+        let applied = ((self.words.get(APPLIED) & ((1 << SHIFT) - 1)) as usize).min(BATCH);
+        let read = (applied..BATCH).find(|at| self.message(*at)[0] == 0).unwrap_or(BATCH);
+        applied..read
+    }
+
+    /// How far the space has come.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        if self.words.get(PHASE) == 0 { Phase::Lazy } else { Phase::Settled }
+    }
+
+    /// Nothing is owed any more.
+    pub fn enter_settled(&self) {
+        self.words.set(PHASE, 1);
+    }
+
+    /// The journal `id` of a forked child, at `path`: it owes what this space owes, where this space has it `now`.
+    pub fn of_child(&self, path: &Path, id: u32, now: &Residency) -> Result<Self> {
+        let child = Self::create(path, id, self.origins.clone(), &now.views().collect::<Vec<_>>())?;
+        child.words.set(PARENT, u64::from(self.id) + 1);
+        child.words.set(ELDERS, self.births());
+        (BITMAP_AT..self.views_at).for_each(|at| child.words.set(at, self.words.get(at)));
+        Ok(child)
+    }
+
+    /// The space has ended.
+    pub fn remove(&self) {
+        let _ = std::fs::remove_file(&self.path); // gone already is as well
+    }
+}

@@ -1,0 +1,204 @@
+//! What of a restore outlives every pager: files in the runtime directory, and the mailbox in the restored process.
+//!
+//! ```text
+//! PID.restore     what is restored, as JSON (`Record`); written before the process may run
+//! PID.N.journal   the journal of address space N: 0 is the process's own, others are forked children's
+//! PID.lock        held (flock) by whoever serves the restore
+//! PID.sock        see `control`
+//! ```
+//!
+//! A forked child, told of by message i of its parent's batch (see `journal`), is kept in this order:
+//!
+//! ```text
+//!   1  the child's journal is written: it owes what its parent owes
+//!   2  its userfaultfd goes into the mailbox, with the journal's number
+//!   3  message i is applied
+//! ```
+//!
+//! Dying before 2: the descriptor is in the table that pager and supervisor share, where who takes over finds it by its number in the
+//! message, and begins at 1 again. Dying between 2 and 3: a journal whose descriptor is in the mailbox tells of this birth. A journal whose number is not in the mailbox was
+//! begun and not finished. Only if pager and supervisor die both before 2, a few microseconds after the child was let go on, nobody
+//! has the descriptor any more: the kernel then gives that child zeros. Who takes over knows it (message i is there, the descriptor is
+//! not) and ends every child that could be it.
+
+use crate::crash::point;
+use crate::daemon::Start;
+use crate::journal::Journal;
+use crate::mailbox::Mailbox;
+use crate::origins::Origins;
+use crate::residency::Residency;
+use crate::table;
+use kernel::uffd::Uffd;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{Error, ErrorKind, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// What is restored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// What was asked for.
+    pub start: Start,
+    /// Inode of the process's userfaultfd: how its descriptor is found among others.
+    pub uffd_inode: u64,
+    /// Inodes of the mailbox's receiving and sending end.
+    pub mailbox_inodes: [u64; 2],
+    /// How often another pager took over.
+    pub adopted: u32,
+}
+
+/// Where things of one restore are.
+#[derive(Clone, Debug)]
+pub struct Place {
+    dir: PathBuf,
+    pid: u32,
+}
+
+impl Place {
+    /// Of the restore of `pid`, in the runtime directory `dir`.
+    #[must_use]
+    pub fn new(dir: &Path, pid: u32) -> Self {
+        Self { dir: dir.to_owned(), pid }
+    }
+
+    fn path(&self, suffix: &str) -> PathBuf {
+        self.dir.join(format!("{}.{suffix}", self.pid))
+    }
+
+    fn journal_path(&self, id: u32) -> PathBuf {
+        self.path(&format!("{id}.journal"))
+    }
+
+    /// Write the record, whole or not at all.
+    pub fn write(&self, record: &Record) -> Result<()> {
+        let partial = self.path("partial");
+        fs::write(&partial, serde_json::to_vec(record).map_err(Error::from)?)?;
+        fs::rename(partial, self.path("restore"))
+    }
+
+    /// Read the record; `NotFound` where there is no such restore.
+    pub fn read(&self) -> Result<Record> {
+        Ok(serde_json::from_slice(&fs::read(self.path("restore"))?)?)
+    }
+
+    /// Be the one who serves; `None` where somebody else is. It ends with the last descriptor of it.
+    pub fn lock(&self) -> Result<Option<Flock<File>>> {
+        fs::create_dir_all(&self.dir)?;
+        let file = File::options().create(true).truncate(false).write(true).open(self.path("lock"))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(held) => Ok(Some(held)),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(errno.into()),
+        }
+    }
+
+    /// Path of the lock.
+    #[must_use]
+    pub fn lock_path(&self) -> PathBuf {
+        self.path("lock")
+    }
+
+    /// Numbers of the journals there are.
+    pub fn journals(&self) -> Result<Vec<u32>> {
+        let (begin, mut found) = (format!("{}.", self.pid), Vec::new());
+        for entry in fs::read_dir(&self.dir)?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let number: Option<u32> = name.strip_prefix(&begin).and_then(|rest| rest.strip_suffix(".journal")).and_then(|id| id.parse().ok());
+            found.extend(number);
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Remove all journals.
+    pub fn clear_journals(&self) {
+        for id in self.journals().unwrap_or_default() {
+            self.remove_journal(id);
+        }
+    }
+
+    /// Remove everything but the socket, which has an owner of its own.
+    pub fn clear(&self) {
+        self.clear_journals();
+        for suffix in ["restore", "partial", "lock"] {
+            let _ = fs::remove_file(self.path(suffix)); // gone already is as well
+        }
+    }
+
+    /// Remove one journal.
+    pub fn remove_journal(&self, id: u32) {
+        let _ = fs::remove_file(self.journal_path(id)); // gone already is as well
+        let _ = fs::remove_file(self.journal_path(id).with_extension("anew"));
+    }
+
+    /// Pids of which there is a record in `dir`.
+    #[must_use]
+    pub fn all(dir: &Path) -> Vec<u32> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".restore")?.parse().ok()).collect()
+    }
+}
+
+/// What the address spaces of one restore keep things in.
+#[derive(Debug)]
+pub struct Keep {
+    place: Place,
+    origins: Arc<Origins>,
+    mailbox: Mailbox,
+    uffd_inode: u64,
+    next_id: AtomicU32,
+}
+
+impl Keep {
+    /// In `place`, where journals up to, not with, `next_id` are, for the process whose userfaultfd has that inode.
+    #[must_use]
+    pub fn new(place: Place, origins: Arc<Origins>, mailbox: Mailbox, uffd_inode: u64, next_id: u32) -> Self {
+        Self { place, origins, mailbox, uffd_inode, next_id: AtomicU32::new(next_id) }
+    }
+
+    /// Inodes of everything that we have open in the process itself.
+    #[must_use]
+    pub fn inodes(&self) -> [u64; 3] {
+        let [receiving, sending] = self.mailbox.ends().map(table::inode);
+        [self.uffd_inode, receiving, sending]
+    }
+
+    /// Where its files are.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Its mailbox.
+    #[must_use]
+    pub fn mailbox(&self) -> &Mailbox {
+        &self.mailbox
+    }
+
+    /// Begin the journal of the process's own space.
+    pub fn first_journal(&self) -> Result<Journal> {
+        self.next_id.fetch_max(1, Ordering::Relaxed);
+        Journal::create(&self.place.journal_path(0), 0, self.origins.clone(), &[])
+    }
+
+    /// Take up a journal.
+    pub fn journal(&self, id: u32) -> Result<Journal> {
+        Journal::open(&self.place.journal_path(id), id, self.origins.clone())
+    }
+
+    /// Keep a forked child's descriptor and journal (steps 1 and 2 above).
+    pub fn child(&self, parent: &Journal, now: &Residency, uffd: &Uffd) -> Result<Journal> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let journal = parent.of_child(&self.place.journal_path(id), id, now)?;
+        point("before-mailbox");
+        self.mailbox.keep(id, uffd).map_err(|errno| match errno {
+            nix::errno::Errno::EAGAIN => Error::new(ErrorKind::QuotaExceeded, "its mailbox is full: too many children were forked"),
+            errno => errno.into(),
+        })?;
+        point("after-mailbox");
+        Ok(journal)
+    }
+}

@@ -1,0 +1,52 @@
+//! Tables of open descriptors, ours and others', as /proc shows them: how a userfaultfd or a mailbox is found again by its inode.
+
+use std::os::unix::fs::MetadataExt as _;
+
+/// One open descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Open {
+    /// Its number.
+    pub fd: i32,
+    /// Where it leads, as the link says.
+    pub link: String,
+    /// Inode of what it leads to; each userfaultfd and each socket has one of its own.
+    pub inode: u64,
+}
+
+impl Open {
+    /// Whether it is a userfaultfd.
+    #[must_use]
+    pub fn is_userfaultfd(&self) -> bool {
+        self.link == "anon_inode:[userfaultfd]"
+    }
+}
+
+/// Everything open in our own table.
+pub fn ours() -> impl Iterator<Item = Open> {
+    // All of it before anything is done with any of it: the look itself takes a number for a while.
+    let all: Vec<Open> = of("self").filter(|open| !(open.link.starts_with("/proc/") && open.link.ends_with("/fd"))).collect();
+    all.into_iter()
+}
+
+/// Everything open in the table of process `pid`; nothing where that is gone.
+pub fn of_process(pid: u32) -> impl Iterator<Item = Open> {
+    of(&pid.to_string())
+}
+
+fn of(whose: &str) -> impl Iterator<Item = Open> + use<> {
+    let folder = format!("/proc/{whose}/fd");
+    let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let fd = entry.file_name().to_str()?.parse().ok()?;
+        let link = std::fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned();
+        // Follows the link: the inode of what is open, not of the link.
+        let inode = std::fs::metadata(entry.path()).ok()?.ino();
+        Some(Open { fd, link, inode })
+    })
+}
+
+/// The inode behind a descriptor of ours.
+#[must_use]
+pub fn inode(fd: &impl std::os::fd::AsFd) -> u64 {
+    nix::sys::stat::fstat(fd).map_or(0, |stat| stat.st_ino)
+}
