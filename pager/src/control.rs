@@ -4,6 +4,7 @@
 //! `wait` when everything is there or never will be; the answer is a [`Status`] as JSON. A socket nobody listens on is swept.
 //! A pager that ended its process stays until one `wait` was told why, or for [`TOLD_WITHIN`].
 
+use crate::keep::Place;
 use crate::pager::Shared;
 use crate::status::{State, Status};
 use std::io::{BufRead as _, BufReader, Error, ErrorKind, Result, Write as _};
@@ -11,10 +12,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a pager that ended its process waits for somebody to ask why: time for a person or a supervisor to notice.
 const TOLD_WITHIN: Duration = Duration::from_secs(60);
+/// How long a supervisor may take to have another pager serve.
+const SUCCEEDED_WITHIN: Duration = Duration::from_secs(2);
+/// Between two looks whether it does.
+const LOOK: Duration = Duration::from_millis(20);
 /// How long the last answers may take on their way out.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
 
@@ -137,30 +142,70 @@ fn ask(pid: u32, what: &str) -> Result<Status> {
     Ok(serde_json::from_str(&line)?)
 }
 
-/// The status of one restore; `NotFound` where there is none.
+/// The status of one restore; `NotFound` where there is none. One that nobody serves is unattended.
 pub fn status(pid: u32) -> Result<Status> {
-    ask(pid, "status")
+    let begun = Instant::now();
+    loop {
+        match (ask(pid, "status"), unattended(pid)) {
+            (Ok(status), _) => return Ok(status),
+            (Err(_), Some(status)) if begun.elapsed() > SUCCEEDED_WITHIN => return Ok(status),
+            (Err(_), Some(_)) => std::thread::sleep(LOOK), // another pager may be about to take over
+            (Err(error), None) => return Err(error),
+        }
+    }
 }
 
-/// Wait until a restore is resident or failed; `NotFound` where there is none.
+/// Wait until a restore is resident or failed; `NotFound` where there is none. A pager's death is waited through.
 pub fn wait(pid: u32) -> Result<Status> {
-    ask(pid, "wait")
+    loop {
+        match (ask(pid, "wait"), unattended(pid)) {
+            (Ok(status), _) => return Ok(status),
+            (Err(_), Some(_)) => std::thread::sleep(LOOK),
+            (Err(error), None) => return Err(error),
+        }
+    }
+}
+
+/// A restore of which there is a record, and whose process lives, but that nobody serves (now).
+fn unattended(pid: u32) -> Option<Status> {
+    let record = Place::new(&runtime_dir(), pid).read().ok()?;
+    std::path::Path::new(&format!("/proc/{pid}")).exists().then(|| Status {
+        pid,
+        snapshot: record.start.name,
+        store: record.start.store,
+        state: State::Unattended,
+        total_bytes: 0,
+        missing_bytes: 0,
+        demand_faults: 0,
+        zero_faults: 0,
+        stall_p50_us: 0,
+        stall_p99_us: 0,
+        last_error: None,
+        adopted: record.adopted,
+        pager_pid: 0,
+        supervisor_pid: 0,
+    })
 }
 
 /// All live restores, by pid.
 pub fn list() -> Vec<Status> {
-    let Ok(entries) = std::fs::read_dir(runtime_dir()) else { return Vec::new() };
+    let mut pids = Place::all(&runtime_dir());
+    pids.sort_unstable();
     let mut found = Vec::new();
-    for entry in entries.flatten() {
-        let pid = entry.path().file_stem().and_then(|stem| stem.to_str()?.parse().ok());
-        match pid.map(status) {
-            Some(Ok(status)) => found.push(status),
-            Some(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
-                let _ = std::fs::remove_file(entry.path()); // its pager died; another may sweep it first
-            }
-            _ => {}
+    for pid in pids {
+        match status(pid) {
+            Ok(status) => found.push(status),
+            Err(_) => sweep(pid),
         }
     }
-    found.sort_by_key(|status| status.pid);
     found
+}
+
+/// Remove what nobody will need again: the process has ended, and nobody was there to do it.
+fn sweep(pid: u32) {
+    let place = Place::new(&runtime_dir(), pid);
+    if matches!(place.lock(), Ok(Some(_))) {
+        place.clear();
+        let _ = std::fs::remove_file(socket_path(pid)); // gone already is as well
+    }
 }

@@ -20,8 +20,12 @@ use images::Image;
 use kernel::uffd::Uffd;
 use pages::{PageAddr, SnapshotId};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Class, Store, StoreError};
@@ -90,6 +94,18 @@ impl From<std::io::Error> for DaemonError {
 
 /// Opens a store for reading, for one class: a connection of its own each time.
 pub type Open<'a> = &'a dyn Fn(&str, Class) -> Result<Arc<dyn Store>, StoreError>;
+
+/// Start our program as a pager's supervisor with `socket` as its standard input: it outlives us.
+pub fn spawn(socket: UnixStream, options: &[&str]) -> std::io::Result<Child> {
+    let exe = std::env::current_exe()?;
+    // Whoever reads our standard error to its end must not have to wait for it.
+    std::fs::create_dir_all(runtime_dir())?;
+    let log = File::options().create(true).append(true).open(runtime_dir().join("pager.log"))?;
+    // Standard input is the socket: the one descriptor a new program can be given by a safe call.
+    let mut command = Command::new(exe);
+    command.arg("pager").args(options).stdin(Stdio::from(OwnedFd::from(socket))).stdout(Stdio::null()).stderr(Stdio::from(log));
+    command.process_group(0).current_dir("/").spawn()
+}
 
 /// Do `work` until the process has ended.
 pub fn serve(work: &Work, told: &Told, open: Open<'_>) -> Result<(), DaemonError> {
@@ -202,7 +218,7 @@ fn finish(pager: Pager, listening: control::Listening, place: &Place) {
     place.clear();
 }
 
-fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd: std::os::fd::OwnedFd, keep: Arc<Keep>) -> Config {
+fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd: OwnedFd, keep: Arc<Keep>) -> Config {
     let Record { start, adopted, .. } = record;
     Config {
         image: Arc::new(image),

@@ -106,7 +106,8 @@ impl Place {
         let (begin, mut found) = (format!("{}.", self.pid), Vec::new());
         for entry in fs::read_dir(&self.dir)?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let number: Option<u32> = name.strip_prefix(&begin).and_then(|rest| rest.strip_suffix(".journal")).and_then(|id| id.parse().ok());
+            let number: Option<u32> =
+                name.strip_prefix(&begin).and_then(|rest| rest.strip_suffix(".journal")).and_then(|id| id.parse().ok());
             found.extend(number);
         }
         found.sort_unstable();

@@ -10,9 +10,7 @@ use kernel::sockopt;
 use kernel::uffd::Uffd;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
-};
+use nix::sys::socket::{AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 

@@ -148,9 +148,15 @@ pub enum Verb {
         #[arg(long, default_value_t = 500_000)]
         values: usize,
     },
-    /// The daemon that restore starts
-    #[command(hide = true)]
-    Pager,
+    /// The daemon that brings a restored process its memory: restore starts it; take over for one that died
+    Pager {
+        /// Take over the restore of this process, all of whose daemons died
+        #[arg(long, value_name = "PID")]
+        adopt: Option<u32>,
+        /// Be the daemon that takes over
+        #[arg(long, value_name = "PID", hide = true, conflicts_with = "adopt")]
+        take_over: Option<u32>,
+    },
     /// The first process of a pid namespace
     #[command(hide = true, name = defrost_restorer::restore::namespace::INIT_VERB)]
     NamespaceInit,

@@ -12,7 +12,6 @@ use std::io::ErrorKind;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use store::Access;
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -57,7 +56,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Copy { name, from, to, json } => verbs::snapshots::copy(&name, from, to, json)?,
         Verb::Gc { store, json } => verbs::snapshots::gc(store, json)?,
         Verb::Demo { values } => defrost_restorer::demo::run(values)?,
-        Verb::Pager => pager::daemon::run(standard_input()?, |address, class| verbs::open(address, Access::Read, class))?,
+        Verb::Pager { adopt: Some(pid), .. } => verbs::live::adopt(pid)?,
+        Verb::Pager { take_over, .. } => return verbs::live::pager(take_over, standard_input().ok()),
         Verb::NamespaceInit => defrost_restorer::restore::namespace::init(&standard_input()?)?,
     }
     Ok(ExitCode::SUCCESS)

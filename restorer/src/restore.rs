@@ -179,9 +179,9 @@ fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon) -> Step<Vec<Stop
     shared_memory::protect(&mut b, &manifest.regions)?;
     groups(&mut b, process)?;
     descriptors(&mut b, manifest, made)?;
-    let (uffd, child_fd) = watch(&mut b, manifest, made, pidfd)?;
-    close_the_rest(&mut b, manifest, child_fd)?;
-    daemon.serve(&uffd, pidfd, job.request.eager)?;
+    let (uffd, kept) = watch(&mut b, manifest, made, pidfd)?;
+    close_the_rest(&mut b, manifest, &kept)?;
+    daemon.serve(&uffd, pidfd, &made.mailbox, job.request.eager)?;
     let place = b.put_text(&process.cwd)?;
     b.call("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
     b.call("umask", libc::SYS_umask, [u64::from(process.umask), 0, 0, 0, 0, 0])?;
@@ -312,13 +312,19 @@ fn descriptors(b: &mut Builder<'_>, manifest: &Manifest, made: &files::Made) -> 
     Ok(())
 }
 
-/// Make the userfaultfd inside the child, at a number out of the program's way, and watch all lazy regions.
-fn watch(b: &mut Builder<'_>, manifest: &Manifest, made: &files::Made, pidfd: &OwnedFd) -> Step<(Uffd, u64)> {
+/// Make the userfaultfd inside the child and watch all lazy regions. It and the mailbox, which is inherited, come to numbers out of the
+/// program's way; yields those numbers.
+fn watch(b: &mut Builder<'_>, manifest: &Manifest, made: &files::Made, pidfd: &OwnedFd) -> Step<(Uffd, Vec<u64>)> {
     let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
     let fd = b.call("userfaultfd", libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0])?;
-    let out_of_the_way = nofile(manifest).saturating_sub(1).clamp(made.base as u64, 65_535);
-    let high = b.try_call("userfaultfd", libc::SYS_fcntl, [fd, libc::F_DUPFD_CLOEXEC as u64, out_of_the_way, 0, 0, 0])?;
-    let child_fd = high.unwrap_or(fd);
+    let ends = made.mailbox.ends().map(|end| std::os::fd::AsRawFd::as_raw_fd(end) as u64);
+    let out_of_the_way = nofile(manifest).saturating_sub(1 + ends.len() as u64).clamp(made.base as u64, 65_535);
+    let mut kept = Vec::new();
+    for fd in [fd].into_iter().chain(ends) {
+        let high = b.try_call("keep it", libc::SYS_fcntl, [fd, libc::F_DUPFD_CLOEXEC as u64, out_of_the_way, 0, 0, 0])?;
+        kept.push(high.unwrap_or(fd)); // no higher number may be used: then it stays where it is
+    }
+    let child_fd = kept[0];
     let fd = kernel::handoff::pidfd_getfd(pidfd, child_fd as i32).map_err(outside("fetch its userfaultfd"))?;
     let uffd = Uffd::api(fd).map_err(outside("settle userfaultfd features (CAP_SYS_PTRACE is needed)"))?;
     for region in manifest.regions.iter().filter(|region| region.lazy) {
@@ -326,7 +332,7 @@ fn watch(b: &mut Builder<'_>, manifest: &Manifest, made: &files::Made, pidfd: &O
             uffd.register(range).map_err(outside(format!("watch {range}")))?;
         }
     }
-    Ok((uffd, child_fd))
+    Ok((uffd, kept))
 }
 
 fn nofile(manifest: &Manifest) -> u64 {
@@ -334,9 +340,9 @@ fn nofile(manifest: &Manifest) -> u64 {
     limits.filter(|limit| limit.resource == libc::RLIMIT_NOFILE).map(|limit| limit.soft).next().unwrap_or(1024)
 }
 
-/// Close all that the child inherited from us.
-fn close_the_rest(b: &mut Builder<'_>, manifest: &Manifest, child_fd: u64) -> Step<()> {
-    let mut keep: Vec<u64> = manifest.descriptors.iter().map(|d| u64::from(d.fd)).chain([child_fd]).collect();
+/// Close all that the child inherited from us, but what it keeps.
+fn close_the_rest(b: &mut Builder<'_>, manifest: &Manifest, kept: &[u64]) -> Step<()> {
+    let mut keep: Vec<u64> = manifest.descriptors.iter().map(|d| u64::from(d.fd)).chain(kept.iter().copied()).collect();
     keep.sort_unstable();
     let mut from = 0;
     for fd in keep.into_iter().chain([u64::from(u32::MAX)]) {

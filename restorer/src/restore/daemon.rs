@@ -4,13 +4,12 @@ use super::Request;
 use super::error::{RestoreError, outside};
 use kernel::spawn::SpawnError;
 use kernel::uffd::Uffd;
+use pager::mailbox::Mailbox;
 use pages::{PageAddr, SnapshotId};
-use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 /// How long the daemon of a failed restore may take to end by itself: it may be waiting for a server.
@@ -29,24 +28,10 @@ impl Daemon {
     /// Start it for the process to have number `pid`; it opens the store and reads the image while we rebuild.
     pub fn start(request: &Request, id: &SnapshotId, pid: u32, prefetch: Vec<PageAddr>) -> Result<Self, RestoreError> {
         let (ours, theirs) = UnixStream::pair().map_err(outside("make a socket pair"))?;
-        let exe = std::env::current_exe().map_err(outside("find our own program"))?;
-        // It outlives us: whoever reads our standard error to its end must not have to wait for it.
-        let log_path = pager::control::runtime_dir().join("pager.log");
-        std::fs::create_dir_all(pager::control::runtime_dir()).map_err(outside("make the runtime directory"))?;
-        let log = File::options().create(true).append(true).open(&log_path).map_err(outside(format!("open {}", log_path.display())))?;
-        // Standard input is the socket: the one descriptor a new program can be given by a safe call.
-        let child = Command::new(exe)
-            .arg("pager")
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::from(log))
-            .process_group(0)
-            .current_dir("/")
-            .spawn()
-            .map_err(|error| match error.raw_os_error() {
-                Some(libc::EAGAIN) => SpawnError::Full(pid).into(),
-                _ => outside("start the pager")(error),
-            })?;
+        let child = pager::daemon::spawn(theirs, &[]).map_err(|error| match error.raw_os_error() {
+            Some(libc::EAGAIN) => SpawnError::Full(pid).into(),
+            _ => outside("start the pager")(error),
+        })?;
         let start = pager::daemon::Start {
             name: request.name.to_string(),
             snapshot: id.to_string(),
@@ -87,12 +72,13 @@ impl Daemon {
     }
 
     /// Hand over the process: from now on its missing pages are served.
-    pub fn serve(&mut self, uffd: &Uffd, pidfd: &OwnedFd, eager: bool) -> Result<(), RestoreError> {
+    pub fn serve(&mut self, uffd: &Uffd, pidfd: &OwnedFd, mailbox: &Mailbox, eager: bool) -> Result<(), RestoreError> {
         if !self.ready {
             self.expect("ready")?;
             self.ready = true;
         }
-        kernel::handoff::send_fds(self.answers.get_ref(), &[uffd.as_raw_fd(), pidfd.as_raw_fd()])
+        let [receiving, sending] = mailbox.ends().map(AsRawFd::as_raw_fd);
+        kernel::handoff::send_fds(self.answers.get_ref(), &[uffd.as_raw_fd(), pidfd.as_raw_fd(), receiving, sending])
             .map_err(outside("hand over to the pager"))?;
         self.expect("serving")?;
         self.serving = true;

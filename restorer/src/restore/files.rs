@@ -13,6 +13,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use pager::mailbox::Mailbox;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -27,7 +28,7 @@ pub enum Stdio {
 }
 
 /// Everything made for the child, by its number in our process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Made {
     /// One for each description of the manifest.
     pub files: Vec<OwnedFd>,
@@ -37,6 +38,8 @@ pub struct Made {
     pub base: RawFd,
     /// Whether some stream now leads to /dev/null.
     pub nulled: bool,
+    /// Where userfaultfds of children that it forks will be kept.
+    pub mailbox: Mailbox,
 }
 
 /// What has two ends, by its number: the second end is there when its description's turn comes.
@@ -50,7 +53,13 @@ struct Pairs {
 pub fn make(manifest: &Manifest, stdio: Stdio) -> Result<Made, RestoreError> {
     let highest = manifest.descriptors.iter().map(|d| d.fd).max().unwrap_or(0);
     let base = highest as RawFd + 16;
-    let mut made = Made { base, ..Made::default() };
+    let new_mailbox = || {
+        let mailbox = Mailbox::new()?;
+        let [receiving, sending] = mailbox.ends().map(|end| end.try_clone().map_err(|_| nix::errno::Errno::EMFILE));
+        Ok(Mailbox::over(raise(receiving?, base)?, raise(sending?, base)?))
+    };
+    let mailbox = new_mailbox().map_err(|errno| descriptor_limit(0, errno))?;
+    let mut made = Made { files: Vec::new(), mapped: HashMap::new(), base, nulled: false, mailbox };
     let mut pairs = Pairs::default();
     for (index, file) in manifest.files.iter().enumerate() {
         let fd = manifest.descriptors.iter().find(|d| d.file as usize == index).map_or(0, |d| d.fd);

@@ -2,10 +2,51 @@
 
 use super::show;
 use anyhow::{Context as _, Result, bail};
-use pager::{State, Status, control};
+use pager::supervisor::{self, Work};
+use pager::{State, Status, control, daemon};
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use store::Access;
 
 fn ask(pid: u32, how: impl Fn(u32) -> std::io::Result<Status>) -> Result<Status> {
     how(pid).with_context(|| format!("process {pid} is not a live restore: `defrost status` shows those that are"))
+}
+
+/// Be a pager's supervisor, and the pager: over the socket that a restore gave us, or to take over.
+pub fn pager(take_over: Option<u32>, socket: Option<UnixStream>) -> Result<ExitCode> {
+    if let Some(place) = std::env::var_os("DEFROST_CRASH_AT") {
+        pager::crash::arm(&place.to_string_lossy());
+    }
+    let work = match (take_over, socket) {
+        (Some(pid), socket) => Work::TakeOver(pid, socket),
+        (None, Some(socket)) => Work::Start(socket),
+        (None, None) => bail!("a pager is started by `defrost restore`, or with --adopt PID"),
+    };
+    let open = |address: &str, class| super::open(address, Access::Read, class);
+    let status = supervisor::run(work, &|work, told| match daemon::serve(work, told, &open) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("defrost pager: {error:#}");
+            1
+        }
+    })?;
+    Ok(ExitCode::from(status as u8))
+}
+
+/// Take over a restore whose daemons all died; returns once it is served.
+pub fn adopt(pid: u32) -> Result<()> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let mut daemon = daemon::spawn(theirs, &[supervisor::TAKE_OVER, &pid.to_string()]).context("start a pager")?;
+    let mut line = String::new();
+    BufReader::new(ours).read_line(&mut line)?;
+    match line.trim_end().strip_prefix("failed ") {
+        _ if line.trim_end() == "serving" => Ok(()),
+        why => {
+            daemon.wait()?;
+            bail!("{}", why.unwrap_or("the pager ended early: see its log"))
+        }
+    }
 }
 
 /// One restore, or all.
