@@ -113,6 +113,12 @@ pub fn signalfd(mask: u64) -> Result<std::os::fd::OwnedFd, Errno> {
     Errno::result(fd).map(|fd| crate::handoff::own(fd as i32))
 }
 
+/// Set how nice the calling thread is to others: 19 is nicest, 0 is usual. (For Linux this is a thread's own, whatever POSIX says.)
+pub fn set_nice(nice: i32) -> Result<(), Errno> {
+    // SAFETY: three integers in, nothing out; 0 stands for the calling thread.
+    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)
+}
+
 /// Keep all our descriptors but standard input, output and error from programs that we start: whoever started us may have leaked some.
 pub fn keep_descriptors() -> Result<(), Errno> {
     // SAFETY: three integers in; no descriptor is closed, they are only marked.

@@ -2,7 +2,8 @@
 //!
 //! Each takes a run of chunks that some space owes, fetches it in one request, and installs chunk after chunk in every space that
 //! owes it. There are more threads than cores, so that while some decode, others have requests under way and the connection is never
-//! idle. Chunks under way are marked, so that no two of these threads bring the same one; a demand fault does not look at the marks,
+//! idle. They wait until the process runs and then run behind everybody else ([`BULK_NICE`]), so that neither the end of the rebuild
+//! nor a fault nor the process itself waits for them. Chunks under way are marked, so that no two of these threads bring the same one; a demand fault does not look at the marks,
 //! as it must not wait for bulk.
 //!
 //! Memory: each thread holds the frames of one run and one decoded chunk. A frame is hardly longer than its pages, so all of them
@@ -28,13 +29,33 @@ const RUN_BYTES: u64 = 1 << 20;
 /// Threads: one a core that decode, and as many again that wait for answers.
 const MAX_WORKERS: usize = 6;
 
-pub(crate) fn spawn(shared: &Arc<Shared>, store: &Arc<dyn Store>) -> std::io::Result<Vec<JoinHandle<()>>> {
+/// How low these threads rank: a tenth of the weight of a usual one. Lower still, and a thread that was put aside while it installs
+/// (it holds the space's lock) would be away for long where others keep all processors busy.
+const BULK_NICE: i32 = 10;
+
+/// Whether somebody waits for bulk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Priority {
+    /// A restore does.
+    Usual,
+    /// Nobody does.
+    Low,
+}
+
+pub(crate) fn spawn(shared: &Arc<Shared>, store: &Arc<dyn Store>, priority: Priority) -> std::io::Result<Vec<JoinHandle<()>>> {
     let under_way = Arc::new(Mutex::new(HashSet::new()));
     let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get() * 2).min(MAX_WORKERS);
     (0..workers)
         .map(|_| {
             let (shared, store, under_way) = (shared.clone(), store.clone(), under_way.clone());
-            std::thread::Builder::new().name("bulk".to_owned()).spawn(move || run(&shared, store, &under_way))
+            std::thread::Builder::new().name("bulk".to_owned()).spawn(move || {
+                if priority == Priority::Low {
+                    // Where it may not, it is merely in the way a little.
+                    let _ = kernel::sys::set_nice(BULK_NICE);
+                }
+                shared.wait_runs();
+                run(&shared, store, &under_way);
+            })
         })
         .collect()
 }

@@ -6,6 +6,7 @@
 //!   pager → restore  "ready" (store open, image read), or "failed WHY"
 //!   restore → pager  one byte with four descriptors: the userfaultfd, the process's pidfd, the mailbox's receiving and sending end
 //!   pager → restore  "serving"; with `eager` also "resident", or "failed WHY"
+//!   restore → pager  without `eager`: "runs", once the process does; hanging up says the same
 //! A restore that hangs up before the descriptors came ends the pager. Who asks for a take-over is told "serving" or "failed WHY".
 
 use crate::adopt::{Adopted, adopt};
@@ -141,6 +142,10 @@ fn start(mut socket: &UnixStream, told: &Told, open: Open<'_>) -> Result<(), Dae
             State::Failed(why) => writeln!(socket, "failed {why}")?,
             _ => writeln!(socket, "resident")?,
         }
+    } else {
+        // A restore that died took the process with it, or had just let it go: either way there is nothing more to wait for.
+        let _ = BufReader::new(socket).read_line(&mut line);
+        pager.process_runs();
     }
     // The supervisor has it open as well: shutting down is what the other side sees.
     let _ = socket.shutdown(std::net::Shutdown::Both);
@@ -199,6 +204,7 @@ fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Told, open: Open<'_>)
     let Adopted { spaces, keep, pidfd } = adopt(pid, &place, &record, &image).inspect_err(|_| place.clear())?;
     tracing::info!(pid, adopted = record.adopted, spaces = spaces.len(), "another pager goes on");
     let pager = Pager::serve(config(record, image, stores, pid, pidfd, keep), spaces)?;
+    pager.process_runs();
     let listening = control::listen(pager.shared())?;
     if let Some(mut socket) = socket {
         let _ = writeln!(socket, "serving"); // who hung up need not be told
@@ -228,7 +234,8 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
         store_text: start.store,
         pidfd,
         pid,
-        background: start.background || start.eager,
+        background: start.background,
+        eager: start.eager,
         prefetch: start.prefetch.into_iter().filter_map(PageAddr::new).collect(),
         keep: Some(keep),
         adopted,

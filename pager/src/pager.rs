@@ -32,8 +32,10 @@ pub struct Config {
     pub pidfd: OwnedFd,
     /// Its number.
     pub pid: u32,
-    /// Bring everything, not only what is touched.
+    /// Bring everything, not only what is touched, once [`Pager::process_runs`].
     pub background: bool,
+    /// Bring everything before the process runs.
+    pub eager: bool,
     /// Pages that will be touched first.
     pub prefetch: Vec<PageAddr>,
     /// What outlives this pager, if it is to be taken over one day.
@@ -64,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) pidfd: OwnedFd,
     pub(crate) keep: Option<Arc<Keep>>,
     pub(crate) stop: AtomicBool,
+    /// Bulk may begin; changed under the lock of `state`.
+    runs: AtomicBool,
     /// Makes the fault loop look again: a space was added, or it is time to stop.
     pub(crate) nudge: EventFd,
     pub(crate) demand_faults: AtomicU64,
@@ -109,6 +113,7 @@ impl Pager {
             keep: config.keep,
             adopted: config.adopted,
             stop: AtomicBool::new(false),
+            runs: AtomicBool::new(config.eager),
             nudge: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             demand_faults: AtomicU64::new(0),
             zero_faults: AtomicU64::new(0),
@@ -121,8 +126,9 @@ impl Pager {
             store_text: config.store_text,
         });
         let mut threads = vec![fault_loop::spawn(shared.clone(), config.demand, config.prefetch)?];
-        if config.background {
-            threads.extend(bulk::spawn(&shared, &config.bulk).inspect_err(|_| shared.halt())?);
+        if config.background || config.eager {
+            let priority = if config.eager { bulk::Priority::Usual } else { bulk::Priority::Low };
+            threads.extend(bulk::spawn(&shared, &config.bulk, priority).inspect_err(|_| shared.halt())?);
         }
         Ok(Self { shared, threads })
     }
@@ -131,6 +137,13 @@ impl Pager {
     #[must_use]
     pub fn status(&self) -> Status {
         self.shared.status()
+    }
+
+    /// Let bulk begin: before, it would only take processors from whoever rebuilds the process.
+    pub fn process_runs(&self) {
+        let _state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.runs.store(true, Ordering::Relaxed);
+        self.shared.changed.notify_all();
     }
 
     /// Wait until everything is there, or never will be.
@@ -166,6 +179,11 @@ impl Shared {
 
     pub(crate) fn wait_settled(&self) {
         self.wait(|state| !matches!(state, State::Lazy | State::Waiting));
+    }
+
+    /// Wait until the process runs, or never will.
+    pub(crate) fn wait_runs(&self) {
+        self.wait(|state| self.runs.load(Ordering::Relaxed) || matches!(state, State::Failed(_) | State::Gone));
     }
 
     /// Enter a state; one that is final stays.

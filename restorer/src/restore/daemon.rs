@@ -58,6 +58,8 @@ impl Daemon {
 
     /// The process runs: the daemon outlives us, and whoever adopts it reaps it.
     pub fn leave(&mut self) {
+        // One that is gone, or does not wait for it, need not know.
+        let _ = writeln!(self.answers.get_ref(), "runs");
         self.child = None;
     }
 
