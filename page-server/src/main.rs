@@ -6,6 +6,7 @@ use clap::Parser as _;
 use page_server::config::Cli;
 use page_server::{Config, Server};
 use proto::Address;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use store::{Access, LocalStore};
@@ -14,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     match serve(Cli::parse()) {

@@ -169,7 +169,7 @@ pub fn wait(pid: u32) -> Result<Status> {
 /// A restore of which there is a record, and whose process lives, but that nobody serves (now).
 fn unattended(pid: u32) -> Option<Status> {
     let record = Place::new(&runtime_dir(), pid).read().ok()?;
-    std::path::Path::new(&format!("/proc/{pid}")).exists().then(|| Status {
+    std::path::Path::new(&format!("/proc/{pid}")).exists().then_some(Status {
         pid,
         snapshot: record.start.name,
         store: record.start.store,

@@ -28,5 +28,5 @@ mod status;
 pub mod supervisor;
 pub mod table;
 
-pub use pager::{Config, Pager};
+pub use pager::{Config, Pager, lazy_origins, lazy_regions};
 pub use status::{State, Status};

@@ -98,11 +98,11 @@ pub fn run(mut work: Work, serve: &dyn Fn(&Work, &Told) -> i32) -> std::io::Resu
             _ => {}
         }
         tracing::warn!(pid, ?status, "the pager died: another one takes over");
+        work = Work::TakeOver(pid, None); // closes the socket of what was asked before, which is ours
         tidy(pid, &signals);
         if begun.elapsed() < SOON {
             std::thread::sleep(PAUSE);
         }
-        work = Work::TakeOver(pid, None);
     }
 }
 

@@ -5,7 +5,9 @@
 //! the kernel waits for the fork event to be read, and the pager's thread that should read it waits for the allocator.
 
 use bytes::Bytes;
-use defrost_pager::{Config, Pager, State};
+use defrost_pager::keep::{Keep, Place};
+use defrost_pager::mailbox::Mailbox;
+use defrost_pager::{Config, Pager, State, lazy_origins};
 use images::codec::Encoder;
 use images::manifest::{Backing, Extent, Manifest, Region};
 use images::{Image, chunk_id};
@@ -134,8 +136,17 @@ impl<F: Fn(&LocalStore, u32, &ChunkId) -> Result<Bytes, StoreError> + Send + Syn
     fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
         self.inner.image(id)
     }
-    fn frame(&self, id: &ChunkId) -> Result<Bytes, StoreError> {
-        (self.frame)(&self.inner, self.calls.fetch_add(1, Ordering::Relaxed), id)
+    fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
+        ids.iter().map(|id| (self.frame)(&self.inner, self.calls.fetch_add(1, Ordering::Relaxed), id)).collect()
+    }
+    fn tag(&self, from: &SnapshotName, to: &SnapshotName) -> Result<SnapshotId, StoreError> {
+        self.inner.tag(from, to)
+    }
+    fn put_working_set(&self, id: &SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
+        self.inner.put_working_set(id, bytes)
+    }
+    fn working_set(&self, id: &SnapshotId) -> Result<Option<Bytes>, StoreError> {
+        self.inner.working_set(id)
     }
     fn list(&self) -> Result<Vec<SnapshotInfo>, StoreError> {
         self.inner.list()
@@ -179,19 +190,28 @@ fn serve(
     let chunk_size_bytes = (CHUNK_PAGES * PAGE_SIZE_BYTES) as u32;
     let manifest = Manifest { regions: vec![region], extents, chunk_size_bytes, ..Manifest::default() };
     let store: Arc<dyn Store> = Arc::new(Through { inner, calls: AtomicU32::new(0), frame });
-    let pager = Pager::start(Config {
-        image: Arc::new(Image { id: SnapshotId([0; 32]), manifest, table }),
+    let image = Arc::new(Image { id: SnapshotId([0; 32]), manifest, table });
+    let uffd = Uffd::adopt(uffd);
+    // Kept as a restore's is, so that the journal is written along.
+    let (folder, mailbox) = (tempfile::tempdir().expect("folder"), Mailbox::new().expect("mailbox"));
+    let place = Place::new(folder.path(), child.id());
+    let keep = Keep::new(place, Arc::new(lazy_origins(&image)), mailbox, defrost_pager::table::inode(&uffd), 1);
+    let config = Config {
+        image,
         name: "region".to_owned(),
         demand: store.clone(),
         bulk: store,
         store_text: "a folder".to_owned(),
-        uffd: Uffd::adopt(uffd),
         pidfd: handoff::pidfd_open(Pid::from_raw(child.id() as i32)).expect("pidfd"),
         pid: child.id(),
         background,
         prefetch: Vec::new(),
-    })
-    .expect("start");
+        eager: false,
+        keep: Some(Arc::new(keep)),
+        adopted: 0,
+    };
+    let pager = Pager::start(config, uffd).expect("start");
+    pager.process_runs();
     ours.write_all(&[1]).expect("go");
     let ended = child.wait().expect("wait");
     let status = pager.join();

@@ -411,15 +411,16 @@ int main(int argc, char **argv) {
         ready();
         wait_go();
         kinds[i].after();
-        // Nothing else is open: 0 to 2, what was made, and at most one more, which brings our pages.
+        // Nothing else is open: 0 to 2, what was made, and out of the way what brings our pages: a userfaultfd and a pair of sockets.
+        int hidden = 0;
         DIR *dir = opendir("/proc/self/fd");
         MUST(dir);
         for (struct dirent *entry; (entry = readdir(dir));) {
             int fd = atoi(entry->d_name), ours = fd <= 2 || fd == dirfd(dir) || entry->d_name[0] == '.';
             for (int k = 0; k < 16; k++) ours |= fds[k] == fd;
             char link[64] = {0};
-            if (!ours && readlinkat(dirfd(dir), entry->d_name, link, sizeof link - 1) > 0 && !strstr(link, "userfaultfd"))
-                wrong("fd %d (%s) came from nowhere", fd, link);
+            if (ours || readlinkat(dirfd(dir), entry->d_name, link, sizeof link - 1) <= 0) continue;
+            CHECK(++hidden <= 3 && fd > 250 && (strstr(link, "userfaultfd") || strstr(link, "socket:")), "fd %d (%s) came from nowhere", fd, link);
         }
         ok();
     }
