@@ -195,7 +195,8 @@ fn serve(
     // Kept as a restore's is, so that the journal is written along.
     let (folder, mailbox) = (tempfile::tempdir().expect("folder"), Mailbox::new().expect("mailbox"));
     let place = Place::new(folder.path(), child.id());
-    let keep = Keep::new(place, Arc::new(lazy_origins(&image)), mailbox, defrost_pager::table::inode(&uffd), 1);
+    // No inode is 0: at the end nothing is closed inside the other process, whose stops our own wait for its end would take away.
+    let keep = Keep::new(place, Arc::new(lazy_origins(&image)), mailbox, 0, 1);
     let config = Config {
         image,
         name: "region".to_owned(),
