@@ -1,8 +1,8 @@
 //! Chunks on their way in: fetched from a store, decoded, verified; tried again where that can help.
 //!
 //! A demand fault fetches one chunk, bulk a run of them in one request. A store that cannot be reached is asked again for ever, with
-//! growing pauses: the process waits. A chunk whose bytes are wrong is fetched once more, alone; wrong again, it is fatal, as no one
-//! may ever read it.
+//! growing pauses: the process waits. A chunk whose bytes are wrong is fetched once more, alone, from every copy of the store there is;
+//! wrong in all of them, it is fatal, as no one may ever read it.
 
 use bytes::Bytes;
 use images::codec::{Decoder, Verified};
@@ -10,11 +10,7 @@ use images::{Image, PageMap};
 use pages::{ChunkId, PageRange};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-use store::{Store, StoreError};
-
-/// First and longest pause between two attempts to reach a store.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+use store::{Backoff, Store, StoreError};
 
 /// Told of the store's failing and of its return.
 pub type Lost<'a> = &'a dyn Fn(Option<&StoreError>);
@@ -58,7 +54,7 @@ impl Chunks {
     /// Fetch and verify chunk `index`. `lost` is told of the store's failing and of its return.
     pub fn fetch(&mut self, index: u32, range: PageRange, stop: &AtomicBool, lost: Lost<'_>) -> Result<&Verified, Unfit> {
         let id = self.image.table[index as usize];
-        match reach(self.store.as_ref(), &[id], stop, lost)? {
+        match frames(self.store.as_ref(), &[id], stop, lost)? {
             Ok(frames) if self.decode(&id, frames.first(), range) => Ok(&self.chunk),
             Ok(_) => self.again(&id, range, stop, lost),
             Err(error) => {
@@ -77,7 +73,7 @@ impl Chunks {
         install: &mut dyn FnMut(PageRange, &Verified) -> bool,
     ) -> Result<(), Unfit> {
         let ids: Vec<ChunkId> = run.iter().map(|(index, _)| self.image.table[*index as usize]).collect();
-        let frames = match reach(self.store.as_ref(), &ids, stop, lost)? {
+        let frames = match frames(self.store.as_ref(), &ids, stop, lost)? {
             Ok(frames) => frames,
             Err(error) => {
                 // Some chunk of it; those before it are fine, and it must be wrong twice.
@@ -100,12 +96,36 @@ impl Chunks {
         Ok(())
     }
 
-    /// Fetch a chunk that was wrong once: wrong again, it is fatal.
+    /// Fetch a chunk that was wrong once, from one copy after the other: wrong in all of them, it is fatal.
     fn again(&mut self, id: &ChunkId, range: PageRange, stop: &AtomicBool, lost: Lost<'_>) -> Result<&Verified, Unfit> {
-        let wrong = |why: String| Unfit::Wrong { chunk: id.to_string(), why };
-        let frame = reach(self.store.as_ref(), &[*id], stop, lost)?.map_err(|error| wrong(error.to_string()))?.pop().unwrap_or_default();
-        let decoded = self.decoder.decode(id, &frame, range.bytes() as usize, &mut self.chunk);
-        decoded.map_err(|error| wrong(error.to_string()))?;
+        let store = self.store.clone();
+        let mut right = None;
+        let verdict = reach(stop, lost, || {
+            let (mut wrong, mut away) = (None, None);
+            for copy in 0..store.copies() {
+                let why = match store.frame_of_copy(id, copy) {
+                    Ok(frame) => match self.decoder.decode(id, &frame, range.bytes() as usize, &mut self.chunk) {
+                        Ok(()) => {
+                            right = Some(copy);
+                            return Ok(Ok(()));
+                        }
+                        Err(error) => error.to_string(),
+                    },
+                    Err(error) if error.is_about_contents() => error.to_string(),
+                    Err(error) => {
+                        away.get_or_insert(error);
+                        continue;
+                    }
+                };
+                wrong.get_or_insert(why);
+            }
+            // A copy that does not answer may be right.
+            away.map_or_else(|| Ok(Err(wrong.unwrap_or_default())), Err)
+        })?;
+        verdict.map_err(|why| Unfit::Wrong { chunk: id.to_string(), why })?;
+        if let Some(copy) = right {
+            self.store.prefer(copy);
+        }
         Ok(&self.chunk)
     }
 
@@ -120,27 +140,31 @@ impl Chunks {
     }
 }
 
-/// The frames, or why what is stored is wrong. Asks until the store answers or we are told to stop.
-fn reach(store: &dyn Store, ids: &[ChunkId], stop: &AtomicBool, lost: Lost<'_>) -> Result<Result<Vec<Bytes>, StoreError>, Unfit> {
-    let (mut pause, longest) = PAUSES;
-    let mut was_lost = false;
+/// The frames, or why what is stored is wrong.
+fn frames(store: &dyn Store, ids: &[ChunkId], stop: &AtomicBool, lost: Lost<'_>) -> Result<Result<Vec<Bytes>, StoreError>, Unfit> {
+    reach(stop, lost, || match store.frames(ids) {
+        Err(error) if !error.is_about_contents() => Err(error),
+        answer => Ok(answer),
+    })
+}
+
+/// Ask until the store answers or we are told to stop.
+fn reach<T>(stop: &AtomicBool, lost: Lost<'_>, mut ask: impl FnMut() -> Result<T, StoreError>) -> Result<T, Unfit> {
+    let (mut backoff, mut was_lost) = (Backoff::default(), false);
     while !stop.load(Ordering::Relaxed) {
-        let answer = store.frames(ids);
-        let answered = answer.as_ref().map_or_else(StoreError::is_about_contents, |_| true);
-        match answer {
-            Err(error) if !answered => {
-                if !was_lost {
-                    lost(Some(&error));
-                }
-                was_lost = true;
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(longest);
-            }
-            answer => {
+        match ask() {
+            Ok(answer) => {
                 if was_lost {
                     lost(None);
                 }
                 return Ok(answer);
+            }
+            Err(error) => {
+                if !was_lost {
+                    lost(Some(&error));
+                }
+                was_lost = true;
+                std::thread::sleep(backoff.pause());
             }
         }
     }

@@ -5,6 +5,9 @@
 //! grpcs://HOST:PORT    TLS
 //! unix:PATH            a socket file; unix:///PATH is the same
 //! ```
+//!
+//! Whoever reads may name several servers that hold the same snapshots, separated by commas: [`Address::list`]. A socket file whose
+//! path has a comma cannot be named.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -31,6 +34,13 @@ impl Address {
     #[must_use]
     pub fn is_meant_by(text: &str) -> bool {
         text.contains("://") || text.starts_with("unix:")
+    }
+
+    /// One server, or several separated by commas: `grpc://a:7440,b:7440`. One that does not say what it is is what the first is.
+    pub fn list(text: &str) -> Result<Vec<Self>, InvalidAddress> {
+        let kind = ["grpc://", "grpcs://", "unix:"].into_iter().find(|kind| text.starts_with(kind)).unwrap_or_default();
+        let one = |one: &str| if Self::is_meant_by(one) { one.parse() } else { format!("{kind}{one}").parse() };
+        text.split(',').map(one).collect()
     }
 }
 
@@ -71,6 +81,24 @@ impl fmt::Display for Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn several_servers_in_one_text() {
+        for (text, servers) in [
+            ("grpc://a:1", vec!["grpc://a:1"]),
+            ("grpc://a:1,b:2,[::1]:3", vec!["grpc://a:1", "grpc://b:2", "grpc://[::1]:3"]),
+            ("grpcs://a:1,b:2", vec!["grpcs://a:1", "grpcs://b:2"]),
+            ("unix:/a,/b", vec!["unix:/a", "unix:/b"]),
+            ("unix:///a,unix:/b", vec!["unix:/a", "unix:/b"]),
+            ("grpc://a:1,unix:/b,grpcs://c:3", vec!["grpc://a:1", "unix:/b", "grpcs://c:3"]),
+        ] {
+            let found = Address::list(text).map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>());
+            assert_eq!(found, Ok(servers.into_iter().map(str::to_owned).collect()), "{text}");
+        }
+        for bad in ["", "grpc://a:1,", "grpc://a:1,,b:2", ",grpc://a:1", "grpc://a:1, b:2", "grpc://a,b", "unix:/a,"] {
+            assert!(Address::list(bad).is_err(), "{bad:?} was taken");
+        }
+    }
 
     #[test]
     fn three_forms_and_nothing_else() {

@@ -87,6 +87,9 @@ pub enum StoreError {
         /// What is wrong.
         source: ProtocolError,
     },
+    /// Several servers cannot be written to as one.
+    #[error("{0} are several servers, which can only be read as one: store into one of them, then `defrost copy` to the others")]
+    Several(String),
     /// Opened for reading only.
     #[error("store {0} was opened for reading only")]
     ReadOnly(PathBuf),
@@ -117,6 +120,12 @@ impl StoreError {
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotADirectory => Self::Denied { path, source },
             _ => Self::Io { path, source },
         }
+    }
+
+    /// Whether the store answered, and lacks what was asked for or has it damaged: another one that holds the same may do better.
+    #[must_use]
+    pub fn is_an_answer(&self) -> bool {
+        self.is_about_contents() || matches!(self, Self::NotFound { .. } | Self::MissingImage(_) | Self::TooLarge { .. })
     }
 
     /// Whether the store answered and what it holds is wrong or gone, so that only another copy can help.

@@ -2,20 +2,24 @@
 //!
 //! Chunks come first ([`Upload`]), the image that names them last ([`Store::commit`]): a snapshot exists only once every chunk of it
 //! is durable. [`LocalStore`] is a directory of packs; the page server serves one, the embedded store of the command line is one.
-//! [`RemoteStore`] is a page server, [`MemoryStore`] and [`FlakyStore`] are for tests and for users of the library. One contract test
+//! [`RemoteStore`] is a page server, [`Replicas`] are several that hold the same, [`MemoryStore`] and [`FlakyStore`] are for tests and for users of the library. One contract test
 //! (`page-server/tests/contract.rs`) holds all of them to the same behaviour.
 #![forbid(unsafe_code)]
 
+mod backoff;
 mod copy;
 mod error;
 mod flaky;
+mod latency;
 mod local;
 mod local_upload;
 mod lock;
 mod memory;
 mod packs;
 mod remote;
+mod replicas;
 
+pub use backoff::Backoff;
 pub use copy::{CopyError, CopyReport, copy};
 pub use error::StoreError;
 pub use flaky::{FlakyStore, Plan};
@@ -25,6 +29,7 @@ pub use proto::Address;
 pub use proto::client::Options;
 pub use proto::domain::{Class, MAX_WORKING_SET_BYTES};
 pub use remote::RemoteStore;
+pub use replicas::Replicas;
 
 use bytes::Bytes;
 use images::ImageError;
@@ -74,6 +79,20 @@ pub trait Store: Send + Sync {
     fn frame(&self, id: &ChunkId) -> Result<Bytes, StoreError> {
         self.frames(std::slice::from_ref(id))?.pop().ok_or(StoreError::MissingChunk(*id))
     }
+    /// How many copies of everything there may be: places that hold the same snapshots.
+    fn copies(&self) -> usize {
+        1
+    }
+    /// The frame of a chunk as one of the copies has it, counted from 0: for a chunk whose frame was wrong.
+    fn frame_of_copy(&self, id: &ChunkId, _copy: usize) -> Result<Bytes, StoreError> {
+        self.frame(id)
+    }
+    /// This copy was right where the one in use was wrong: ask it first from now on.
+    fn prefer(&self, _copy: usize) {}
+    /// The server that is asked now, where there is one.
+    fn in_use(&self) -> Option<String> {
+        None
+    }
     /// All names, sorted.
     fn list(&self) -> Result<Vec<SnapshotInfo>, StoreError>;
     /// Forget a name. Its chunks stay until [`Store::gc`].
@@ -105,7 +124,8 @@ pub fn default_dir() -> PathBuf {
     data.unwrap_or_else(home).join("defrost")
 }
 
-/// Open a store by its address: a directory, grpc://HOST:PORT, grpcs://HOST:PORT or unix:PATH.
+/// Open a store by its address: a directory, grpc://HOST:PORT, grpcs://HOST:PORT or unix:PATH; for reading also several servers
+/// that hold the same snapshots, separated by commas.
 pub fn open(address: &str, access: Access) -> Result<Arc<dyn Store>, StoreError> {
     open_with(address, access, &Options::default())
 }
@@ -113,7 +133,11 @@ pub fn open(address: &str, access: Access) -> Result<Arc<dyn Store>, StoreError>
 /// The same, saying how a server is to be reached: the class of what is asked, and whom to trust.
 pub fn open_with(address: &str, access: Access, options: &Options) -> Result<Arc<dyn Store>, StoreError> {
     if Address::is_meant_by(address) {
-        Ok(Arc::new(RemoteStore::open_with(&address.parse()?, options)?))
+        match &Address::list(address)?[..] {
+            [one] => Ok(Arc::new(RemoteStore::open_with(one, options)?)),
+            _ if access == Access::Write => Err(StoreError::Several(address.to_owned())),
+            several => Ok(Arc::new(Replicas::open(several, options)?)),
+        }
     } else {
         Ok(Arc::new(LocalStore::open(Path::new(address), access)?))
     }

@@ -5,7 +5,7 @@
 //! have page requests under way at once ([`fetching`]).
 
 mod fetching;
-mod link;
+pub(crate) mod link;
 mod upload;
 
 use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set, checked_image};
@@ -20,6 +20,7 @@ use proto::wire::{self, CommitPiece, Digests, GcRequest, ListRequest, NameReques
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Runtime;
 use tonic::{Code, Status};
 use upload::{RemoteUpload, SYNC_DEADLINE};
 
@@ -48,29 +49,69 @@ impl RemoteStore {
 
     /// Connect, saying what for and whom to trust.
     pub fn open_with(address: &Address, options: &Options) -> Result<Self, StoreError> {
-        Ok(Self { link: Arc::new(Link::open(address, options)?) })
+        let store = Self::lazily(address, options, link::runtime(options.class)?);
+        store.connect()?;
+        Ok(store)
+    }
+
+    /// One that connects when first asked, on a runtime that others may share.
+    pub(crate) fn lazily(address: &Address, options: &Options, runtime: Arc<Runtime>) -> Self {
+        Self { link: Arc::new(Link::lazily(address, options, runtime)) }
+    }
+
+    /// Connect, if it is not.
+    pub(crate) fn connect(&self) -> Result<(), StoreError> {
+        self.link.connect()
+    }
+
+    /// Where it is.
+    pub(crate) fn address(&self) -> String {
+        self.link.address()
     }
 
     /// Ask for a run. A stream that was open before may have ended while nobody looked (the server was replaced): then once more.
-    fn ask(&self, run: &[ChunkId]) -> Result<PageAnswer, StoreError> {
+    async fn ask(&self, run: &[ChunkId]) -> Result<PageAnswer, StoreError> {
         let deadline = if self.link.class() == Class::Demand { DEADLINE } else { BULK_DEADLINE };
         loop {
-            let (fetching, fresh) = self.link.fetching()?;
-            let lost = match self.link.wait(deadline, "fetching", fetching.ask(self.link.class(), run)) {
+            let (fetching, fresh) = self.link.fetching().await?;
+            let lost = match self.link.within(deadline, "fetching", fetching.ask(self.link.class(), run)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(lost)) => lost,
                 Err(silent) => {
-                    self.link.abandon(&fetching);
+                    self.link.abandon(&fetching).await;
                     return Err(silent);
                 }
             };
-            self.link.abandon(&fetching);
+            self.link.abandon(&fetching).await;
             match lost {
                 Lost::Malformed(error) => return Err(self.link.protocol(error)),
                 Lost::Ended(status) if fresh => return Err(self.link.failed(&status)),
                 Lost::Ended(_) => {}
             }
         }
+    }
+
+    /// [`Store::frames`] for whoever waits for more than one thing.
+    pub(crate) async fn ask_frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
+        let mut frames = Vec::with_capacity(ids.len());
+        let mut runs: Vec<&[ChunkId]> = ids.chunks(MAX_RUN).rev().collect();
+        while let Some(run) = runs.pop() {
+            match self.ask(run).await?.outcome {
+                Ok(answered) if answered.len() == run.len() => frames.extend(answered),
+                Ok(answered) => {
+                    let why = format!("{} frames for {} chunks", answered.len(), run.len());
+                    return Err(self.link.protocol(ProtocolError::Invalid { field: "frames", why }));
+                }
+                Err(Refusal::TooLarge(_)) if run.len() > 1 => {
+                    let (first, second) = run.split_at(run.len() / 2);
+                    runs.extend([second, first]);
+                }
+                Err(Refusal::NotFound(id)) => return Err(StoreError::MissingChunk(id)),
+                Err(Refusal::Damaged(_, why)) => return Err(StoreError::DamagedThere { address: self.link.address(), why }),
+                Err(Refusal::Invalid(why) | Refusal::Internal(why) | Refusal::TooLarge(why)) => return Err(self.refused(why)),
+            }
+        }
+        Ok(frames)
     }
 
     fn refused(&self, why: String) -> StoreError {
@@ -155,25 +196,11 @@ impl Store for RemoteStore {
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
-        let mut frames = Vec::with_capacity(ids.len());
-        let mut runs: Vec<&[ChunkId]> = ids.chunks(MAX_RUN).rev().collect();
-        while let Some(run) = runs.pop() {
-            match self.ask(run)?.outcome {
-                Ok(answered) if answered.len() == run.len() => frames.extend(answered),
-                Ok(answered) => {
-                    let why = format!("{} frames for {} chunks", answered.len(), run.len());
-                    return Err(self.link.protocol(ProtocolError::Invalid { field: "frames", why }));
-                }
-                Err(Refusal::TooLarge(_)) if run.len() > 1 => {
-                    let (first, second) = run.split_at(run.len() / 2);
-                    runs.extend([second, first]);
-                }
-                Err(Refusal::NotFound(id)) => return Err(StoreError::MissingChunk(id)),
-                Err(Refusal::Damaged(_, why)) => return Err(StoreError::DamagedThere { address: self.link.address(), why }),
-                Err(Refusal::Invalid(why) | Refusal::Internal(why) | Refusal::TooLarge(why)) => return Err(self.refused(why)),
-            }
-        }
-        Ok(frames)
+        self.link.runtime().block_on(self.ask_frames(ids))
+    }
+
+    fn in_use(&self) -> Option<String> {
+        Some(self.link.address())
     }
 
     fn list(&self) -> Result<Vec<SnapshotInfo>, StoreError> {

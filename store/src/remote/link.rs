@@ -11,17 +11,27 @@ use proto::domain::{Class, ProtocolError};
 use proto::wire::snapshots_client::SnapshotsClient;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
+
+/// A runtime for the connections of one store.
+pub(crate) fn runtime(class: Class) -> Result<Arc<Runtime>, StoreError> {
+    let runtime = match class {
+        Class::Demand => Builder::new_current_thread().enable_all().build(),
+        Class::Replay | Class::Bulk => Builder::new_multi_thread().worker_threads(1).enable_all().build(),
+    };
+    runtime.map(Arc::new).map_err(StoreError::io("a connection's runtime"))
+}
 
 /// A server and how to reach it.
 pub(super) struct Link {
     address: Address,
     options: Options,
-    runtime: Runtime,
+    runtime: Arc<Runtime>,
     open: Mutex<Option<Connection>>,
 }
 
@@ -31,16 +41,14 @@ struct Connection {
 }
 
 impl Link {
-    /// Connect.
-    pub(super) fn open(address: &Address, options: &Options) -> Result<Self, StoreError> {
-        let runtime = match options.class {
-            Class::Demand => Builder::new_current_thread().enable_all().build(),
-            Class::Replay | Class::Bulk => Builder::new_multi_thread().worker_threads(1).enable_all().build(),
-        };
-        let runtime = runtime.map_err(StoreError::io(address.to_string()))?;
-        let link = Self { address: address.clone(), options: options.clone(), runtime, open: Mutex::default() };
-        link.channel()?;
-        Ok(link)
+    /// A server that is connected to when first asked, on a runtime that other links may share.
+    pub(super) fn lazily(address: &Address, options: &Options, runtime: Arc<Runtime>) -> Self {
+        Self { address: address.clone(), options: options.clone(), runtime, open: Mutex::default() }
+    }
+
+    /// Connect now.
+    pub(super) fn connect(&self) -> Result<(), StoreError> {
+        self.channel().map(drop)
     }
 
     pub(super) fn address(&self) -> String {
@@ -55,20 +63,19 @@ impl Link {
         &self.runtime
     }
 
-    /// Ask the open connection for something; connect first where there is none.
-    fn with_connection<T>(&self, ask: impl FnOnce(&mut Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        // Whoever panicked while holding it left a connection or none.
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The open connection; made first where there is none.
+    async fn connected(&self) -> Result<MappedMutexGuard<'_, Connection>, StoreError> {
+        let mut open = self.open.lock().await;
         if open.is_none() {
-            let channel = self.runtime.block_on(connect(&self.address, &self.options));
+            let channel = connect(&self.address, &self.options).await;
             let channel = channel.map_err(|error| StoreError::Unreachable(error.to_string()))?;
             *open = Some(Connection { channel, fetching: None });
         }
-        open.as_mut().map_or_else(|| Err(self.silent("connecting")), ask)
+        MutexGuard::try_map(open, Option::as_mut).map_err(|_| self.silent("connecting"))
     }
 
     fn channel(&self) -> Result<Channel, StoreError> {
-        self.with_connection(|connection| Ok(connection.channel.clone()))
+        self.runtime.block_on(async { Ok(self.connected().await?.channel.clone()) })
     }
 
     /// The client for all calls but the stream of page requests.
@@ -77,29 +84,33 @@ impl Link {
     }
 
     /// The open stream of page requests, and whether it was opened just now.
-    pub(super) fn fetching(&self) -> Result<(Arc<Fetching>, bool), StoreError> {
-        self.with_connection(|connection| {
-            if let Some(fetching) = &connection.fetching {
-                return Ok((fetching.clone(), false));
-            }
-            let opened = self.wait(DEADLINE, "opening a stream", Fetching::open(connection.channel.clone()))?;
-            let fetching = Arc::new(opened.map_err(|status| self.failed(&status))?);
-            connection.fetching = Some(fetching.clone());
-            Ok((fetching, true))
-        })
+    pub(super) async fn fetching(&self) -> Result<(Arc<Fetching>, bool), StoreError> {
+        let mut connection = self.connected().await?;
+        if let Some(fetching) = &connection.fetching {
+            return Ok((fetching.clone(), false));
+        }
+        let opened = self.within(DEADLINE, "opening a stream", Fetching::open(connection.channel.clone())).await?;
+        let fetching = Arc::new(opened.map_err(|status| self.failed(&status))?);
+        connection.fetching = Some(fetching.clone());
+        Ok((fetching, true))
     }
 
     /// Throw the connection away, if it still is the one with this stream.
-    pub(super) fn abandon(&self, failed: &Arc<Fetching>) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) async fn abandon(&self, failed: &Arc<Fetching>) {
+        let mut open = self.open.lock().await;
         if open.as_ref().and_then(|connection| connection.fetching.as_ref()).is_some_and(|fetching| Arc::ptr_eq(fetching, failed)) {
             *open = None;
         }
     }
 
+    /// Let something take no longer than `deadline`.
+    pub(super) async fn within<T>(&self, deadline: Duration, what: &str, work: impl Future<Output = T>) -> Result<T, StoreError> {
+        tokio::time::timeout(deadline, work).await.map_err(|_| self.silent(what))
+    }
+
     /// Wait for something no longer than `deadline`.
     pub(super) fn wait<T>(&self, deadline: Duration, what: &str, work: impl Future<Output = T>) -> Result<T, StoreError> {
-        self.runtime.block_on(async { tokio::time::timeout(deadline, work).await }).map_err(|_| self.silent(what))
+        self.runtime.block_on(self.within(deadline, what, work))
     }
 
     /// Make a call with the usual deadline.
