@@ -10,7 +10,7 @@ use images::{Image, PageMap};
 use pages::{ChunkId, PageRange};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use store::{Backoff, Store, StoreError};
+use store::{Backoff, Store, StoreError, Unsound};
 
 /// Told of the store's failing and of its return.
 pub type Lost<'a> = &'a dyn Fn(Option<&StoreError>);
@@ -98,34 +98,14 @@ impl Chunks {
 
     /// Fetch a chunk that was wrong once, from one copy after the other: wrong in all of them, it is fatal.
     fn again(&mut self, id: &ChunkId, range: PageRange, stop: &AtomicBool, lost: Lost<'_>) -> Result<&Verified, Unfit> {
-        let store = self.store.clone();
-        let mut right = None;
-        let verdict = reach(stop, lost, || {
-            let (mut wrong, mut away) = (None, None);
-            for copy in 0..store.copies() {
-                let why = match store.frame_of_copy(id, copy) {
-                    Ok(frame) => match self.decoder.decode(id, &frame, range.bytes() as usize, &mut self.chunk) {
-                        Ok(()) => {
-                            right = Some(copy);
-                            return Ok(Ok(()));
-                        }
-                        Err(error) => error.to_string(),
-                    },
-                    Err(error) if error.is_about_contents() => error.to_string(),
-                    Err(error) => {
-                        away.get_or_insert(error);
-                        continue;
-                    }
-                };
-                wrong.get_or_insert(why);
+        let wrong = |error: &dyn std::fmt::Display| Ok(Err(Unfit::Wrong { chunk: id.to_string(), why: error.to_string() }));
+        reach(stop, lost, || {
+            match store::sound_copy(self.store.as_ref(), id, range.bytes() as usize, &mut self.decoder, &mut self.chunk) {
+                Ok(_) => Ok(Ok(())),
+                Err(Unsound::Store(error)) if !error.is_about_contents() => Err(error),
+                Err(error) => wrong(&error),
             }
-            // A copy that does not answer may be right.
-            away.map_or_else(|| Ok(Err(wrong.unwrap_or_default())), Err)
-        })?;
-        verdict.map_err(|why| Unfit::Wrong { chunk: id.to_string(), why })?;
-        if let Some(copy) = right {
-            self.store.prefer(copy);
-        }
+        })??;
         Ok(&self.chunk)
     }
 

@@ -3,7 +3,7 @@
 //! Every chunk is decoded and its digest checked on the way: a store keeps what it is given under the digest it is told, so a lying
 //! source must not get anything past us.
 
-use crate::{Store, StoreError};
+use crate::{Store, StoreError, Unsound, sound_chunk};
 use images::codec::{CodecError, Decoder, Verified};
 use images::{Image, ImageError, PageMap};
 use pages::{ChunkId, SnapshotName};
@@ -64,8 +64,10 @@ pub fn copy(from: &dyn Store, to: &dyn Store, name: &SnapshotName, progress: &dy
     let mut upload = to.upload()?;
     for (index, id) in chunks.iter().filter(|(_, id)| missing.contains(id)) {
         let len = map.pages_of(*index).map_or(0, |pages| pages.bytes()) as usize;
-        let frame = from.frame(id)?;
-        decoder.decode(id, &frame, len, &mut contents).map_err(|source| CopyError::Chunk { name: name.clone(), chunk: *id, source })?;
+        let frame = sound_chunk(from, id, len, &mut decoder, &mut contents).map_err(|unsound| match unsound {
+            Unsound::Store(error) => error.into(),
+            Unsound::Wrong(source) => CopyError::Chunk { name: name.clone(), chunk: *id, source },
+        })?;
         report.copied += 1;
         report.bytes += frame.len() as u64;
         upload.put(*id, frame)?;

@@ -18,6 +18,7 @@ mod memory;
 mod packs;
 mod remote;
 mod replicas;
+mod sound;
 
 pub use backoff::Backoff;
 pub use copy::{CopyError, CopyReport, copy};
@@ -30,6 +31,7 @@ pub use proto::client::Options;
 pub use proto::domain::{Class, MAX_WORKING_SET_BYTES};
 pub use remote::RemoteStore;
 pub use replicas::Replicas;
+pub use sound::{Unsound, sound_chunk, sound_copy};
 
 use bytes::Bytes;
 use images::ImageError;

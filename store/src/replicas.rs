@@ -92,7 +92,7 @@ impl Server {
             }
             _ => {
                 if health.lost.take().is_some() {
-                    tracing::info!(server = self.store.address(), "a page server answers again");
+                    tracing::warn!(server = self.store.address(), "a page server answers again");
                     health.backoff = Backoff::default();
                 }
             }
@@ -138,7 +138,7 @@ impl Replicas {
     fn use_from_now_on(&self, which: usize, why: &str) {
         let before = self.in_use.swap(which, Ordering::Relaxed);
         if let (true, Some(old), Some(new)) = (before != which, self.servers.get(before), self.servers.get(which)) {
-            tracing::info!(from = old.store.address(), to = new.store.address(), why, "another page server is asked first");
+            tracing::warn!(from = old.store.address(), to = new.store.address(), why, "another page server is asked first");
         }
     }
 

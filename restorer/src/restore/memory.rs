@@ -7,7 +7,7 @@ use images::manifest::{Backing, Manifest, MemoryMap, Region, RegionFlag};
 use images::{Image, PageMap};
 use kernel::memory::ProcessMemory;
 use pages::{PAGE_SIZE_BYTES, PageAddr, VirtAddr};
-use store::Store;
+use store::{Store, Unsound, sound_chunk};
 
 /// First address past user space with four-level page tables.
 const TASK_SIZE: u64 = 0x7fff_ffff_f000;
@@ -124,8 +124,10 @@ pub fn write_eager(memory: &ProcessMemory, image: &Image, map: &PageMap, store: 
             let Some((chunk, range)) = map.chunk_of(at) else { break };
             let id = &image.table[chunk as usize];
             let bad = |why: String| RestoreError::Chunk { chunk: id.to_string(), why };
-            let frame = store.frame(id)?;
-            decoder.decode(id, &frame, range.bytes() as usize, &mut bytes).map_err(|error| bad(error.to_string()))?;
+            sound_chunk(store, id, range.bytes() as usize, &mut decoder, &mut bytes).map_err(|unsound| match unsound {
+                Unsound::Store(error) => error.into(),
+                Unsound::Wrong(error) => bad(error.to_string()),
+            })?;
             memory.write(VirtAddr(range.start().addr()), &bytes).map_err(outside(format!("write {range}")))?;
             page = range.end().number();
         }

@@ -7,7 +7,7 @@ use images::codec::{Decoder, Verified};
 use images::{Image, PageMap};
 use pages::SnapshotName;
 use serde_json::json;
-use store::{Access, Class, CopyReport};
+use store::{Access, Class, CopyReport, sound_chunk};
 
 /// All names.
 pub fn list(store: StoreArg, json: bool) -> Result<()> {
@@ -29,9 +29,7 @@ pub fn verify(one: OneSnapshot) -> Result<()> {
     let mut bytes = 0;
     for (index, id) in image.table.iter().enumerate() {
         let pages = map.pages_of(index as u32).with_context(|| format!("snapshot {name}: chunk {id} has no pages"))?;
-        let frame = store.frame(id).with_context(|| format!("snapshot {name}: chunk {id} at {pages}"))?;
-        decoder
-            .decode(id, &frame, pages.bytes() as usize, &mut chunk)
+        sound_chunk(store.as_ref(), id, pages.bytes() as usize, &mut decoder, &mut chunk)
             .with_context(|| format!("snapshot {name}: chunk {id} at {pages}"))?;
         bytes += pages.bytes();
         bar.inc(1);
