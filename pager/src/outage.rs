@@ -1,0 +1,165 @@
+//! A store that does not answer: since when, who waits for what, and what is done about it in the end.
+//!
+//! Whoever fetches tells of losses and recoveries ([`Outage::lost`]) and, where a thread of the process waits for the page, of that
+//! ([`Outage::awaits`]). A thread of its own watches the clock, as those that fetch may stand in a call for longer than the
+//! [`Policy`] allows. When a page's time is up it ends the process, or poisons all that is missing: from then on nothing is fetched
+//! any more, what is missing answers touches by SIGBUS, everything else is the process's own.
+//!
+//! Known hole: a page that only the restore waits for (`--eager`) is not waited for by the process, and has no time limit.
+
+use crate::fault_loop::release;
+use crate::pager::Shared;
+use crate::policy::{Due, Policy};
+use crate::space::Outcome;
+use crate::status::State;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+use store::Store;
+
+/// Pause while an event is in the way of poison.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// What is known of a store's absence.
+pub(crate) struct Outage {
+    policy: Policy,
+    demand: Arc<dyn Store>,
+    /// Nothing is fetched any more.
+    pub(crate) over: AtomicBool,
+    known: Mutex<Known>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Known {
+    /// Threads that found the store away and have not heard from it since.
+    lost: usize,
+    since: Option<SystemTime>,
+    /// Pages that somebody waits for, by when that began.
+    awaited: BTreeMap<u64, Instant>,
+    last: u64,
+}
+
+/// Somebody waits for a page, until this goes.
+pub(crate) struct Awaiting<'a>(&'a Outage, u64);
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        self.0.known().awaited.remove(&self.1);
+        self.0.changed.notify_all();
+    }
+}
+
+impl Outage {
+    pub(crate) fn new(policy: Policy, demand: Arc<dyn Store>) -> Self {
+        Self { policy, demand, over: AtomicBool::new(false), known: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner) // every change of it is one step
+    }
+
+    /// A thread of the process waits for a page from now on.
+    pub(crate) fn awaits(&self) -> Awaiting<'_> {
+        let mut known = self.known();
+        known.last += 1;
+        let ticket = known.last;
+        known.awaited.insert(ticket, Instant::now());
+        drop(known);
+        self.changed.notify_all();
+        Awaiting(self, ticket)
+    }
+
+    /// One of the threads that fetch lost the store, or has it again; true where that is news.
+    pub(crate) fn lost(&self, lost: bool) -> bool {
+        let mut known = self.known();
+        let before = known.lost;
+        known.lost = if lost { before + 1 } else { before.saturating_sub(1) };
+        let news = (before == 0) != (known.lost == 0);
+        if news {
+            known.since = lost.then(SystemTime::now);
+        }
+        news
+    }
+
+    /// Since when the store is away, in seconds since 1970.
+    pub(crate) fn since_unix_s(&self) -> Option<u64> {
+        self.known().since.and_then(|since| since.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|since| since.as_secs())
+    }
+
+    /// The server that is asked first now.
+    pub(crate) fn endpoint(&self) -> Option<String> {
+        self.demand.in_use()
+    }
+
+    /// Fetch no more.
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+        let _known = self.known(); // whoever looks at the flag with it held does not miss this
+        self.changed.notify_all();
+    }
+
+    /// Wait until a page's time is up; none once nothing is fetched any more.
+    fn wait_until_due(&self) -> Option<Due> {
+        let mut known = self.known();
+        while !self.over.load(Ordering::Relaxed) {
+            let longest = known.awaited.values().next().map(Instant::elapsed);
+            known = match longest.map_or(Due::Later(None), |waited| self.policy.due(waited)) {
+                Due::Later(None) => self.changed.wait(known).unwrap_or_else(PoisonError::into_inner),
+                Due::Later(Some(left)) => self.changed.wait_timeout(known, left).unwrap_or_else(PoisonError::into_inner).0,
+                due => return Some(due),
+            };
+        }
+        None
+    }
+}
+
+/// Watch the clock.
+pub(crate) fn spawn(shared: Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("outage".to_owned()).spawn(move || {
+        let Some(due) = shared.outage.wait_until_due() else { return };
+        let after_s = shared.outage.policy.lost_after_s;
+        let reason = shared.status().last_error.unwrap_or_else(|| "the store does not answer".to_owned());
+        let why = format!("a page that a thread waits for did not come within {after_s} s: {reason}");
+        // Children that it forked and that still miss pages are not ours to kill, and must not read zeros once we are gone.
+        let first_poisoned = usize::from(due == Due::Kill);
+        if due == Due::Poison {
+            tracing::error!(pid = shared.pid(), why, "giving up what is missing: touches of it are a SIGBUS");
+            shared.note(&why);
+            shared.enter(State::Poisoned(why.clone()));
+        }
+        shared.outage.end();
+        if let Err(errno) = poison(&shared, first_poisoned) {
+            return shared.fail(&format!("{why}; and what is missing cannot be poisoned: {errno}"));
+        }
+        match due {
+            Due::Kill => shared.fail(&why),
+            // Nothing is owed any more. The fault loop may stand in a call for some seconds: do its work.
+            _ => while !release(&shared) {},
+        }
+    })
+}
+
+/// Poison all that is missing in all spaces but the first so many.
+fn poison(shared: &Shared, first: usize) -> Result<(), nix::errno::Errno> {
+    let mut settled = false;
+    while !settled {
+        settled = true;
+        for space in shared.spaces().iter().skip(first) {
+            // Who waits looks again: at poison, or at a page that is nobody's, and then comes back as a fault.
+            shared.pump(space).into_iter().for_each(|page| space.wake(page));
+            match space.poison() {
+                Outcome::Settled | Outcome::Gone => {}
+                Outcome::Retry => settled = false,
+                Outcome::Failed(errno) => return Err(errno),
+            }
+        }
+        settled &= shared.spaces().iter().skip(first).all(|space| space.owed_pages() == 0);
+        if !settled {
+            std::thread::sleep(PAUSE);
+        }
+    }
+    Ok(())
+}
