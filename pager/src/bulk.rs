@@ -69,7 +69,7 @@ fn run(shared: &Shared, store: Arc<dyn Store>, under_way: &Mutex<HashSet<u32>>) 
             continue;
         }
         let mut failed = None;
-        let fetched = chunks.fetch_run(&run, &shared.stop, &|error| shared.lost(error), &mut |range, chunk| {
+        let fetched = chunks.fetch_run(&run, &shared.outage.over, &|error| shared.lost(error), &mut |range, chunk| {
             failed = install(shared, range, chunk);
             failed.is_none() && !shared.stop.load(Ordering::Relaxed)
         });

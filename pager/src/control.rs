@@ -66,7 +66,7 @@ pub(crate) struct Listening {
 impl Listening {
     /// The pager has come to its end: let those who asked be answered, and somebody know if it failed.
     pub(crate) fn finish(self, state: &State) {
-        if matches!(state, State::Failed(_)) {
+        if state.why_broken().is_some() {
             // Until told, or until another restore of the pid has taken the socket's place.
             let mut left = TOLD_WITHIN.as_secs();
             while left > 0 && !self.callers.calls.lock().unwrap_or_else(PoisonError::into_inner).1 && identity(&self.path) == self.socket {
@@ -131,7 +131,7 @@ fn serve(stream: UnixStream, shared: &Shared) -> Result<bool> {
     let status = shared.status();
     let answer = serde_json::to_string(&status).map_err(Error::from)?;
     writeln!(&stream, "{answer}")?;
-    Ok(wait && matches!(status.state, State::Failed(_)))
+    Ok(wait && status.state.why_broken().is_some())
 }
 
 fn ask(pid: u32, what: &str) -> Result<Status> {
@@ -184,6 +184,8 @@ fn unattended(pid: u32) -> Option<Status> {
         adopted: record.adopted,
         pager_pid: 0,
         supervisor_pid: 0,
+        waiting_since_unix_s: None,
+        endpoint: None,
     })
 }
 

@@ -14,6 +14,7 @@ use crate::control::{self, runtime_dir};
 use crate::keep::{Keep, Place, Record};
 use crate::mailbox::Mailbox;
 use crate::pager::{Config, Pager, lazy_origins};
+use crate::policy::Policy;
 use crate::status::State;
 use crate::supervisor::{Told, Work};
 use crate::table;
@@ -49,6 +50,9 @@ pub struct Start {
     pub eager: bool,
     /// Addresses of pages that will be touched first.
     pub prefetch: Vec<u64>,
+    /// What to do about pages that do not come.
+    #[serde(default)]
+    pub policy: Policy,
 }
 
 /// Why a pager ended early.
@@ -138,9 +142,9 @@ fn start(mut socket: &UnixStream, told: &Told, open: Open<'_>) -> Result<(), Dae
     told.serves(pager.shared().pid());
     writeln!(socket, "serving")?;
     if eager {
-        match pager.wait_resident().state {
-            State::Failed(why) => writeln!(socket, "failed {why}")?,
-            _ => writeln!(socket, "resident")?,
+        match pager.wait_resident().state.why_broken() {
+            Some(why) => writeln!(socket, "failed {why}")?,
+            None => writeln!(socket, "resident")?,
         }
     } else {
         // A restore that died took the process with it, or had just let it go: either way there is nothing more to wait for.
@@ -239,6 +243,7 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
         prefetch: start.prefetch.into_iter().filter_map(PageAddr::new).collect(),
         keep: Some(keep),
         adopted,
+        policy: start.policy,
     }
 }
 

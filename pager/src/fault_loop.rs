@@ -74,7 +74,8 @@ fn run(shared: &Shared, chunks: &mut Chunks) {
                     let us = since.elapsed().as_micros().min(u128::from(u32::MAX)) as u32;
                     shared.stalls.lock().unwrap_or_else(PoisonError::into_inner).add(us);
                 }
-                Err(Unfit::Stopped) => return,
+                Err(Unfit::Stopped) if shared.stop.load(Ordering::Relaxed) => return,
+                Err(Unfit::Stopped) => {} // given up: its page was poisoned, and it looks again
                 Err(error) => return shared.fail(&error.to_string()),
             }
         }
@@ -124,7 +125,8 @@ fn bring(shared: &Shared, space: &Space, page: PageAddr, chunks: &mut Chunks) ->
     let Some(origin) = space.owed_at(page) else { return Ok(Outcome::Retry) };
     let Some((index, range)) = chunks.range_of(origin) else { return Ok(Outcome::Retry) };
     shared.hot.store(range.end().number(), Ordering::Relaxed);
-    let chunk = chunks.fetch(index, range, &shared.stop, &|error| shared.lost(error))?;
+    let _awaiting = shared.outage.awaits();
+    let chunk = chunks.fetch(index, range, &shared.outage.over, &|error| shared.lost(error))?;
     Ok(space.install(range, chunk))
 }
 
@@ -132,7 +134,7 @@ fn bring(shared: &Shared, space: &Space, page: PageAddr, chunks: &mut Chunks) ->
 ///
 /// Memory that grew out of a watched region (stack, heap) is watched too; /proc/PID/smaps names all of it. It may grow once more
 /// before the last call, so the look is repeated until nothing is found.
-fn release(shared: &Shared) -> bool {
+pub(crate) fn release(shared: &Shared) -> bool {
     let spaces = shared.spaces();
     if let Some(space) = spaces.first() {
         space.enter_settled();

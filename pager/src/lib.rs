@@ -2,7 +2,8 @@
 //!
 //! [`residency`] (pure) knows which pages an address space still owes; [`space`] ties it to the space's userfaultfd under one lock;
 //! [`chunks`] fetches, decodes and verifies; [`fault_loop`] answers threads that wait, [`bulk`] brings the rest behind it, each with
-//! a thread and a store of its own, so that a demand fault never queues behind bulk. [`Pager`] is the sum of these, [`daemon`] the
+//! a thread and a store of its own, so that a demand fault never queues behind bulk; [`outage`] watches over a store that does not
+//! answer, by the operator's [`policy`]. [`Pager`] is the sum of these, [`daemon`] the
 //! process that hosts one, [`control`] how others ask it.
 //!
 //! What a pager's death must not take along is in its [`keep`]: a [`journal`] for each space, and a [`mailbox`] in the process itself.
@@ -21,7 +22,9 @@ pub mod journal;
 pub mod keep;
 pub mod mailbox;
 pub mod origins;
+mod outage;
 mod pager;
+mod policy;
 pub mod residency;
 mod space;
 mod status;
@@ -29,4 +32,5 @@ pub mod supervisor;
 pub mod table;
 
 pub use pager::{Config, Pager, lazy_origins, lazy_regions};
+pub use policy::{LOST_AFTER_S, OnLost, Policy};
 pub use status::{State, Status};

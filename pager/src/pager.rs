@@ -2,10 +2,12 @@
 
 use crate::keep::Keep;
 use crate::origins::Origins;
+use crate::outage::Outage;
+use crate::policy::Policy;
 use crate::residency::Residency;
 use crate::space::{Pumped, Space};
 use crate::status::{Stalls, State, Status};
-use crate::{bulk, fault_loop};
+use crate::{bulk, fault_loop, outage};
 use images::{Image, PageMap};
 use kernel::uffd::Uffd;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -42,6 +44,8 @@ pub struct Config {
     pub keep: Option<Arc<Keep>>,
     /// How often another pager took over before.
     pub adopted: u32,
+    /// What to do about pages that do not come.
+    pub policy: Policy,
 }
 
 /// The lazy regions of an image.
@@ -75,6 +79,7 @@ pub(crate) struct Shared {
     /// Origin page number behind the last fault: where bulk goes on.
     pub(crate) hot: AtomicU64,
     pub(crate) stalls: Mutex<Stalls>,
+    pub(crate) outage: Outage,
     state: Mutex<(State, Option<String>)>,
     changed: Condvar,
     pid: u32,
@@ -119,6 +124,7 @@ impl Pager {
             zero_faults: AtomicU64::new(0),
             hot: AtomicU64::new(0),
             stalls: Mutex::default(),
+            outage: Outage::new(config.policy, config.demand.clone()),
             state: Mutex::new((State::Lazy, None)),
             changed: Condvar::new(),
             pid: config.pid,
@@ -126,6 +132,7 @@ impl Pager {
             store_text: config.store_text,
         });
         let mut threads = vec![fault_loop::spawn(shared.clone(), config.demand, config.prefetch)?];
+        threads.push(outage::spawn(shared.clone()).inspect_err(|_| shared.halt())?);
         if config.background || config.eager {
             let priority = if config.eager { bulk::Priority::Usual } else { bulk::Priority::Low };
             threads.extend(bulk::spawn(&shared, &config.bulk, priority).inspect_err(|_| shared.halt())?);
@@ -190,7 +197,7 @@ impl Shared {
     pub(crate) fn enter(&self, new: State) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match (&state.0, &new) {
-            (State::Failed(_) | State::Gone, _) => return,
+            (State::Failed(_) | State::Poisoned(_) | State::Gone, _) => return,
             (State::Resident, State::Lazy | State::Waiting) => return,
             _ => state.0 = new,
         }
@@ -201,21 +208,25 @@ impl Shared {
     pub(crate) fn lost(&self, error: Option<&StoreError>) {
         match error {
             Some(error) => {
-                tracing::warn!(pid = self.pid, %error, "the store does not answer: missing pages wait");
-                self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(error.to_string());
-                self.enter(State::Waiting);
+                self.note(&error.to_string());
+                if self.outage.lost(true) {
+                    tracing::warn!(pid = self.pid, %error, "the store does not answer: missing pages wait");
+                }
             }
-            None => {
-                tracing::info!(pid = self.pid, "the store answers again");
-                self.enter(State::Lazy);
-            }
+            None if self.outage.lost(false) => tracing::warn!(pid = self.pid, "the store answers again"),
+            None => {}
         }
+    }
+
+    /// Remember what went wrong.
+    pub(crate) fn note(&self, why: &str) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(why.to_owned());
     }
 
     /// End the process: a page of it can never be right.
     pub(crate) fn fail(&self, why: &str) {
         tracing::error!(pid = self.pid, why, "ending the process: it must not read a wrong byte");
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(why.to_owned());
+        self.note(why);
         self.enter(State::Failed(why.to_owned()));
         // It may have ended by itself meanwhile.
         let _ = kernel::handoff::pidfd_kill(&self.pidfd, nix::sys::signal::Signal::SIGKILL as i32);
@@ -225,6 +236,7 @@ impl Shared {
     /// Make all threads come to an end.
     pub(crate) fn halt(&self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.outage.end();
         let _ = self.nudge.write(1); // full: then it is awake already
     }
 
@@ -260,6 +272,8 @@ impl Shared {
 
     pub(crate) fn status(&self) -> Status {
         let (state, last_error) = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let waiting_since_unix_s = self.outage.since_unix_s().filter(|_| state == State::Lazy);
+        let state = if waiting_since_unix_s.is_some() { State::Waiting } else { state };
         let (stall_p50_us, stall_p99_us) = self.stalls.lock().unwrap_or_else(PoisonError::into_inner).percentiles();
         let missing: u64 = self.spaces().first().map_or(0, |space| space.owed_pages());
         Status {
@@ -277,6 +291,8 @@ impl Shared {
             adopted: self.adopted,
             pager_pid: std::process::id(),
             supervisor_pid: nix::unistd::getppid().as_raw() as u32,
+            waiting_since_unix_s,
+            endpoint: self.outage.endpoint(),
         }
     }
 }

@@ -26,6 +26,9 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// Pages that a program can address: 47 bits of bytes.
+const ADDRESSABLE_PAGES: u64 = 1 << 35;
+
 /// How an attempt to fill went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -257,6 +260,20 @@ impl Space {
 
     /// Step B: install what is owed of a chunk whose pages were at `origins`.
     pub fn install(&self, origins: PageRange, data: &[u8]) -> Outcome {
+        self.fill(origins, |uffd, at, origin, pages| {
+            let skip = ((origin.number() - origins.start().number()) * PAGE_SIZE_BYTES) as usize;
+            uffd.copy(at, &data[skip..skip + (pages * PAGE_SIZE_BYTES) as usize])
+        })
+    }
+
+    /// Step B with poison, for all that is owed: touches of it are fatal from now on, and nothing is owed any more.
+    pub fn poison(&self) -> Outcome {
+        let Some(everything) = PageRange::with_len(PageAddr::from_number(0), ADDRESSABLE_PAGES) else { return Outcome::Settled };
+        self.fill(everything, |uffd, at, _, pages| PageRange::with_len(at, pages).map_or(Filled::Unmapped, |range| uffd.poison(range)))
+    }
+
+    /// Fill what is owed of `origins`: `one` answers so many pages at the first address, whose origin is the second.
+    fn fill(&self, origins: PageRange, mut one: impl FnMut(&Uffd, PageAddr, PageAddr, u64) -> Filled) -> Outcome {
         let mut state = self.lock();
         for run in state.residency.owed_runs(origins) {
             let mut next = 0; // pages of the run that are dealt with
@@ -265,11 +282,9 @@ impl Space {
                 let at = PageAddr::from_number(run.at.number() + next);
                 let origin = PageAddr::from_number(run.origin.number() + next);
                 let pages = if by_page { 1 } else { run.pages - next };
-                let skip = ((origin.number() - origins.start().number()) * PAGE_SIZE_BYTES) as usize;
-                let bytes = &data[skip..skip + (pages * PAGE_SIZE_BYTES) as usize];
-                let copied = self.uffd.copy(at, bytes);
+                let filled = one(&self.uffd, at, origin, pages);
                 point("after-copy");
-                let done = match copied {
+                let done = match filled {
                     Filled::Done => pages,
                     Filled::Exists { bytes } => {
                         let single = PageAddr::from_number(at.number() + bytes / PAGE_SIZE_BYTES);

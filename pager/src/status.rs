@@ -1,6 +1,7 @@
 //! What a pager can say of itself, in a form that scripts can read.
 
 use serde::{Deserialize, Serialize};
+use std::time::SystemTime;
 
 /// Where a restore stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,10 +15,23 @@ pub enum State {
     Resident,
     /// A page could not be brought: the process was ended.
     Failed(String),
+    /// Pages did not come in time: what is missing was given up, and touches of it are a SIGBUS. The process may live on.
+    Poisoned(String),
     /// The process ended by itself.
     Gone,
     /// Nobody serves it: touches of missing pages wait until somebody does.
     Unattended,
+}
+
+impl State {
+    /// Why the process was ended or has lost pages, if so.
+    #[must_use]
+    pub fn why_broken(&self) -> Option<&str> {
+        match self {
+            Self::Failed(why) | Self::Poisoned(why) => Some(why),
+            Self::Lazy | Self::Waiting | Self::Resident | Self::Gone | Self::Unattended => None,
+        }
+    }
 }
 
 /// One restore.
@@ -52,6 +66,12 @@ pub struct Status {
     pub pager_pid: u32,
     /// The process that starts another one if that dies; 0 where none does.
     pub supervisor_pid: u32,
+    /// Since when the store does not answer, in seconds since 1970.
+    #[serde(default)]
+    pub waiting_since_unix_s: Option<u64>,
+    /// The server that is asked first now; none where the store is a directory.
+    #[serde(default)]
+    pub endpoint: Option<String>,
 }
 
 impl std::fmt::Display for Status {
@@ -60,6 +80,11 @@ impl std::fmt::Display for Status {
         let Self { demand_faults, stall_p50_us, stall_p99_us, zero_faults, .. } = self;
         write!(f, "{pid} {snapshot} {state}: {missing_bytes} of {total_bytes} bytes to come, {demand_faults} faults ")?;
         write!(f, "(p50 {stall_p50_us} µs, p99 {stall_p99_us} µs), {zero_faults} zero faults, from {store}")?;
+        self.endpoint.iter().filter(|endpoint| *endpoint != store).try_for_each(|endpoint| write!(f, ", now {endpoint}"))?;
+        if let Some(since) = self.waiting_since_unix_s {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(since, |now| now.as_secs());
+            write!(f, "; no answer for {} s", now.saturating_sub(since))?;
+        }
         self.last_error.iter().try_for_each(|error| write!(f, "; last error: {error}"))
     }
 }
@@ -71,6 +96,7 @@ impl std::fmt::Display for State {
             Self::Waiting => f.write_str("waiting"),
             Self::Resident => f.write_str("resident"),
             Self::Failed(why) => write!(f, "failed ({why})"),
+            Self::Poisoned(why) => write!(f, "poisoned ({why})"),
             Self::Gone => f.write_str("gone"),
             Self::Unattended => f.write_str("unattended (run `defrost pager --adopt` with its pid)"),
         }
