@@ -22,6 +22,7 @@ use images::Image;
 use kernel::uffd::Uffd;
 use pages::{PageAddr, SnapshotId};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::fd::OwnedFd;
@@ -100,8 +101,9 @@ impl From<std::io::Error> for DaemonError {
 /// Opens a store for reading, for one class: a connection of its own each time.
 pub type Open<'a> = &'a dyn Fn(&str, Class) -> Result<Arc<dyn Store>, StoreError>;
 
-/// Start our program as a pager's supervisor with `socket` as its standard input: it outlives us.
-pub fn spawn(socket: UnixStream, options: &[&str]) -> std::io::Result<Child> {
+/// Start our program as a pager's supervisor with `socket` as its standard input and one more variable of the environment: it outlives
+/// us.
+pub fn spawn(socket: UnixStream, options: &[&str], variable: Option<(&str, &OsStr)>) -> std::io::Result<Child> {
     let exe = std::env::current_exe()?;
     // Whoever reads our standard error to its end must not have to wait for it.
     std::fs::create_dir_all(runtime_dir())?;
@@ -109,7 +111,7 @@ pub fn spawn(socket: UnixStream, options: &[&str]) -> std::io::Result<Child> {
     // Standard input is the socket: the one descriptor a new program can be given by a safe call.
     let mut command = Command::new(exe);
     command.arg("pager").args(options).stdin(Stdio::from(OwnedFd::from(socket))).stdout(Stdio::null()).stderr(Stdio::from(log));
-    command.process_group(0).current_dir("/").spawn()
+    command.envs(variable).process_group(0).current_dir("/").spawn()
 }
 
 /// Do `work` until the process has ended.

@@ -1,6 +1,7 @@
 //! The command line: what scripts depend on.
 
 use clap::{Args, Parser, Subcommand};
+use pager::{LOST_AFTER_S, OnLost};
 use pages::SnapshotName;
 use std::path::PathBuf;
 
@@ -16,7 +17,8 @@ pub struct Cli {
 /// Where snapshots are.
 #[derive(Clone, Debug, Args)]
 pub struct StoreArg {
-    /// A directory, grpc://HOST:PORT, grpcs://HOST:PORT or unix:PATH
+    /// A directory, grpc://HOST:PORT, grpcs://HOST:PORT or unix:PATH; to read also several servers that hold the same snapshots,
+    /// as in grpc://HOST:PORT,HOST:PORT
     #[arg(long, env = "DEFROST_STORE")]
     pub store: Option<String>,
 }
@@ -75,6 +77,13 @@ pub struct RestoreArgs {
     /// Only what it touches
     #[arg(long, conflicts_with = "eager")]
     pub no_background: bool,
+    /// When a page that the process waits for does not come: wait (for ever), kill (end the process) or poison (give up what is
+    /// missing: a touch of it is a SIGBUS)
+    #[arg(long, default_value = "wait", value_name = "wait|kill|poison")]
+    pub on_lost: OnLost,
+    /// Seconds that the process waits for one page before that
+    #[arg(long, value_name = "SECONDS", requires = "on_lost", default_value_t = LOST_AFTER_S, value_parser = clap::value_parser!(u64).range(1..))]
+    pub lost_after: u64,
     /// In a pid namespace of its own, where its pid is free
     #[arg(long)]
     pub new_pid_namespace: bool,
@@ -124,10 +133,10 @@ pub enum Verb {
     Copy {
         /// NAME or NAME:TAG
         name: SnapshotName,
-        /// The store that has it
+        /// The store that has it: as --store elsewhere
         #[arg(long)]
         from: String,
-        /// The store that gets it
+        /// The store that gets it: a directory or one server
         #[arg(long)]
         to: String,
         /// Print a report as JSON

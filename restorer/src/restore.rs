@@ -21,6 +21,7 @@ pub use error::RestoreError;
 pub use files::Stdio;
 
 use builder::{Builder, Step};
+pub use daemon::AUTHORITY;
 use daemon::Daemon;
 use error::outside;
 use images::manifest::{Manifest, Process};
@@ -34,6 +35,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use pages::{PageRange, SnapshotName, VirtAddr};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use store::Store;
 
@@ -52,6 +54,10 @@ pub struct Request {
     pub background: bool,
     /// In a pid namespace of its own, where every number is free.
     pub new_pid_namespace: bool,
+    /// What to do about pages that do not come.
+    pub policy: pager::Policy,
+    /// The file of the authority that servers must be known to, as the daemon can find it.
+    pub authority: Option<PathBuf>,
 }
 
 /// A process that runs again; a child of ours.

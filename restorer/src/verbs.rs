@@ -8,10 +8,13 @@ pub mod snapshots;
 
 use crate::cli::StoreArg;
 use anyhow::{Context as _, Result};
+use defrost_restorer::restore::AUTHORITY;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use store::{Access, Address, Class, Options, Store, StoreError};
 
@@ -25,10 +28,15 @@ pub fn address_of(store: Option<String>) -> Result<String> {
     Ok(dir.display().to_string())
 }
 
+/// The file of the authority that servers with TLS must be known to; absolute, as a daemon lives elsewhere.
+pub fn authority() -> Result<Option<PathBuf>, StoreError> {
+    let absolute = |path: OsString| std::path::absolute(&path).map_err(StoreError::io(path));
+    std::env::var_os(AUTHORITY).map(absolute).transpose()
+}
+
 /// Open a store. A server with TLS must be known to the authority in the file $DEFROST_TLS_CA, else to one of the system's.
 pub fn open(address: &str, access: Access, class: Class) -> Result<Arc<dyn Store>, StoreError> {
-    let read = |path| std::fs::read(&path).map_err(StoreError::io(path));
-    let ca_pem = std::env::var_os("DEFROST_TLS_CA").map(read).transpose()?.map(Into::into);
+    let ca_pem = authority()?.map(|path| std::fs::read(&path).map_err(StoreError::io(path))).transpose()?.map(Into::into);
     store::open_with(address, access, &Options { class, ca_pem })
 }
 

@@ -12,6 +12,8 @@ use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+/// The variable of the environment that names the file of the authority which servers must be known to.
+pub const AUTHORITY: &str = "DEFROST_TLS_CA";
 /// How long the daemon of a failed restore may take to end by itself: it may be waiting for a server.
 const ENDED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -28,7 +30,8 @@ impl Daemon {
     /// Start it for the process to have number `pid`; it opens the store and reads the image while we rebuild.
     pub fn start(request: &Request, id: &SnapshotId, pid: u32, prefetch: Vec<PageAddr>) -> Result<Self, RestoreError> {
         let (ours, theirs) = UnixStream::pair().map_err(outside("make a socket pair"))?;
-        let child = pager::daemon::spawn(theirs, &[]).map_err(|error| match error.raw_os_error() {
+        let authority = request.authority.as_ref().map(|file| (AUTHORITY, file.as_os_str()));
+        let child = pager::daemon::spawn(theirs, &[], authority).map_err(|error| match error.raw_os_error() {
             Some(libc::EAGAIN) => SpawnError::Full(pid).into(),
             _ => outside("start the pager")(error),
         })?;
@@ -39,6 +42,7 @@ impl Daemon {
             background: request.background,
             eager: request.eager,
             prefetch: prefetch.into_iter().map(PageAddr::addr).collect(),
+            policy: request.policy,
         };
         let line = serde_json::to_string(&start).map_err(outside("write a request"))?;
         writeln!(&ours, "{line}").map_err(outside("talk to the pager"))?;
@@ -66,11 +70,9 @@ impl Daemon {
     /// Why the pager ended the process, if it did: then every step after that fails, for a reason of its own that tells nothing.
     pub fn reason(&self, pid: u32) -> Option<RestoreError> {
         let status = if self.serving { pager::control::status(pid).ok()? } else { return None };
-        match status.state {
-            // Told to the end, it need not wait for another to ask.
-            pager::State::Failed(why) => pager::control::wait(pid).ok().map(|_| RestoreError::Pager(why)),
-            _ => None,
-        }
+        let why = status.state.why_broken()?;
+        // Told to the end, it need not wait for another to ask.
+        pager::control::wait(pid).ok().map(|_| RestoreError::Pager(why.to_owned()))
     }
 
     /// Hand over the process: from now on its missing pages are served.

@@ -69,6 +69,7 @@ pub fn wait(pid: u32, json: bool) -> Result<()> {
     }
     match status.state {
         State::Failed(why) => bail!("process {pid} was ended: {why}"),
+        State::Poisoned(why) => bail!("process {pid} has lost what was missing of its memory: {why}"),
         State::Gone => bail!("process {pid} ended before all of its memory was there"),
         _ => Ok(()),
     }

@@ -1,11 +1,12 @@
 //! Checkpoint and restore.
 
-use super::{address_of, bar, open, open_named, show};
+use super::{address_of, authority, bar, open, open_named, show};
 use crate::cli::{CheckpointArgs, RestoreArgs};
 use crate::foreground::Following;
 use anyhow::Result;
 use defrost_restorer::checkpoint::{self, Compression};
 use defrost_restorer::restore::{self, RestoreError, Stdio};
+use pager::Policy;
 use serde_json::json;
 use std::process::ExitCode;
 use store::{Access, Class};
@@ -32,6 +33,8 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
         eager: args.eager,
         background: !args.no_background,
         new_pid_namespace: args.new_pid_namespace,
+        policy: Policy { on_lost: args.on_lost, lost_after_s: args.lost_after },
+        authority: authority()?,
     };
     let store = open(&address, Access::Read, Class::Bulk)?;
     let mut following = None;
