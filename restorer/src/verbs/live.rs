@@ -2,6 +2,7 @@
 
 use super::show;
 use anyhow::{Context as _, Result, bail};
+use defrost_restorer::restore::AUTHORITY;
 use pager::supervisor::{self, Work};
 use pager::{State, Status, control, daemon};
 use std::io::{BufRead as _, BufReader};
@@ -37,7 +38,9 @@ pub fn pager(take_over: Option<u32>, socket: Option<UnixStream>) -> Result<ExitC
 /// Take over a restore whose daemons all died; returns once it is served.
 pub fn adopt(pid: u32) -> Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
-    let mut daemon = daemon::spawn(theirs, &[supervisor::TAKE_OVER, &pid.to_string()]).context("start a pager")?;
+    let authority = super::authority()?;
+    let authority = authority.as_ref().map(|file| (AUTHORITY, file.as_os_str()));
+    let mut daemon = daemon::spawn(theirs, &[supervisor::TAKE_OVER, &pid.to_string()], authority).context("start a pager")?;
     let mut line = String::new();
     BufReader::new(ours).read_line(&mut line)?;
     match line.trim_end().strip_prefix("failed ") {
