@@ -14,6 +14,7 @@ mod proc;
 pub use capture::Compression;
 pub use error::CheckpointError;
 
+use crate::phases::Phases;
 use freeze::Frozen;
 use images::Image;
 use kernel::memory::ProcessMemory;
@@ -81,18 +82,22 @@ pub fn checkpoint(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
 }
 
 fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) + Sync)) -> Result<Report, CheckpointError> {
-    let started = Instant::now();
+    let (started, mut phases) = (Instant::now(), Phases::begin());
     let frozen = Frozen::freeze(request.pid)?;
+    phases.done("freeze");
     let memory = ProcessMemory::open(Pid::from_raw(request.pid as i32)).map_err(|error| CheckpointError::Memory {
         pid: request.pid,
         range: "all of it".to_owned(),
         why: error.to_string(),
     })?;
     let (mut manifest, maps) = describe::describe(&frozen, &memory, request.compression.chunk_size_bytes)?;
+    phases.done("describe");
     let captured = capture::capture(request.pid, &manifest.regions, &maps, request.compression, store, progress)?;
     manifest.extents = captured.extents;
+    phases.done("capture");
     let memory_pages: u64 = manifest.extents.iter().map(|extent| extent.pages).sum();
     let snapshot = store.commit(Image::encode(&manifest, &captured.table), &request.name)?;
+    phases.done("commit");
     if !request.leave_running {
         end(request.pid);
     }

@@ -6,5 +6,6 @@
 
 pub mod checkpoint;
 pub mod demo;
-pub mod process;
+pub mod phases;
+mod process;
 pub mod restore;

@@ -1,8 +1,9 @@
 //! Capture: which pages have contents, read, cut into chunks, compressed on all cores and handed to the store.
 //!
 //! PAGEMAP_SCAN lists populated pages (of shared memory SEEK_DATA does); process_vm_readv brings them in batches of [`BATCH_BYTES`]; each batch is cut at zero
-//! pages and at multiples of the chunk size. Workers (one a core) read, digest, ask which chunks are missing and compress only
-//! those, so that a second checkpoint of a barely changed process compresses and sends next to nothing. Batches are numbered
+//! pages and at multiples of the chunk size. Workers (one a core and one that waits for the store) read, digest, ask which chunks are
+//! missing and compress only those, so that a second checkpoint of a barely changed process compresses and sends next to nothing. The
+//! frames of a batch lie in one allocation and go to the store together. Batches are numbered
 //! and the chunk table is put together in address order at the end, whatever order they finish in.
 
 use super::CheckpointError;
@@ -14,6 +15,7 @@ use kernel::memory::ProcessMemory;
 use kernel::pagemap;
 use nix::unistd::{Whence, lseek};
 use pages::{ChunkId, PAGE_SIZE_BYTES, PageRange, VirtAddr};
+use std::collections::HashSet;
 use std::fs::File;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,8 +24,11 @@ use store::{Store, StoreError};
 
 /// Bytes read at a time: process_vm_readv is as fast from 64 KiB up, and 2 MiB a core stays in the cache.
 const BATCH_BYTES: u32 = 1 << 20;
-/// Frames under way between workers and the store: bounds memory at about 16 MiB.
-const QUEUE_FRAMES: usize = 1024;
+/// Batches of frames under way between workers and the store; each is hardly longer than [`BATCH_BYTES`], so they bound memory at
+/// 16 MiB, and at a third of that as memory compresses.
+const QUEUE_BATCHES: usize = 16;
+/// Workers beyond one a core: while one waits for the store's answer, another computes.
+const WAITING_WORKERS: usize = 1;
 
 /// What a capture found.
 #[derive(Debug, Default)]
@@ -48,6 +53,7 @@ pub struct Compression {
 }
 
 type Batch = Vec<(PageRange, ChunkId)>;
+type Frames = Vec<(ChunkId, Bytes)>;
 
 /// Capture all contents of `regions` into `store`; `progress` is told of bytes read.
 pub fn capture(
@@ -61,15 +67,18 @@ pub fn capture(
     let batches = populated(pid, regions, maps, compression)?;
     let done: Mutex<Vec<Option<Batch>>> = Mutex::new(vec![None; batches.len()]);
     let next = AtomicUsize::new(0);
-    let (sender, receiver) = sync_channel(QUEUE_FRAMES);
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let worker = |sender: SyncSender<(ChunkId, Bytes)>| -> Result<(), CheckpointError> {
-        let mut encoder = Encoder::new(compression.level);
-        let memory = open_memory(pid)?;
+    let (sender, receiver) = sync_channel(QUEUE_BATCHES);
+    let workers = std::thread::available_parallelism().map_or(1, usize::from) + WAITING_WORKERS;
+    let worker = |sender: SyncSender<Frames>| -> Result<(), CheckpointError> {
+        let mut reader =
+            Reader { pid, memory: open_memory(pid)?, compression, store, encoder: Encoder::new(compression.level), raw: Vec::new() };
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(range) = batches.get(index) else { return Ok(()) };
-            let batch = read_batch(pid, &memory, *range, compression, store, &mut encoder, &sender)?;
+            let (batch, frames) = reader.read(*range)?;
+            if !frames.is_empty() && sender.send(frames).is_err() {
+                return Ok(()); // the store failed and says why itself
+            }
             progress(range.bytes());
             done.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[index] = Some(batch);
         }
@@ -104,10 +113,10 @@ pub fn capture(
     Ok(Captured { extents, table, new_chunks, sent_bytes })
 }
 
-fn send(store: &dyn Store, frames: Receiver<(ChunkId, Bytes)>) -> Result<(u64, u64), StoreError> {
+fn send(store: &dyn Store, batches: Receiver<Frames>) -> Result<(u64, u64), StoreError> {
     let mut upload = store.upload()?;
     let (mut chunks, mut bytes) = (0, 0);
-    for (id, frame) in frames {
+    for (id, frame) in batches.into_iter().flatten() {
         chunks += 1;
         bytes += frame.len() as u64;
         upload.put(id, frame)?;
@@ -168,36 +177,44 @@ fn shared_contents(pid: u32, region: &Region) -> Result<Vec<PageRange>, Checkpoi
     Ok(found)
 }
 
-fn read_batch(
+/// What a worker reads with.
+struct Reader<'a> {
     pid: u32,
-    memory: &ProcessMemory,
-    range: PageRange,
+    memory: ProcessMemory,
     compression: Compression,
-    store: &dyn Store,
-    encoder: &mut Encoder,
-    sender: &SyncSender<(ChunkId, Bytes)>,
-) -> Result<Batch, CheckpointError> {
-    let failed = |why: String| CheckpointError::Memory { pid, range: range.to_string(), why };
-    let mut raw = vec![0; range.bytes() as usize];
-    memory.read(VirtAddr(range.start().addr()), &mut raw).map_err(|error| failed(error.to_string()))?;
-    let bytes_of = |part: &PageRange| {
-        let at = (part.start().addr() - range.start().addr()) as usize;
-        at..at + part.bytes() as usize
-    };
-    let batch: Batch = nonzero_runs(range, &raw)
-        .into_iter()
-        .flat_map(|run| images::cut(run, compression.chunk_size_bytes))
-        .map(|part| (part, images::chunk_id(&raw[bytes_of(&part)])))
-        .collect();
-    let ids: Vec<ChunkId> = batch.iter().map(|(_, id)| *id).collect();
-    let missing: std::collections::HashSet<ChunkId> = store.find_missing(&ids)?.into_iter().collect();
-    for (part, id) in batch.iter().filter(|(_, id)| missing.contains(id)) {
-        let frame = encoder.encode(&raw[bytes_of(part)]).map_err(|error| failed(error.to_string()))?;
-        if sender.send((*id, frame)).is_err() {
-            return Ok(batch); // the store failed and says why itself
+    store: &'a dyn Store,
+    encoder: Encoder,
+    raw: Vec<u8>,
+}
+
+impl Reader<'_> {
+    /// The chunks of a batch, and the frames of those that the store lacks.
+    fn read(&mut self, range: PageRange) -> Result<(Batch, Frames), CheckpointError> {
+        let pid = self.pid;
+        let failed = |why: String| CheckpointError::Memory { pid, range: range.to_string(), why };
+        self.raw.resize(range.bytes() as usize, 0);
+        self.memory.read(VirtAddr(range.start().addr()), &mut self.raw).map_err(|error| failed(error.to_string()))?;
+        let raw = self.raw.as_slice();
+        let bytes_of = |part: &PageRange| {
+            let at = (part.start().addr() - range.start().addr()) as usize;
+            &raw[at..at + part.bytes() as usize]
+        };
+        let batch: Batch = nonzero_runs(range, raw)
+            .into_iter()
+            .flat_map(|run| images::cut(run, self.compression.chunk_size_bytes))
+            .map(|part| (part, images::chunk_id(bytes_of(&part))))
+            .collect();
+        let ids: Vec<ChunkId> = batch.iter().map(|(_, id)| *id).collect();
+        let mut missing: HashSet<ChunkId> = self.store.find_missing(&ids)?.into_iter().collect();
+        let (mut encoded, mut places) = (Vec::new(), Vec::with_capacity(missing.len()));
+        // The same contents twice are sent once.
+        for (part, id) in batch.iter().filter(|(_, id)| missing.remove(id)) {
+            let place = self.encoder.append(bytes_of(part), &mut encoded).map_err(|error| failed(error.to_string()))?;
+            places.push((*id, place));
         }
+        let encoded = Bytes::from(encoded);
+        Ok((batch, places.into_iter().map(|(id, place)| (id, encoded.slice(place))).collect()))
     }
-    Ok(batch)
 }
 
 /// Runs of pages that are not all zero.
