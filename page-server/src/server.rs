@@ -24,6 +24,12 @@ use tonic::transport::{Identity, Server as Transport};
 /// Pause after a connection could not be accepted (no descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What a client may send before it must wait for us to read: several messages of an upload, so that it never waits for a round trip.
+/// Also what a connection that is not read from may make us hold.
+const WINDOW_BYTES: u32 = 4 << 20;
+/// Largest HTTP/2 frame taken: one message of an upload then is a few frames and not sixty-four.
+const FRAME_BYTES: u32 = 1 << 18;
+
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -63,7 +69,11 @@ impl Server {
         let service = Service::new(store, metrics.clone(), drained.clone());
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let routes = runtime.block_on(routes(service));
-        let plain = Transport::builder().max_concurrent_streams(Some(256));
+        let plain = Transport::builder()
+            .max_concurrent_streams(Some(256))
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES);
         let tls = config.tls.as_ref().map(|tls| {
             let identity = Identity::from_pem(&tls.cert_pem, &tls.key_pem);
             let server = plain.clone().tls_config(ServerTlsConfig::new().identity(identity));

@@ -161,8 +161,8 @@ impl Store for LocalStore {
     fn commit(&self, image: Bytes, name: &SnapshotName) -> Result<SnapshotId, StoreError> {
         let _names = self.for_writing()?;
         let (id, table) = crate::sent_image(&image)?;
-        if let Some(missing) = table.iter().find(|id| !self.packs.contains(id)) {
-            return Err(StoreError::MissingChunk(*missing));
+        if let Some(missing) = self.packs.first_missing(table) {
+            return Err(StoreError::MissingChunk(missing));
         }
         self.must_be_free(name)?;
         self.write_durably(&self.image_path(&id), &image)?;

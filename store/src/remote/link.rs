@@ -51,6 +51,11 @@ impl Link {
         self.channel().map(drop)
     }
 
+    /// Another connection to the same server.
+    pub(super) fn another(&self) -> Result<Self, StoreError> {
+        Self::open(&self.address, &self.options)
+    }
+
     pub(super) fn address(&self) -> String {
         self.address.to_string()
     }

@@ -1,4 +1,5 @@
-//! Chunks on their way to a server: gathered into messages, a few of which may be under way.
+//! Chunks on their way to a server: gathered into messages, a few of which may be under way. An upload has a connection of its own, so
+//! that whoever asks for missing chunks meanwhile does not wait behind megabytes.
 
 use super::link::Link;
 use crate::{StoreError, Upload};
@@ -6,7 +7,6 @@ use bytes::Bytes;
 use pages::ChunkId;
 use proto::domain::digest_bytes;
 use proto::wire::{PutBatch, StoredChunk};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,7 +21,7 @@ const BATCH_DEADLINE: Duration = Duration::from_secs(60);
 pub(super) const SYNC_DEADLINE: Duration = Duration::from_secs(300);
 
 pub(super) struct RemoteUpload {
-    link: Arc<Link>,
+    link: Link,
     batches: mpsc::Sender<PutBatch>,
     sending: tokio::task::JoinHandle<Result<(), Status>>,
     batch: PutBatch,
@@ -29,11 +29,12 @@ pub(super) struct RemoteUpload {
 }
 
 impl RemoteUpload {
-    pub(super) fn open(link: &Arc<Link>) -> Result<Self, StoreError> {
+    pub(super) fn open(link: &Link) -> Result<Self, StoreError> {
+        let link = link.another()?;
         let (batches, receiver) = mpsc::channel(BATCHES);
         let mut client = link.snapshots()?;
         let sending = link.runtime().spawn(async move { client.put_chunks(ReceiverStream::new(receiver)).await.map(drop) });
-        Ok(Self { link: link.clone(), batches, sending, batch: PutBatch::default(), batch_bytes: 0 })
+        Ok(Self { link, batches, sending, batch: PutBatch::default(), batch_bytes: 0 })
     }
 
     fn flush(&mut self) -> Result<(), StoreError> {
