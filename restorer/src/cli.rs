@@ -47,8 +47,8 @@ pub struct CheckpointArgs {
     /// Let the process go on afterwards
     #[arg(long)]
     pub leave_running: bool,
-    /// zstd level, up to 22; negative ones are faster
-    #[arg(long, default_value_t = 1, allow_negative_numbers = true)]
+    /// zstd level, 1 to 22, or a negative one, which is faster (with literals coded all the same)
+    #[arg(long, default_value_t = -8, allow_negative_numbers = true)]
     pub level: i32,
     /// Bytes of a chunk: a power of two, 4096 to 1048576
     #[arg(long, default_value_t = 16384, value_parser = chunk_size)]

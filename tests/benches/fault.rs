@@ -21,6 +21,11 @@ struct Cli {
     /// MiB of cold memory
     #[arg(long, default_value_t = 512)]
     mib: u32,
+    /// Given to the checkpoint, as --level and --chunk-size
+    #[arg(long, allow_negative_numbers = true)]
+    level: Option<String>,
+    #[arg(long)]
+    chunk_size: Option<String>,
     /// The record to write
     #[arg(long)]
     out: PathBuf,
@@ -68,7 +73,11 @@ fn main() -> Result<()> {
         "Every touched page's contents were checked.",
     ]);
     for store in [&server.store(), &embedded] {
-        defrost_tests::defrost_ok(&["checkpoint", &pid, "cold", "--leave-running", "--store", store])?;
+        let mut args = vec!["checkpoint", &pid, "cold", "--leave-running", "--store", store];
+        for (name, value) in [("--level", &cli.level), ("--chunk-size", &cli.chunk_size)] {
+            args.extend(value.iter().flat_map(|value| [name, value]));
+        }
+        defrost_tests::defrost_ok(&args)?;
     }
     victim.end()?;
     for background in [false, true] {
