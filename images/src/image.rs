@@ -63,7 +63,12 @@ impl Image {
 
     /// Read and check a file.
     pub fn parse(bytes: &[u8]) -> Result<Self, ImageError> {
-        let (id, table, manifest) = split(bytes)?;
+        Self::parse_known(bytes, digest(bytes))
+    }
+
+    /// Read and check the file of which somebody has checked already that `id` is its digest, as every store does.
+    pub fn parse_known(bytes: &[u8], id: SnapshotId) -> Result<Self, ImageError> {
+        let (table, manifest) = split(bytes)?;
         let manifest = Manifest::decode(manifest).map_err(|error| ImageError::Manifest(error.to_string()))?;
         check(&manifest, table.len() as u64)?;
         Ok(Self { id, manifest, table })
@@ -72,10 +77,16 @@ impl Image {
 
 /// Digest and chunk table of a file, without its manifest.
 pub fn parse_table(bytes: &[u8]) -> Result<(SnapshotId, Vec<ChunkId>), ImageError> {
-    split(bytes).map(|(id, table, _)| (id, table))
+    split(bytes).map(|(table, _)| (digest(bytes), table))
 }
 
-fn split(bytes: &[u8]) -> Result<(SnapshotId, Vec<ChunkId>, &[u8]), ImageError> {
+/// The id of the snapshot that has this file.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> SnapshotId {
+    SnapshotId(*blake3::hash(bytes).as_bytes())
+}
+
+fn split(bytes: &[u8]) -> Result<(Vec<ChunkId>, &[u8]), ImageError> {
     let truncated = |need: u64| ImageError::Truncated { what: "image", have: bytes.len() as u64, need };
     let header = bytes.get(..HEADER_BYTES).ok_or_else(|| truncated(HEADER_BYTES as u64))?;
     if &header[..8] != MAGIC {
@@ -108,7 +119,7 @@ fn split(bytes: &[u8]) -> Result<(SnapshotId, Vec<ChunkId>, &[u8]), ImageError> 
     }
     let (manifest, table) = body.split_at(manifest_bytes as usize);
     let table = table.chunks_exact(DIGEST_BYTES).filter_map(ChunkId::from_slice).collect();
-    Ok((SnapshotId(*blake3::hash(bytes).as_bytes()), table, manifest))
+    Ok((table, manifest))
 }
 
 /// Little-endian number at `at`; the caller has checked the length.

@@ -252,7 +252,7 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
 fn prepare(start: &Start, open: Open<'_>) -> Result<(Image, Stores), DaemonError> {
     let id: SnapshotId = start.snapshot.parse().map_err(|_| DaemonError::Request(format!("snapshot {}", start.snapshot)))?;
     let demand = open(&start.store, Class::Demand)?;
-    let image = Image::parse(&demand.image(&id)?)?;
+    let image = Image::parse_known(&demand.image(&id)?, id)?;
     let bulk = if start.background || start.eager { open(&start.store, Class::Bulk)? } else { demand.clone() };
     Ok((image, (demand, bulk)))
 }

@@ -20,6 +20,7 @@ mod threads;
 pub use error::RestoreError;
 pub use files::Stdio;
 
+use crate::phases::Phases;
 use builder::{Builder, Step};
 pub use daemon::AUTHORITY;
 use daemon::Daemon;
@@ -79,8 +80,9 @@ pub fn restore(
     store: &dyn Store,
     before_run: &mut dyn FnMut(Pid) -> Result<(), RestoreError>,
 ) -> Result<Restored, RestoreError> {
+    let mut phases = Phases::begin();
     let id = store.resolve(&request.name)?;
-    let image = Image::parse(&store.image(&id)?)?;
+    let image = Image::parse_known(&store.image(&id)?, id)?;
     let manifest = &image.manifest;
     plan::whole(manifest)?;
     plan::check_files(manifest)?;
@@ -90,9 +92,12 @@ pub fn restore(
     if !request.new_pid_namespace {
         check_free(manifest)?;
     }
+    phases.done("plan");
     let mut daemon = Daemon::start(request, &id, process.pid, plan::first_touched(manifest))?;
+    phases.done("start the pager");
     let made = files::make(manifest, request.stdio)?;
     let namespace = if request.new_pid_namespace { Some(Namespace::make()?) } else { None };
+    phases.done("make files");
     let unpinned = pin_beside_child();
     let stopped = kernel::spawn::spawn_stopped(process.pid).map_err(|error| match error {
         SpawnError::PidTaken(pid) => group_holder(pid).map_or(error.into(), |holder| RestoreError::PidTaken { pid, holder }),
@@ -103,8 +108,9 @@ pub fn restore(
         namespace.go_home()?;
     }
     let pidfd = kernel::handoff::pidfd_open(stopped.tid()).map_err(outside("open a pidfd"))?;
+    phases.done("start the process");
     let job = Job { request, store, image: &image, made: &made, namespace: namespace.as_ref(), pidfd: &pidfd };
-    let built = build(&job, &stopped, &mut daemon);
+    let built = build(&job, &stopped, &mut daemon, &mut phases);
     if let Some(mask) = unpinned {
         // Merely a matter of speed.
         let _ = sched_setaffinity(Pid::from_raw(0), &mask);
@@ -123,6 +129,7 @@ pub fn restore(
     }
     stopped.detach()?;
     daemon.leave();
+    phases.done("let it run");
     Ok(Restored { pid: child.runs(), own_pid: process.pid, nulled: made.nulled, daemon })
 }
 
@@ -153,7 +160,7 @@ struct Job<'a> {
     pidfd: &'a OwnedFd,
 }
 
-fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon) -> Step<Vec<Stopped>> {
+fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon, phases: &mut Phases) -> Step<Vec<Stopped>> {
     let Job { image, made, pidfd, .. } = *job;
     let manifest = &image.manifest;
     let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {
@@ -169,6 +176,7 @@ fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon) -> Step<Vec<Stop
     if let Some(namespace) = job.namespace {
         namespace.enter_mounts(&mut b)?;
     }
+    phases.done("workplace");
     drop_rseq(&mut b, stopped)?;
     memory::clear(&mut b)?;
     memory::map_vdso(&mut b, &manifest.regions)?;
@@ -181,13 +189,18 @@ fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon) -> Step<Vec<Stop
         let exe = made.mapped_fd(&process.exe, false).unwrap_or(-1);
         memory::set_layout(&mut b, mm, exe)?;
     }
+    phases.done("map memory");
     memory::write_eager(&proc_memory, image, &PageMap::new(image), job.store)?;
+    phases.done("write eager pages");
     shared_memory::protect(&mut b, &manifest.regions)?;
     groups(&mut b, process)?;
     descriptors(&mut b, manifest, made)?;
+    phases.done("descriptors");
     let (uffd, kept) = watch(&mut b, manifest, made, pidfd)?;
     close_the_rest(&mut b, manifest, &kept)?;
+    phases.done("watch memory");
     daemon.serve(&uffd, pidfd, &made.mailbox, job.request.eager)?;
+    phases.done("hand over");
     let place = b.put_text(&process.cwd)?;
     b.call("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
     b.call("umask", libc::SYS_umask, [u64::from(process.umask), 0, 0, 0, 0, 0])?;
@@ -209,6 +222,7 @@ fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon) -> Step<Vec<Stop
     for (stopped, thread) in others.iter().chain([stopped]).zip(manifest.threads[1..].iter().chain([leader])) {
         threads::set_registers(stopped, thread)?;
     }
+    phases.done("threads");
     Ok(others)
 }
 

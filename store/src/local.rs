@@ -95,15 +95,24 @@ impl LocalStore {
         if self.image_path(id).exists() { Ok(()) } else { Err(StoreError::MissingImage(*id)) }
     }
 
-    /// An image file and the chunks it names, checked.
-    fn read_image(&self, id: &SnapshotId) -> Result<(Bytes, Vec<ChunkId>), StoreError> {
+    /// An image file, and what `check` finds in it.
+    fn read_image<T>(
+        &self,
+        id: &SnapshotId,
+        check: impl Fn(&[u8], &SnapshotId) -> Result<T, images::ImageError>,
+    ) -> Result<(Bytes, T), StoreError> {
         let path = self.image_path(id);
         let bytes = fs::read(&path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => StoreError::MissingImage(*id),
             _ => StoreError::io(&path)(error),
         })?;
-        let table = crate::checked_image(&bytes, id).map_err(|source| StoreError::Damaged { path, source })?;
-        Ok((Bytes::from(bytes), table))
+        let found = check(&bytes, id).map_err(|source| StoreError::Damaged { path, source })?;
+        Ok((Bytes::from(bytes), found))
+    }
+
+    /// The chunks that an image file names.
+    fn table(&self, id: &SnapshotId) -> Result<Vec<ChunkId>, StoreError> {
+        self.read_image(id, crate::checked_table).map(|(_, table)| table)
     }
 
     /// Write a whole file so that it is there completely or not at all.
@@ -189,7 +198,7 @@ impl Store for LocalStore {
     }
 
     fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
-        self.read_image(id).map(|(bytes, _)| bytes)
+        self.read_image(id, crate::check_image).map(|(bytes, ())| bytes)
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
@@ -212,7 +221,7 @@ impl Store for LocalStore {
                 Err(StoreError::NotFound { .. }) => continue, // removed while we looked
                 other => other?,
             };
-            let chunks = self.read_image(&id)?.1.len() as u64;
+            let chunks = self.table(&id)?.len() as u64;
             let made = entry.metadata().and_then(|meta| meta.modified()).ok();
             let age = made.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
             found.push(SnapshotInfo { name, id, created_unix_s: age.map_or(0, |age| age.as_secs()), chunks });
@@ -235,7 +244,7 @@ impl Store for LocalStore {
         for (name, _) in self.names()? {
             let id = self.resolve(&name)?;
             if named.insert(id.to_string()) {
-                needed.extend(self.read_image(&id)?.1);
+                needed.extend(self.table(&id)?);
             }
         }
         let folder = self.dir.join("snapshots");

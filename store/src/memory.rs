@@ -1,6 +1,6 @@
 //! A store in memory: the same contract, gone with the process. For tests, and for whoever uses these crates as a library.
 
-use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set, checked_image};
+use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set, checked_table};
 use bytes::Bytes;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -41,7 +41,7 @@ impl Held {
     }
 
     fn table(&self, id: &SnapshotId) -> Result<Vec<ChunkId>, StoreError> {
-        checked_image(self.image(id)?, id).map_err(|source| StoreError::Damaged { path: PathBuf::from("memory"), source })
+        checked_table(self.image(id)?, id).map_err(|source| StoreError::Damaged { path: PathBuf::from("memory"), source })
     }
 }
 

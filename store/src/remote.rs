@@ -8,7 +8,7 @@ mod fetching;
 pub(crate) mod link;
 mod upload;
 
-use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set, checked_image};
+use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload, check_image, check_working_set};
 use bytes::Bytes;
 use fetching::Lost;
 use link::Link;
@@ -191,7 +191,7 @@ impl Store for RemoteStore {
         while let Some(piece) = self.link.call("fetching an image", pieces.message())? {
             image.extend_from_slice(&piece.data);
         }
-        checked_image(&image, id).map_err(|source| StoreError::Damaged { path: PathBuf::from(self.link.address()), source })?;
+        check_image(&image, id).map_err(|source| StoreError::Damaged { path: PathBuf::from(self.link.address()), source })?;
         Ok(Bytes::from(image))
     }
 
