@@ -20,7 +20,7 @@ use std::time::Duration;
 
 /// Where a server listens unless told: the brief's port, and nobody but this machine.
 const LISTEN: &str = "127.0.0.1:7440";
-/// Connections at once unless told. Each has a thread; a restore needs two or three.
+/// Connections at once unless told. Each has a thread; a restore needs two or three, a checkpoint two.
 const MAX_CONNECTIONS: usize = 256;
 /// How long calls under way may take to finish after SIGTERM unless told: well over the time of one upload message.
 const DRAIN: Duration = Duration::from_secs(30);
