@@ -6,6 +6,7 @@
 
 pub mod command;
 pub mod live_pager;
+pub mod netns;
 pub mod record;
 pub mod redis;
 mod server;

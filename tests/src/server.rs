@@ -21,8 +21,15 @@ impl Server {
 
     /// Start one with more to say about how.
     pub fn start_with(store: &Path, how: &[&str]) -> Result<Self> {
-        let mut command = Command::new(binary("defrost-page-server")?);
-        command.args(how).arg("--store").arg(store).stdin(Stdio::null()).stdout(Stdio::piped());
+        Self::start_through(&[], store, how)
+    }
+
+    /// The same through a program that prepares for it and then becomes it, as `nsenter` does.
+    pub fn start_through(through: &[&str], store: &Path, how: &[&str]) -> Result<Self> {
+        let program = binary("defrost-page-server")?;
+        let mut words = through.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]);
+        let mut command = Command::new(words.next().context("a program to run")?);
+        command.args(words).args(how).arg("--store").arg(store).stdin(Stdio::null()).stdout(Stdio::piped());
         command.env("RUST_LOG", "warn");
         let mut child = command.spawn()?;
         let mut line = String::new();

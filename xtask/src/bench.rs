@@ -26,6 +26,28 @@ pub enum Bench {
         #[arg(long, default_value = "512")]
         mib: String,
     },
+    /// Kill our processes and the server at random times under a program that checks every byte; a wrong one fails it
+    Torture {
+        #[arg(long, default_value = "500")]
+        kills: String,
+        /// MiB that the program checks and changes
+        #[arg(long, default_value = "1024")]
+        mib: String,
+        /// Makes the same times again; otherwise the clock does
+        #[arg(long)]
+        seed: Option<String>,
+    },
+    /// What a program reads once its pager was killed: CRIU's and ours
+    CriuKill {
+        #[arg(long, default_value = "12")]
+        kills: String,
+        /// MiB of checkable data
+        #[arg(long, default_value = "1024")]
+        mib: String,
+        /// Makes the same times again
+        #[arg(long, default_value = "1")]
+        seed: String,
+    },
     /// docs/benchmarks.md from the records
     Report,
 }
@@ -38,6 +60,15 @@ impl Bench {
                 bench("resume", &["--rounds", &rounds, "--values", &values, "--criu", &criu])?;
             }
             Self::Fault { rounds, mib } => bench("fault", &["--rounds", &rounds, "--mib", &mib])?,
+            Self::Torture { kills, mib, seed } => {
+                let seed = seed.iter().flat_map(|seed| ["--seed", seed.as_str()]);
+                let args: Vec<&str> = ["--kills", &kills, "--mib", &mib].into_iter().chain(seed).collect();
+                bench("torture", &args)?;
+            }
+            Self::CriuKill { kills, mib, seed } => {
+                let criu = criu::program()?.display().to_string();
+                bench("criu-kill", &["--kills", &kills, "--mib", &mib, "--seed", &seed, "--criu", &criu])?;
+            }
             Self::Report => {}
         }
         report::write()

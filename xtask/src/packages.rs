@@ -6,13 +6,14 @@ use std::path::Path;
 use std::process::Command;
 
 /// Each with the file that tells whether it is there.
-const PACKAGES: [(&str, &str); 6] = [
+const PACKAGES: [(&str, &str); 7] = [
     ("redis-server", "/usr/bin/redis-server"),
     ("python3", "/usr/bin/python3"),
     ("gcc", "/usr/bin/cc"),
     ("g++", "/usr/bin/c++"), // the fuzzer's run time
     ("libc6-dev", "/usr/include/stdio.h"),
     ("util-linux", "/usr/bin/setpriv"),
+    ("iproute2", "/usr/sbin/tc"),
 ];
 
 /// Install what is missing, and say so.

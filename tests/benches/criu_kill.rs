@@ -1,0 +1,298 @@
+//! What a program reads once the process that brings its memory was killed: `criu lazy-pages` and defrost's pager, in turn.
+//!
+//! A python3 program holds data that can be computed again: objects, and pages of a mapping. Restored, it compares them in random
+//! order from its first moment on. Some time within the first half second after the restore its pager is killed, and the
+//! program's next words are waited for: `right` once it compared everything that it has after the kill, `wrong` at the first
+//! difference; or it dies. Whoever is silent for [`SILENCE`] waits for its memory.
+//!
+//! A wrong byte under defrost fails the bench. What CRIU's program reads is written down as it is found.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Parser;
+use defrost_tests::live_pager::pager_of;
+use defrost_tests::record::{Record, Table};
+use defrost_tests::watched::Running;
+use defrost_tests::{Victim, binary, eventually, need_root};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+#[derive(Parser)]
+struct Cli {
+    /// Kills of each
+    #[arg(long, default_value_t = 12)]
+    kills: usize,
+    /// MiB of checkable data
+    #[arg(long, default_value_t = 1024)]
+    mib: usize,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// CRIU's program
+    #[arg(long)]
+    criu: PathBuf,
+    /// The record to write
+    #[arg(long)]
+    out: PathBuf,
+    /// What cargo says to every bench
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// A pager is killed within this time after the restore.
+const WITHIN: Duration = Duration::from_millis(500);
+/// A program that has said nothing for so long waits: one that has its memory compares all of it several times meanwhile.
+const SILENCE: Duration = Duration::from_secs(45);
+
+/// Half of the data are objects, which Python follows pointers of, and half are pages that only their bytes matter of. Nothing is held
+/// open: its log is opened for each line. A pass is over when everything was compared since it began.
+const PROGRAM: &str = r#"
+import hashlib, mmap, os, sys, time
+MIB = int(os.environ.get('DEFROST_TESTED_MIB', '64'))
+COUNT, SIZE = MIB * 128, 4096
+def expected(n, size):
+    return hashlib.shake_128(n.to_bytes(8, 'little')).digest(size)
+objects = [expected(n, SIZE - 64) for n in range(COUNT)]
+pages = mmap.mmap(-1, COUNT * SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for n in range(COUNT):
+    pages[n * SIZE:(n + 1) * SIZE] = expected(COUNT + n, SIZE)
+def tell(line):
+    with open('log', 'a') as log:
+        log.write(f'{line} {time.time_ns()}\n')
+def wrong(what, found):
+    tell(f'wrong {what} {"zeros" if not any(found) else "other"}')
+    os._exit(3)
+with open('ready', 'w'):
+    pass
+while not os.path.exists('go'):
+    time.sleep(0.002)
+tell('runs')
+at = 0
+while True:
+    for _ in range(COUNT):
+        at = (at * 1103515245 + 12345) % (1 << 62)
+        n = (at >> 16) % COUNT
+        found = objects[n]
+        if found != expected(n, SIZE - 64):
+            wrong('object', found)
+        n = (at >> 30) % COUNT
+        found = pages[n * SIZE:(n + 1) * SIZE]
+        if found != expected(COUNT + n, SIZE):
+            wrong('page', found)
+    # What chance left out.
+    for n in range(COUNT):
+        if objects[n] != expected(n, SIZE - 64):
+            wrong('object', objects[n])
+        found = pages[n * SIZE:(n + 1) * SIZE]
+        if found != expected(COUNT + n, SIZE):
+            wrong('page', found)
+    tell('right')
+"#;
+
+/// What the program was found to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It compared everything after the kill.
+    Right,
+    /// It found something else than it had.
+    Wrong(String),
+    /// It was ended, by what is not known: it is not our child.
+    Died,
+    /// Neither, for [`SILENCE`].
+    Waits,
+    /// All was there before the kill.
+    Whole,
+}
+
+impl Outcome {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Right => "everything right",
+            Self::Wrong(_) => "wrong bytes read",
+            Self::Died => "crashed",
+            Self::Waits => "waits for its memory",
+            Self::Whole => "all was there before the kill",
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    need_root()?;
+    let cli = Cli::parse();
+    let work = tempfile::tempdir()?;
+    let (store, images) = (work.path().join("store").display().to_string(), work.path().join("criu"));
+    std::fs::create_dir(&images)?;
+    let (mut defrost, mut criu) = (Command::new(binary("defrost")?), Command::new(&cli.criu));
+    defrost.arg("--version");
+    criu.arg("--version");
+    let command = format!("cargo xtask bench criu-kill --kills {} --mib {} --seed {}", cli.kills, cli.mib, cli.seed);
+    let title = "What a program reads once its pager was killed, beside CRIU";
+    let mut record = Record::new(title, command, work.path(), &[defrost, criu])?;
+
+    let mut victim = Victim::python(&PROGRAM.replace("'64'", &format!("'{}'", cli.mib)))?;
+    let ready = victim.folder().join("ready");
+    eventually("the program has made its data", || ready.exists()).with_context(|| victim.output())?;
+    let pid = victim.pid().to_string();
+    defrost_tests::defrost_ok(&["checkpoint", &pid, "data", "--leave-running", "--store", &store])?;
+    let mut dump = Command::new(&cli.criu);
+    dump.args(["dump", "--tree", &pid, "--log-file", "dump.log", "--images-dir"]).arg(&images);
+    Running::start(dump)?.ended().context("CRIU's dump")?;
+    victim.end()?;
+
+    let mut random = fastrand::Rng::with_seed(cli.seed);
+    let mut outcomes = Table::new("What became of the program", "kills");
+    let mut times = Table::new("From the kill until the first wrong byte was read or the program had crashed", "ms");
+    let mut at = Table::new("When the pager was killed, counted from the restore command's end", "ms");
+    let mut found: Vec<(&str, Outcome)> = Vec::new();
+    for round in 1..=cli.kills {
+        let after = Duration::from_micros(random.u64(..WITHIN.as_micros() as u64));
+        for name in [CRIU, DEFROST] {
+            std::fs::write(victim.folder().join("log"), "")?;
+            std::fs::write(victim.folder().join("go"), "")?;
+            let mut pager = if name == CRIU { criu_restore(&cli.criu, &images)? } else { defrost_restore(&victim, &store)? };
+            std::thread::sleep(after);
+            let whole = pager.has_done()?;
+            let killed_at = SystemTime::now().duration_since(UNIX_EPOCH)?;
+            pager.kill()?;
+            let (outcome, took) = if whole { (Outcome::Whole, None) } else { next_words(&victim, killed_at)? };
+            println!(
+                "kill {round}, {name}, after {after:.1?}: {outcome:?}{}",
+                took.map_or_else(String::new, |took| format!(" after {took:.1?}"))
+            );
+            at.add(name, after.as_secs_f64() * 1e3);
+            took.into_iter().for_each(|took| times.add(name, took.as_secs_f64() * 1e3));
+            found.push((name, outcome));
+            victim.end()?;
+            drop(pager);
+        }
+    }
+    for name in [CRIU, DEFROST] {
+        for kind in [Outcome::Right, Outcome::Waits, Outcome::Wrong(String::new()), Outcome::Died, Outcome::Whole] {
+            let count = found.iter().filter(|(who, outcome)| *who == name && outcome.name() == kind.name()).count();
+            outcomes.add(&format!("{name}: {}", kind.name()), count as f64);
+        }
+    }
+    record.conditions(&[
+        &format!(
+            "A python3 program with {} MiB of data, half as objects and half as pages of one mapping, compares them in random order from \
+             its first moment on.",
+            cli.mib
+        ),
+        &format!("{} kills (SIGKILL) of each, in turn and at the same random times, of the process that brings the memory.", cli.kills),
+        "Both have their images on the same disk, read into the page cache by what went before. CRIU: restore --lazy-pages with \
+         lazy-pages; defrost: restore with background fill, embedded store; only the pager is killed.",
+        &format!(
+            "A crash is the end of the program without a word: pointers read as zeros. It waits if it has said nothing within {} s.",
+            SILENCE.as_secs()
+        ),
+        &wrongs(&found),
+    ]);
+    record.tables.extend([outcomes, times, at]);
+    record.write(&cli.out)?;
+    let ours = found.iter().filter(|(who, outcome)| *who == DEFROST && matches!(outcome, Outcome::Wrong(_) | Outcome::Died)).count();
+    ensure!(ours == 0, "defrost's program read something wrong or crashed {ours} times");
+    Ok(())
+}
+
+const CRIU: &str = "CRIU, lazy-pages killed";
+const DEFROST: &str = "defrost, pager killed";
+
+/// What was wrong, in a sentence.
+fn wrongs(found: &[(&str, Outcome)]) -> String {
+    let all: Vec<&str> =
+        found.iter().filter_map(|(_, outcome)| if let Outcome::Wrong(what) = outcome { Some(what.as_str()) } else { None }).collect();
+    if all.is_empty() {
+        "No program had the time to say what was wrong.".to_owned()
+    } else {
+        format!("Wrong bytes were found in: {}.", all.join(", "))
+    }
+}
+
+/// Whoever brings the memory.
+enum Bringer {
+    Daemon(Child),
+    Pager(u32),
+}
+
+impl Bringer {
+    /// Whether everything was brought already.
+    fn has_done(&mut self) -> Result<bool> {
+        match self {
+            Self::Daemon(child) => Ok(child.try_wait()?.is_some()),
+            Self::Pager(_) => Ok(false), // its end tells nothing: it stays to answer
+        }
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        match self {
+            Self::Daemon(child) => Ok(child.kill()?),
+            Self::Pager(pid) => Ok(kill(Pid::from_raw(*pid as i32), Signal::SIGKILL)?),
+        }
+    }
+}
+
+impl Drop for Bringer {
+    fn drop(&mut self) {
+        if let Self::Daemon(child) = self {
+            let _ = child.kill(); // ended already is as well
+            let _ = child.wait();
+        }
+    }
+}
+
+fn criu_restore(criu: &Path, images: &Path) -> Result<Bringer> {
+    let said = images.join("lazy-pages.said");
+    let mut daemon = Command::new(criu);
+    // It writes one byte when it listens.
+    daemon.args(["lazy-pages", "--status-fd", "1", "--log-file", "lazy.log", "--images-dir"]).arg(images);
+    let daemon = daemon.stdin(Stdio::null()).stdout(std::fs::File::create(&said)?).spawn()?;
+    let daemon = Bringer::Daemon(daemon);
+    eventually("CRIU's lazy-pages daemon is ready", || said.metadata().is_ok_and(|meta| meta.len() > 0))?;
+    let mut restore = Command::new(criu);
+    restore.args(["restore", "--restore-detached", "--lazy-pages", "--log-file", "restore.log", "--images-dir"]).arg(images);
+    Running::start(restore)?.ended().context("CRIU's restore")?;
+    Ok(daemon)
+}
+
+fn defrost_restore(victim: &Victim, store: &str) -> Result<Bringer> {
+    defrost_tests::restore(victim, "data", store)?;
+    Ok(Bringer::Pager(pager_of(victim.pid())?))
+}
+
+/// What the program says or does after the kill, and for a wrong end how long after.
+fn next_words(victim: &Victim, killed_at: Duration) -> Result<(Outcome, Option<Duration>)> {
+    let (log, stat) = (victim.folder().join("log"), PathBuf::from(format!("/proc/{}/stat", victim.pid())));
+    let begun = Instant::now();
+    let mut passes = None;
+    loop {
+        // Before the log is read: what it said last is there then.
+        let gone = std::fs::read_to_string(&stat)
+            .map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        let lines = std::fs::read_to_string(&log)?;
+        if let Some(line) = lines.lines().find(|line| line.starts_with("wrong ")) {
+            let (what, at) = line.rsplit_once(' ').context("a line of the log has a time")?;
+            let at = Duration::from_nanos(at.parse()?);
+            // Before the kill it would be another kind of defect.
+            ensure!(at >= killed_at, "{line} before the kill");
+            return Ok((Outcome::Wrong(what.trim_start_matches("wrong ").to_owned()), Some(at - killed_at)));
+        }
+        // The pass that was under way at the kill, and a whole one.
+        let right = lines.lines().filter(|line| line.starts_with("right ")).count();
+        if right >= *passes.get_or_insert(right) + 2 {
+            return Ok((Outcome::Right, None));
+        }
+        if gone {
+            return Ok((Outcome::Died, Some(now.saturating_sub(killed_at))));
+        }
+        if begun.elapsed() > SILENCE {
+            // Late it may be, but it must be there.
+            if !stat.exists() {
+                bail!("process {} is gone", victim.pid());
+            }
+            return Ok((Outcome::Waits, None));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
