@@ -7,13 +7,14 @@
 //!
 //! A wrong byte under defrost fails the bench. What CRIU's program reads is written down as it is found.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use defrost_tests::live_pager::pager_of;
 use defrost_tests::record::{Record, Table};
 use defrost_tests::watched::Running;
 use defrost_tests::{Victim, binary, eventually, need_root};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -97,8 +98,8 @@ enum Outcome {
     Right,
     /// It found something else than it had.
     Wrong(String),
-    /// It was ended, by what is not known: it is not our child.
-    Died,
+    /// It crashed: how.
+    Died(String),
     /// Neither, for [`SILENCE`].
     Waits,
     /// All was there before the kill.
@@ -110,7 +111,7 @@ impl Outcome {
         match self {
             Self::Right => "everything right",
             Self::Wrong(_) => "wrong bytes read",
-            Self::Died => "crashed",
+            Self::Died(_) => "crashed",
             Self::Waits => "waits for its memory",
             Self::Whole => "all was there before the kill",
         }
@@ -119,6 +120,8 @@ impl Outcome {
 
 fn main() -> Result<()> {
     need_root()?;
+    // The restored programs become our children, so that we are told how they end.
+    nix::sys::prctl::set_child_subreaper(true)?;
     let cli = Cli::parse();
     let work = tempfile::tempdir()?;
     let (store, images) = (work.path().join("store").display().to_string(), work.path().join("criu"));
@@ -163,12 +166,12 @@ fn main() -> Result<()> {
             at.add(name, after.as_secs_f64() * 1e3);
             took.into_iter().for_each(|took| times.add(name, took.as_secs_f64() * 1e3));
             found.push((name, outcome));
-            victim.end()?;
+            end(&mut victim)?;
             drop(pager);
         }
     }
     for name in [CRIU, DEFROST] {
-        for kind in [Outcome::Right, Outcome::Waits, Outcome::Wrong(String::new()), Outcome::Died, Outcome::Whole] {
+        for kind in [Outcome::Right, Outcome::Waits, Outcome::Wrong(String::new()), Outcome::Died(String::new()), Outcome::Whole] {
             let count = found.iter().filter(|(who, outcome)| *who == name && outcome.name() == kind.name()).count();
             outcomes.add(&format!("{name}: {}", kind.name()), count as f64);
         }
@@ -190,7 +193,7 @@ fn main() -> Result<()> {
     ]);
     record.tables.extend([outcomes, times, at]);
     record.write(&cli.out)?;
-    let ours = found.iter().filter(|(who, outcome)| *who == DEFROST && matches!(outcome, Outcome::Wrong(_) | Outcome::Died)).count();
+    let ours = found.iter().filter(|(who, outcome)| *who == DEFROST && matches!(outcome, Outcome::Wrong(_) | Outcome::Died(_))).count();
     ensure!(ours == 0, "defrost's program read something wrong or crashed {ours} times");
     Ok(())
 }
@@ -198,15 +201,28 @@ fn main() -> Result<()> {
 const CRIU: &str = "CRIU, lazy-pages killed";
 const DEFROST: &str = "defrost, pager killed";
 
-/// What was wrong, in a sentence.
+/// How programs crashed and what they found, in a sentence.
 fn wrongs(found: &[(&str, Outcome)]) -> String {
-    let all: Vec<&str> =
-        found.iter().filter_map(|(_, outcome)| if let Outcome::Wrong(what) = outcome { Some(what.as_str()) } else { None }).collect();
+    let all: Vec<&str> = found
+        .iter()
+        .filter_map(|(_, outcome)| match outcome {
+            Outcome::Wrong(what) | Outcome::Died(what) => Some(what.as_str()),
+            _ => None,
+        })
+        .collect();
     if all.is_empty() {
-        "No program had the time to say what was wrong.".to_owned()
+        "No program found anything wrong, and none crashed.".to_owned()
     } else {
-        format!("Wrong bytes were found in: {}.", all.join(", "))
+        format!("Wrong, one by one: {}.", all.join(", "))
     }
+}
+
+/// End the program and take its status: as subreaper we inherit it.
+fn end(victim: &mut Victim) -> Result<()> {
+    let pid = Pid::from_raw(victim.pid() as i32);
+    let _ = kill(pid, Signal::SIGKILL); // crashed already is as well
+    let _ = waitpid(pid, None);
+    victim.end()
 }
 
 /// Whoever brings the memory.
@@ -262,13 +278,16 @@ fn defrost_restore(victim: &Victim, store: &str) -> Result<Bringer> {
 
 /// What the program says or does after the kill, and for a wrong end how long after.
 fn next_words(victim: &Victim, killed_at: Duration) -> Result<(Outcome, Option<Duration>)> {
-    let (log, stat) = (victim.folder().join("log"), PathBuf::from(format!("/proc/{}/stat", victim.pid())));
+    let (log, pid) = (victim.folder().join("log"), Pid::from_raw(victim.pid() as i32));
     let begun = Instant::now();
     let mut passes = None;
     loop {
         // Before the log is read: what it said last is there then.
-        let gone = std::fs::read_to_string(&stat)
-            .map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])));
+        let ended = match waitpid(pid, Some(WaitPidFlag::WNOHANG))? {
+            WaitStatus::StillAlive => None,
+            WaitStatus::Signaled(_, signal, _) => Some(signal.to_string()),
+            other => Some(format!("{other:?}")),
+        };
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         let lines = std::fs::read_to_string(&log)?;
         if let Some(line) = lines.lines().find(|line| line.starts_with("wrong ")) {
@@ -283,14 +302,10 @@ fn next_words(victim: &Victim, killed_at: Duration) -> Result<(Outcome, Option<D
         if right >= *passes.get_or_insert(right) + 2 {
             return Ok((Outcome::Right, None));
         }
-        if gone {
-            return Ok((Outcome::Died, Some(now.saturating_sub(killed_at))));
+        if let Some(how) = ended {
+            return Ok((Outcome::Died(how), Some(now.saturating_sub(killed_at))));
         }
         if begun.elapsed() > SILENCE {
-            // Late it may be, but it must be there.
-            if !stat.exists() {
-                bail!("process {} is gone", victim.pid());
-            }
             return Ok((Outcome::Waits, None));
         }
         std::thread::sleep(Duration::from_millis(1));

@@ -30,8 +30,16 @@ pub fn defrost_through(through: &[&str], args: &[&str]) -> Result<Output> {
     run(&new_mark(), through, args)
 }
 
+/// Run a given copy of `defrost` to its end; everything it starts carries `mark`.
+pub fn defrost_marked(mark: &str, program: &Path, args: &[&str]) -> Result<Output> {
+    run_program(program, mark, &[], args)
+}
+
 fn run(mark: &str, through: &[&str], args: &[&str]) -> Result<Output> {
-    let program = binary("defrost")?;
+    run_program(&binary("defrost")?, mark, through, args)
+}
+
+fn run_program(program: &Path, mark: &str, through: &[&str], args: &[&str]) -> Result<Output> {
     let mut words = through.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]);
     let mut command = Command::new(words.next().context("a program to run")?);
     // Not through pipes: a detached restore's daemon may keep its standard error.

@@ -5,11 +5,13 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod guarded;
 pub mod live_pager;
 pub mod netns;
 pub mod record;
 pub mod redis;
 mod server;
+pub mod storm;
 mod victim;
 pub mod watched;
 

@@ -1,0 +1,176 @@
+//! A lazily restored process and those of ours that serve it: who they are, killing them, having the process adopted, and what may be
+//! left of them.
+//!
+//! Everything that one value starts carries a mark of its own in its environment, so that its processes are told from all others.
+//! With its value the process ends, and everything of ours that is left.
+
+use crate::command::{defrost_marked, marked, new_mark};
+use crate::{PATIENCE, Victim, binary, eventually};
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What tests look at in `defrost status PID --json`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    /// `lazy`, `waiting`, `resident`, `failed`, `unattended`.
+    pub state: String,
+    /// Bytes still to come.
+    pub missing_bytes: u64,
+    /// Faults answered with contents.
+    #[serde(default)]
+    pub demand_faults: u64,
+    /// How often another pager took over.
+    #[serde(default)]
+    pub adopted: u64,
+    /// What last went wrong.
+    pub last_error: Option<String>,
+    /// Who answers faults.
+    pub pager_pid: Option<u32>,
+    /// Who starts another when that one dies.
+    pub supervisor_pid: Option<u32>,
+}
+
+/// How a restore came to be served again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// By those of ours that were left.
+    ByItself,
+    /// None was left: it was adopted.
+    Adopted,
+}
+
+/// The process and its mark.
+#[derive(Debug)]
+pub struct Guarded {
+    pid: u32,
+    mark: String,
+    program: PathBuf,
+}
+
+impl Guarded {
+    /// Restore a victim lazily.
+    pub fn restore(victim: &Victim, name: &str, store: &str, how: &[&str]) -> Result<Self> {
+        Self::restore_by(binary("defrost")?, victim, name, store, how)
+    }
+
+    /// Restore it by a copy of `defrost`.
+    pub fn restore_by(program: PathBuf, victim: &Victim, name: &str, store: &str, how: &[&str]) -> Result<Self> {
+        let guarded = Self { pid: victim.pid(), mark: new_mark(), program };
+        guarded.ok(&[&["restore", name, "--store", store, "--detach"], how].concat())?;
+        Ok(guarded)
+    }
+
+    fn ok(&self, args: &[&str]) -> Result<String> {
+        let output = defrost_marked(&self.mark, &self.program, args)?;
+        ensure!(output.status.success(), "defrost {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim_end());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Where it stands.
+    pub fn status(&self) -> Result<Status> {
+        let json = self.ok(&["status", &self.pid.to_string(), "--json"])?;
+        serde_json::from_str(&json).with_context(|| format!("status of {}: {json}", self.pid))
+    }
+
+    /// Those of ours that live.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        marked(&self.mark).into_iter().filter(|pid| *pid != self.pid && !is_zombie(*pid)).collect()
+    }
+
+    /// Kill one of ours; false if it is not there any more.
+    pub fn kill_one(&self, pid: u32) -> Result<bool> {
+        if !self.processes().contains(&pid) {
+            return Ok(false);
+        }
+        match kill(Pid::from_raw(pid as i32), Signal::SIGKILL) {
+            Ok(()) => Ok(true),
+            Err(Errno::ESRCH) => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("kill process {pid}")),
+        }
+    }
+
+    /// Kill all of ours, those too that are started meanwhile, until none is left.
+    pub fn kill_all(&self) -> Result<()> {
+        let mut killed = 0;
+        eventually("all of ours are dead", || {
+            let living = self.processes();
+            killed += living.iter().filter(|pid| kill(Pid::from_raw(**pid as i32), Signal::SIGKILL).is_ok()).count();
+            living.is_empty()
+        })?;
+        ensure!(killed > 0, "none of ours was there to be killed");
+        Ok(())
+    }
+
+    /// Have it adopted.
+    pub fn adopt(&self) -> Result<()> {
+        self.ok(&["pager", "--adopt", &self.pid.to_string()]).map(drop)
+    }
+
+    /// Wait until it is served again, however that comes about; adopts it where none of ours is left.
+    pub fn recovered(&self) -> Result<Recovery> {
+        let begun = Instant::now();
+        loop {
+            // Twice: a dying supervisor's heir may not have been there yet.
+            if self.processes().is_empty() && self.processes().is_empty() {
+                self.adopt()?;
+                return Ok(Recovery::Adopted);
+            }
+            let last = self.status();
+            if let Ok(Status { pager_pid: Some(pager), .. }) = &last
+                && self.processes().contains(pager)
+            {
+                return Ok(Recovery::ByItself);
+            }
+            ensure!(begun.elapsed() < PATIENCE, "process {} is not served again within {PATIENCE:?}: {last:?}", self.pid);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Files in the runtime directory that are about this process.
+    #[must_use]
+    pub fn runtime_files(&self) -> Vec<String> {
+        let number = self.pid.to_string();
+        let entries = std::fs::read_dir("/run/defrost").into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.strip_prefix(&number).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))).collect()
+    }
+
+    /// The process has ended: no process of ours and no file is left, after a moment to notice.
+    pub fn left_nothing(&self) -> Result<()> {
+        eventually("none of ours is left after the process's end", || self.processes().is_empty())
+            .with_context(|| format!("processes {:?}", self.processes()))?;
+        eventually("no runtime file is left after the process's end", || self.runtime_files().is_empty())
+            .with_context(|| format!("files {:?}", self.runtime_files()))
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // It may have ended, and usually has. Unless it failed, nothing more is to be done.
+        let _ = kill(Pid::from_raw(self.pid as i32), Signal::SIGKILL);
+        let begun = Instant::now();
+        while !self.processes().is_empty() && begun.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for pid in self.processes() {
+            eprintln!("process {pid} of a restore is left: ending it");
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL); // ended this moment is as well
+        }
+        for name in self.runtime_files() {
+            eprintln!("{name} of a restore is left: removing it");
+            let path = Path::new("/run/defrost").join(name);
+            let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path)); // removed this moment is as well
+        }
+    }
+}
+
+fn is_zombie(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
+}
