@@ -22,8 +22,8 @@ const PAGES: u64 = MIB * 256;
 struct Stepper {
     victim: Victim,
     store: String,
+    /// Steps that were told.
     told: usize,
-    /// What was told so far, to say it to the next restore of a victim that begins anew.
     _folder: TempDir,
     server: Option<Server>,
 }
@@ -80,7 +80,8 @@ impl Stepper {
         let begun = Instant::now();
         let wchan = format!("/proc/{pid}/wchan");
         let reading = || std::fs::read_to_string(&wchan).is_ok_and(|place| place.contains("userfault"));
-        eventually("the thread waits for its page", reading).with_context(|| std::fs::read_to_string(&wchan).unwrap_or_default())?;
+        let went_on = || self.has_done() || self.victim.folder().join("verdict").exists();
+        eventually("the thread waits for its page", || reading() || went_on())?;
         while begun.elapsed() < WATCHED {
             let verdict = std::fs::read_to_string(self.victim.folder().join("verdict"));
             ensure!(verdict.is_err() && !self.has_done(), "it went on without its memory: {verdict:?}");
