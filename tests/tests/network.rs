@@ -29,6 +29,9 @@ struct Status {
     last_error: Option<String>,
 }
 
+/// MiB of the victims.
+const MIB: u32 = 48;
+
 /// A process in a snapshot on one end, to be restored on the other.
 struct Apart {
     // In the order of their ends: the process first, the cable last.
@@ -39,9 +42,11 @@ struct Apart {
 }
 
 impl Apart {
-    /// Freeze the victim `memory` with so many MiB.
+    /// Freeze the victim `memory` with so many MiB, which take some seconds on their way back: time to do something to them.
     fn new(mib: u32) -> Result<Self> {
-        Self::of("memory", mib)
+        let apart = Self::of("memory", mib)?;
+        apart.cable.limit(Side::Server, "150mbit", "256kb", "400ms")?;
+        Ok(apart)
     }
 
     fn of(source: &str, mib: u32) -> Result<Self> {
@@ -119,7 +124,7 @@ const BOTH: [&[&str]; 2] = [&[], &["--no-background"]];
 
 #[test]
 fn a_cut_of_seconds_is_waited_out() -> Result<()> {
-    let mut apart = Apart::new(96)?;
+    let mut apart = Apart::new(MIB)?;
     for how in BOTH {
         for side in [Side::Server, Side::Process] {
             apart.meanwhile(how, |apart| {
@@ -135,7 +140,7 @@ fn a_cut_of_seconds_is_waited_out() -> Result<()> {
 /// The server dies and comes back while the cable is out: the process's end of the connection is open, the other knows nothing of it.
 #[test]
 fn a_half_open_connection_is_given_up() -> Result<()> {
-    let mut apart = Apart::new(96)?;
+    let mut apart = Apart::new(MIB)?;
     for how in BOTH {
         apart.meanwhile(how, |apart| {
             apart.cable.plug(Side::Process, false)?;
@@ -152,7 +157,7 @@ fn a_half_open_connection_is_given_up() -> Result<()> {
 /// Connections stay open and nothing comes: first for less than any deadline, then for longer.
 #[test]
 fn a_stall_without_a_reset_is_waited_out() -> Result<()> {
-    let mut apart = Apart::new(96)?;
+    let mut apart = Apart::new(MIB)?;
     for (how, seconds) in [(BOTH[0], 3), (BOTH[1], 3), (BOTH[0], 15), (BOTH[1], 15)] {
         apart.meanwhile(how, |apart| {
             let server = Pid::from_raw(apart.server()?.pid() as i32);
@@ -179,7 +184,7 @@ fn a_link_of_one_megabit_a_second_brings_everything() -> Result<()> {
 
 #[test]
 fn a_server_that_is_killed_and_started_again_goes_on() -> Result<()> {
-    let mut apart = Apart::new(96)?;
+    let mut apart = Apart::new(MIB)?;
     for how in BOTH {
         apart.meanwhile(how, |apart| {
             for round in 0..4 {
@@ -199,7 +204,7 @@ fn a_server_that_is_killed_and_started_again_goes_on() -> Result<()> {
 /// Drained, and another process takes over store and address.
 #[test]
 fn another_server_on_the_same_store_goes_on() -> Result<()> {
-    let mut apart = Apart::new(96)?;
+    let mut apart = Apart::new(MIB)?;
     for how in BOTH {
         apart.meanwhile(how, |apart| {
             let first = apart.server()?.pid();
@@ -226,7 +231,8 @@ struct State {
     /// One bit of so many bytes on average; 0: none.
     one_in: AtomicU64,
     flipped: AtomicU64,
-    passed: AtomicU64,
+    /// Connections since bits were last let alone.
+    connections: AtomicU64,
     stop: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
 }
@@ -241,7 +247,7 @@ impl FlippingProxy {
             seed: zero(),
             one_in: zero(),
             flipped: zero(),
-            passed: zero(),
+            connections: zero(),
             stop: AtomicBool::new(false),
             open: Mutex::default(),
         });
@@ -266,6 +272,9 @@ impl FlippingProxy {
     fn flip(&self, seed: u64, one_in: u64) {
         self.state.seed.store(seed, Ordering::Relaxed);
         self.state.one_in.store(one_in, Ordering::Relaxed);
+        if one_in == 0 {
+            self.state.connections.store(0, Ordering::Relaxed);
+        }
     }
 
     fn flipped(&self) -> u64 {
@@ -275,6 +284,7 @@ impl FlippingProxy {
 
 impl State {
     fn connect(state: &Arc<Self>, client: TcpStream) -> Result<()> {
+        let connection = state.connections.fetch_add(1, Ordering::Relaxed);
         let server = TcpStream::connect(state.upstream)?;
         state.open.lock().unwrap_or_else(PoisonError::into_inner).extend([client.try_clone()?, server.try_clone()?]);
         for (number, (from, to)) in [(client.try_clone()?, server.try_clone()?), (server, client)].into_iter().enumerate() {
@@ -282,7 +292,7 @@ impl State {
             let state = state.clone();
             std::thread::spawn(move || {
                 // A broken stream ends both ways, as it would without us.
-                let _ = state.pass(&from, &to, number as u64);
+                let _ = state.pass(&from, &to, connection * 2 + number as u64);
                 let _ = from.shutdown(Shutdown::Both);
                 let _ = to.shutdown(Shutdown::Both);
             });
@@ -300,9 +310,7 @@ impl State {
             }
             let one_in = self.one_in.load(Ordering::Relaxed);
             if one_in > 0 {
-                let random = random.get_or_insert_with(|| {
-                    fastrand::Rng::with_seed(self.seed.load(Ordering::Relaxed) * 1000 + self.passed.load(Ordering::Relaxed) % 997 * 2 + way)
-                });
+                let random = random.get_or_insert_with(|| fastrand::Rng::with_seed(self.seed.load(Ordering::Relaxed) << 32 | way));
                 for byte in &mut buffer[..count] {
                     if random.u64(..one_in) == 0 {
                         *byte ^= 1 << random.u8(..8);
@@ -311,7 +319,6 @@ impl State {
                 }
             }
             to.write_all(&buffer[..count])?;
-            self.passed.fetch_add(count as u64, Ordering::Relaxed);
         }
     }
 }
