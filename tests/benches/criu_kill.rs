@@ -5,6 +5,8 @@
 //! program's next words are waited for: `right` once it compared everything that it has after the kill, `wrong` at the first
 //! difference; or it dies. Whoever is silent for [`SILENCE`] waits for its memory.
 //!
+//! A C program (`victims/memory.c`) compares plain memory once: it has few pointers to crash by, and says what it found.
+//!
 //! A wrong byte under defrost fails the bench. What CRIU's program reads is written down as it is found.
 
 use anyhow::{Context as _, Result, ensure};
@@ -44,9 +46,9 @@ struct Cli {
 /// A pager is killed within this time after the restore.
 const WITHIN: Duration = Duration::from_millis(500);
 /// A program that has said nothing for so long waits: one that has its memory compares all of it several times meanwhile.
-const SILENCE: Duration = Duration::from_secs(45);
+const SILENCE: Duration = Duration::from_secs(30);
 
-/// Half of the data are objects, which Python follows pointers of, and half are pages that only their bytes matter of. Nothing is held
+/// The program that crashes rather than notices: half of the data are objects, which Python follows pointers of, and half are pages that only their bytes matter of. Nothing is held
 /// open: its log is opened for each line. A pass is over when everything was compared since it began.
 const PROGRAM: &str = r#"
 import hashlib, mmap, os, sys, time
@@ -124,8 +126,7 @@ fn main() -> Result<()> {
     nix::sys::prctl::set_child_subreaper(true)?;
     let cli = Cli::parse();
     let work = tempfile::tempdir()?;
-    let (store, images) = (work.path().join("store").display().to_string(), work.path().join("criu"));
-    std::fs::create_dir(&images)?;
+    let store = work.path().join("store").display().to_string();
     let (mut defrost, mut criu) = (Command::new(binary("defrost")?), Command::new(&cli.criu));
     defrost.arg("--version");
     criu.arg("--version");
@@ -133,56 +134,69 @@ fn main() -> Result<()> {
     let title = "What a program reads once its pager was killed, beside CRIU";
     let mut record = Record::new(title, command, work.path(), &[defrost, criu])?;
 
-    let mut victim = Victim::python(&PROGRAM.replace("'64'", &format!("'{}'", cli.mib)))?;
-    let ready = victim.folder().join("ready");
-    eventually("the program has made its data", || ready.exists()).with_context(|| victim.output())?;
-    let pid = victim.pid().to_string();
-    defrost_tests::defrost_ok(&["checkpoint", &pid, "data", "--leave-running", "--store", &store])?;
-    let mut dump = Command::new(&cli.criu);
-    dump.args(["dump", "--tree", &pid, "--log-file", "dump.log", "--images-dir"]).arg(&images);
-    Running::start(dump)?.ended().context("CRIU's dump")?;
-    victim.end()?;
+    let python = Victim::python(&PROGRAM.replace("'64'", &format!("'{}'", cli.mib)))?;
+    let ready = python.folder().join("ready");
+    eventually("the program has made its data", || ready.exists()).with_context(|| python.output())?;
+    let mut programs = [(PYTHON, python), (C, Victim::c("memory", &[&cli.mib.to_string()])?)];
+    for (program, victim) in &mut programs {
+        let (pid, images) = (victim.pid().to_string(), work.path().join(*program));
+        std::fs::create_dir(&images)?;
+        defrost_tests::defrost_ok(&["checkpoint", &pid, program, "--leave-running", "--store", &store])?;
+        let mut dump = Command::new(&cli.criu);
+        dump.args(["dump", "--tree", &pid, "--log-file", "dump.log", "--images-dir"]).arg(&images);
+        Running::start(dump)?.ended().context("CRIU's dump")?;
+        victim.end()?;
+    }
 
     let mut random = fastrand::Rng::with_seed(cli.seed);
     let mut outcomes = Table::new("What became of the program", "kills");
     let mut times = Table::new("From the kill until the first wrong byte was read or the program had crashed", "ms");
     let mut at = Table::new("When the pager was killed, counted from the restore command's end", "ms");
-    let mut found: Vec<(&str, Outcome)> = Vec::new();
+    let mut found: Vec<(String, Outcome)> = Vec::new();
     for round in 1..=cli.kills {
         let after = Duration::from_micros(random.u64(..WITHIN.as_micros() as u64));
-        for name in [CRIU, DEFROST] {
-            std::fs::write(victim.folder().join("log"), "")?;
-            std::fs::write(victim.folder().join("go"), "")?;
-            let mut pager = if name == CRIU { criu_restore(&cli.criu, &images)? } else { defrost_restore(&victim, &store)? };
-            std::thread::sleep(after);
-            let whole = pager.has_done()?;
-            let killed_at = SystemTime::now().duration_since(UNIX_EPOCH)?;
-            pager.kill()?;
-            let (outcome, took) = if whole { (Outcome::Whole, None) } else { next_words(&victim, killed_at)? };
-            println!(
-                "kill {round}, {name}, after {after:.1?}: {outcome:?}{}",
-                took.map_or_else(String::new, |took| format!(" after {took:.1?}"))
-            );
-            at.add(name, after.as_secs_f64() * 1e3);
-            took.into_iter().for_each(|took| times.add(name, took.as_secs_f64() * 1e3));
-            found.push((name, outcome));
-            end(&mut victim)?;
-            drop(pager);
+        for (program, victim) in &mut programs {
+            for who in [CRIU, DEFROST] {
+                std::fs::write(victim.folder().join("log"), "")?;
+                std::fs::write(victim.folder().join("go"), "")?;
+                let mut pager = match who {
+                    CRIU => criu_restore(&cli.criu, &work.path().join(*program))?,
+                    _ => defrost_restore(victim, program, &store)?,
+                };
+                std::thread::sleep(after);
+                let whole = pager.has_done()? || victim.folder().join("verdict").exists();
+                let killed_at = SystemTime::now().duration_since(UNIX_EPOCH)?;
+                pager.kill()?;
+                let (outcome, took) = if whole { (Outcome::Whole, None) } else { next_words(victim, killed_at)? };
+                let (name, text) = (format!("{who}, {program}"), took.map_or_else(String::new, |took| format!(" after {took:.1?}")));
+                println!("kill {round}, {name}, {after:.1?} after the restore: {outcome:?}{text}");
+                at.add(who, after.as_secs_f64() * 1e3);
+                took.into_iter().for_each(|took| times.add(&name, took.as_secs_f64() * 1e3));
+                found.push((name, outcome));
+                end(victim)?;
+                drop(pager);
+            }
         }
     }
-    for name in [CRIU, DEFROST] {
-        for kind in [Outcome::Right, Outcome::Waits, Outcome::Wrong(String::new()), Outcome::Died(String::new()), Outcome::Whole] {
-            let count = found.iter().filter(|(who, outcome)| *who == name && outcome.name() == kind.name()).count();
-            outcomes.add(&format!("{name}: {}", kind.name()), count as f64);
+    for who in [CRIU, DEFROST] {
+        for program in [PYTHON, C] {
+            let name = format!("{who}, {program}");
+            for kind in [Outcome::Right, Outcome::Waits, Outcome::Wrong(String::new()), Outcome::Died(String::new()), Outcome::Whole] {
+                let count = found.iter().filter(|(found, outcome)| *found == name && outcome.name() == kind.name()).count();
+                outcomes.add(&format!("{name}: {}", kind.name()), count as f64);
+            }
         }
     }
     record.conditions(&[
         &format!(
-            "A python3 program with {} MiB of data, half as objects and half as pages of one mapping, compares them in random order from \
-             its first moment on.",
+            "{PYTHON}: {} MiB of data, half as objects and half as pages of one mapping, compared over and over in random order from the \
+             program's first moment on. {C}: as much in mappings, compared once.",
             cli.mib
         ),
-        &format!("{} kills (SIGKILL) of each, in turn and at the same random times, of the process that brings the memory.", cli.kills),
+        &format!(
+            "{} kills (SIGKILL) for each program, in turn and at the same random times, of the process that brings the memory.",
+            cli.kills
+        ),
         "Both have their images on the same disk, read into the page cache by what went before. CRIU: restore --lazy-pages with \
          lazy-pages; defrost: restore with background fill, embedded store; only the pager is killed.",
         &format!(
@@ -193,27 +207,31 @@ fn main() -> Result<()> {
     ]);
     record.tables.extend([outcomes, times, at]);
     record.write(&cli.out)?;
-    let ours = found.iter().filter(|(who, outcome)| *who == DEFROST && matches!(outcome, Outcome::Wrong(_) | Outcome::Died(_))).count();
+    let ours =
+        found.iter().filter(|(who, outcome)| who.starts_with(DEFROST) && matches!(outcome, Outcome::Wrong(_) | Outcome::Died(_))).count();
     ensure!(ours == 0, "defrost's program read something wrong or crashed {ours} times");
     Ok(())
 }
+
+/// The programs.
+const PYTHON: &str = "python3";
+const C: &str = "C";
 
 const CRIU: &str = "CRIU, lazy-pages killed";
 const DEFROST: &str = "defrost, pager killed";
 
 /// How programs crashed and what they found, in a sentence.
-fn wrongs(found: &[(&str, Outcome)]) -> String {
-    let all: Vec<&str> = found
-        .iter()
-        .filter_map(|(_, outcome)| match outcome {
-            Outcome::Wrong(what) | Outcome::Died(what) => Some(what.as_str()),
-            _ => None,
-        })
-        .collect();
+fn wrongs(found: &[(String, Outcome)]) -> String {
+    let mut all: Vec<String> = Vec::new();
+    for (who, outcome) in found {
+        if let Outcome::Wrong(what) | Outcome::Died(what) = outcome {
+            all.push(format!("{who}: {what}"));
+        }
+    }
     if all.is_empty() {
         "No program found anything wrong, and none crashed.".to_owned()
     } else {
-        format!("Wrong, one by one: {}.", all.join(", "))
+        format!("One by one: {}.", all.join("; "))
     }
 }
 
@@ -271,14 +289,15 @@ fn criu_restore(criu: &Path, images: &Path) -> Result<Bringer> {
     Ok(daemon)
 }
 
-fn defrost_restore(victim: &Victim, store: &str) -> Result<Bringer> {
-    defrost_tests::restore(victim, "data", store)?;
+fn defrost_restore(victim: &Victim, name: &str, store: &str) -> Result<Bringer> {
+    defrost_tests::restore(victim, name, store)?;
     Ok(Bringer::Pager(pager_of(victim.pid())?))
 }
 
 /// What the program says or does after the kill, and for a wrong end how long after.
 fn next_words(victim: &Victim, killed_at: Duration) -> Result<(Outcome, Option<Duration>)> {
-    let (log, pid) = (victim.folder().join("log"), Pid::from_raw(victim.pid() as i32));
+    let (log, verdict) = (victim.folder().join("log"), victim.folder().join("verdict"));
+    let pid = Pid::from_raw(victim.pid() as i32);
     let begun = Instant::now();
     let mut passes = None;
     loop {
@@ -296,6 +315,14 @@ fn next_words(victim: &Victim, killed_at: Duration) -> Result<(Outcome, Option<D
             // Before the kill it would be another kind of defect.
             ensure!(at >= killed_at, "{line} before the kill");
             return Ok((Outcome::Wrong(what.trim_start_matches("wrong ").to_owned()), Some(at - killed_at)));
+        }
+        // The other program says it once, in a file of its own.
+        if let Ok(said) = std::fs::read_to_string(&verdict) {
+            let at = verdict.metadata()?.modified()?.duration_since(UNIX_EPOCH)?;
+            return Ok(match said.strip_prefix("WRONG ") {
+                Some(what) => (Outcome::Wrong(what.trim_end().to_owned()), Some(at.saturating_sub(killed_at))),
+                None => (Outcome::Right, None),
+            });
         }
         // The pass that was under way at the kill, and a whole one.
         let right = lines.lines().filter(|line| line.starts_with("right ")).count();

@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What tests look at in `defrost status PID --json`.
@@ -50,6 +51,7 @@ pub struct Guarded {
     pid: u32,
     mark: String,
     program: PathBuf,
+    killed: Mutex<Vec<u32>>,
 }
 
 impl Guarded {
@@ -60,7 +62,7 @@ impl Guarded {
 
     /// Restore it by a copy of `defrost`.
     pub fn restore_by(program: PathBuf, victim: &Victim, name: &str, store: &str, how: &[&str]) -> Result<Self> {
-        let guarded = Self { pid: victim.pid(), mark: new_mark(), program };
+        let guarded = Self { pid: victim.pid(), mark: new_mark(), program, killed: Mutex::default() };
         guarded.ok(&[&["restore", name, "--store", store, "--detach"], how].concat())?;
         Ok(guarded)
     }
@@ -88,6 +90,7 @@ impl Guarded {
         if !self.processes().contains(&pid) {
             return Ok(false);
         }
+        self.killed().push(pid);
         match kill(Pid::from_raw(pid as i32), Signal::SIGKILL) {
             Ok(()) => Ok(true),
             Err(Errno::ESRCH) => Ok(false),
@@ -97,14 +100,38 @@ impl Guarded {
 
     /// Kill all of ours, those too that are started meanwhile, until none is left.
     pub fn kill_all(&self) -> Result<()> {
-        let mut killed = 0;
+        ensure!(!self.processes().is_empty(), "none of ours was there to be killed");
+        let mut failed = None;
         eventually("all of ours are dead", || {
             let living = self.processes();
-            killed += living.iter().filter(|pid| kill(Pid::from_raw(**pid as i32), Signal::SIGKILL).is_ok()).count();
-            living.is_empty()
+            failed = living.iter().find_map(|pid| self.kill_one(*pid).err());
+            failed.is_some() || living.is_empty()
         })?;
-        ensure!(killed > 0, "none of ours was there to be killed");
-        Ok(())
+        failed.map_or(Ok(()), Err)?;
+        self.killed_are_dead()
+    }
+
+    fn killed(&self) -> MutexGuard<'_, Vec<u32>> {
+        self.killed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A killed process loses its memory, and our mark with it, a moment before its descriptors: wait until those are gone too.
+    fn killed_are_dead(&self) -> Result<()> {
+        eventually("who was killed is dead", || {
+            self.killed().retain(|pid| !is_dead(*pid));
+            self.killed().is_empty()
+        })
+    }
+
+    /// Whether none of ours lives, not even one that is just being started.
+    fn is_abandoned(&self) -> Result<bool> {
+        if !self.processes().is_empty() {
+            return Ok(false);
+        }
+        self.killed_are_dead()?;
+        // While it executes a program it has no environment to be told by.
+        std::thread::sleep(Duration::from_millis(50));
+        Ok(self.processes().is_empty())
     }
 
     /// Have it adopted.
@@ -116,8 +143,7 @@ impl Guarded {
     pub fn recovered(&self) -> Result<Recovery> {
         let begun = Instant::now();
         loop {
-            // Twice: a dying supervisor's heir may not have been there yet.
-            if self.processes().is_empty() && self.processes().is_empty() {
+            if self.is_abandoned()? {
                 self.adopt()?;
                 return Ok(Recovery::Adopted);
             }
@@ -173,4 +199,10 @@ impl Drop for Guarded {
 fn is_zombie(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Reaped, or nothing but its exit code: a first thread may be a zombie while others still end.
+fn is_dead(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    threads == 0 || (threads == 1 && is_zombie(pid))
 }

@@ -105,7 +105,7 @@ impl Stepper {
 /// Nobody serves it, and that is what is said.
 fn is_unattended(guarded: &Guarded) -> Result<()> {
     let status = guarded.status()?;
-    ensure!(status.state == "unattended" && status.missing_bytes > 0, "{status:?}");
+    ensure!(status.state == "unattended", "{status:?}");
     Ok(())
 }
 
