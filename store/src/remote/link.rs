@@ -51,9 +51,11 @@ impl Link {
         self.channel().map(drop)
     }
 
-    /// Another connection to the same server.
+    /// Another connection to the same server, on a runtime of its own.
     pub(super) fn another(&self) -> Result<Self, StoreError> {
-        Self::open(&self.address, &self.options)
+        let another = Self::lazily(&self.address, &self.options, runtime(self.options.class)?);
+        another.connect()?;
+        Ok(another)
     }
 
     pub(super) fn address(&self) -> String {
