@@ -62,6 +62,9 @@ pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> 
     journals.iter().filter(|id| **id != 0 && !numbers.contains(id)).for_each(|id| place.remove_journal(*id));
     let is_open = |fd| own_table.iter().any(|open| open.fd == fd && open.is_userfaultfd() && !known.contains(&open.inode));
     apply_leftovers(pid, &mut spaces, &is_open)?;
+    if pidfd.is_none() && spaces.is_empty() {
+        return Err(DaemonError::Ended(pid));
+    }
     spaces.iter().for_each(Space::wake_all);
     let ended = || EventFd::from_value_and_flags(1, EfdFlags::EFD_CLOEXEC).and_then(|ended| dup(&ended));
     let pidfd = pidfd.map_or_else(ended, Ok).map_err(std::io::Error::from)?;

@@ -207,7 +207,12 @@ pub fn list() -> Vec<Status> {
 fn sweep(pid: u32) {
     let place = Place::new(&runtime_dir(), pid);
     if matches!(place.lock(), Ok(Some(_))) {
-        place.clear();
-        let _ = std::fs::remove_file(socket_path(pid)); // gone already is as well
+        forget(pid);
     }
+}
+
+/// Remove all there is of the restore of `pid`; for whoever has its lock, and serves it no more.
+pub(crate) fn forget(pid: u32) {
+    Place::new(&runtime_dir(), pid).clear();
+    let _ = std::fs::remove_file(socket_path(pid)); // gone already is as well
 }

@@ -83,6 +83,9 @@ pub enum DaemonError {
     /// Somebody serves it.
     #[error("the restore of process {0} is served already: `defrost status {0}` tells by whom")]
     Served(u32),
+    /// It has ended, and so have all children that could be served.
+    #[error("process {0} has ended: there is nothing to take over")]
+    Ended(u32),
     /// All copies of the userfaultfd are closed.
     #[error("process {0} was ended: it had closed its userfaultfd and everybody else who had one died, so its missing pages read as zeros")]
     Unwatched(u32),
@@ -142,12 +145,13 @@ fn start(mut socket: &UnixStream, told: &Told, open: Open<'_>) -> Result<(), Dae
         let _ = writeln!(socket, "failed {error}"); // a restore that hung up need not be told
     })?;
     told.serves(pager.shared().pid());
-    writeln!(socket, "serving")?;
+    // From here on a restore that hung up is no reason to end: the process's end is, and a restore that fails takes it along.
+    let _ = writeln!(socket, "serving");
     if eager {
-        match pager.wait_resident().state.why_broken() {
-            Some(why) => writeln!(socket, "failed {why}")?,
-            None => writeln!(socket, "resident")?,
-        }
+        let _ = match pager.wait_resident().state.why_broken() {
+            Some(why) => writeln!(socket, "failed {why}"),
+            None => writeln!(socket, "resident"),
+        };
     } else {
         // A restore that died took the process with it, or had just let it go: either way there is nothing more to wait for.
         let _ = BufReader::new(socket).read_line(&mut line);
@@ -207,7 +211,7 @@ fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Told, open: Open<'_>)
             Err(error) => return Err(error),
         }
     };
-    let Adopted { spaces, keep, pidfd } = adopt(pid, &place, &record, &image).inspect_err(|_| place.clear())?;
+    let Adopted { spaces, keep, pidfd } = adopt(pid, &place, &record, &image).inspect_err(|_| control::forget(pid))?;
     tracing::info!(pid, adopted = record.adopted, spaces = spaces.len(), "another pager goes on");
     let pager = Pager::serve(config(record, image, stores, pid, pidfd, keep), spaces)?;
     pager.process_runs();

@@ -30,6 +30,8 @@ use std::time::{Duration, Instant};
 
 /// The hidden option that makes our program take over: what the supervisor's successor is started with.
 pub const TAKE_OVER: &str = "--take-over";
+/// Exit status of a Rust program that panicked.
+const PANICKED: i32 = 101;
 /// A pager that dies sooner than this after it began is not started again at once.
 const SOON: Duration = Duration::from_millis(200);
 /// How long then.
@@ -93,7 +95,8 @@ pub fn run(mut work: Work, serve: &dyn Fn(&Work, &Told) -> i32) -> std::io::Resu
         };
         let pid = told.pid();
         match status {
-            WaitStatus::Exited(_, code) if code == 0 || pid == 0 => return Ok(code),
+            // It came to its end, or said why it cannot go on.
+            WaitStatus::Exited(_, code) if code != PANICKED => return Ok(code),
             _ if pid == 0 => return Ok(1), // the restore sees its socket closed
             _ => {}
         }
