@@ -86,7 +86,13 @@ pub fn digest(bytes: &[u8]) -> SnapshotId {
     SnapshotId(*blake3::hash(bytes).as_bytes())
 }
 
-fn split(bytes: &[u8]) -> Result<(Vec<ChunkId>, &[u8]), ImageError> {
+/// How many chunks a file names, by its first [`HEADER_BYTES`] alone.
+pub fn count_chunks(bytes: &[u8]) -> Result<u64, ImageError> {
+    header(bytes).map(|header| long(header, 32))
+}
+
+/// The header of a file, checked.
+fn header(bytes: &[u8]) -> Result<&[u8], ImageError> {
     let truncated = |need: u64| ImageError::Truncated { what: "image", have: bytes.len() as u64, need };
     let header = bytes.get(..HEADER_BYTES).ok_or_else(|| truncated(HEADER_BYTES as u64))?;
     if &header[..8] != MAGIC {
@@ -101,6 +107,12 @@ fn split(bytes: &[u8]) -> Result<(Vec<ChunkId>, &[u8]), ImageError> {
     if word(header, 20) != 0 {
         return Err(ImageError::Features(word(header, 20)));
     }
+    Ok(header)
+}
+
+fn split(bytes: &[u8]) -> Result<(Vec<ChunkId>, &[u8]), ImageError> {
+    let truncated = |need: u64| ImageError::Truncated { what: "image", have: bytes.len() as u64, need };
+    let header = header(bytes)?;
     let (manifest_bytes, chunks) = (long(header, 24), long(header, 32));
     let need = chunks
         .checked_mul(DIGEST_BYTES as u64)

@@ -22,7 +22,7 @@ pub mod manifest {
 
 pub use cut::cut;
 pub use error::ImageError;
-pub use image::{HEADER_BYTES, Image, digest, parse_table};
+pub use image::{HEADER_BYTES, Image, count_chunks, digest, parse_table};
 pub use map::PageMap;
 
 use pages::ChunkId;

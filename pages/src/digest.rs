@@ -64,6 +64,15 @@ digest! {
     /// BLAKE3-256 of a chunk's raw (uncompressed) pages.
     ChunkId
 }
+impl ChunkId {
+    /// The first eight bytes, which hardly ever are another chunk's too.
+    #[must_use]
+    pub fn prefix(&self) -> [u8; 8] {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        [a, b, c, d, e, f, g, h]
+    }
+}
+
 digest! {
     /// BLAKE3-256 of a whole snapshot image (header, manifest, chunk table).
     SnapshotId

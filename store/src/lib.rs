@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod claims;
 mod copy;
 mod error;
 mod flaky;

@@ -11,9 +11,7 @@
 //!
 //! Every file is written under tmp/, synced, renamed into place, and its folder synced: whatever dies, the store opens and has no
 //! snapshot by halves. Frames are answered straight from the mapped pack. Whatever gives or takes a name holds one lock, so that a
-//! collection never removes what a commit has just found there.
-//!
-//! Known hole: a collection may remove the chunks of an upload that is not committed yet; its commit then fails and says so.
+//! collection never removes what a commit has just found there, and `claims` keeps it from what an upload relies on.
 
 use crate::local_upload::LocalUpload;
 use crate::lock::Lock;
@@ -23,7 +21,7 @@ use bytes::Bytes;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -55,9 +53,8 @@ impl LocalStore {
             }
             writing = Some(Lock::take(dir, "lock.write")?);
             sweep(&dir.join("tmp"))?;
-        } else if !dir.join("packs").is_dir() {
-            let source = std::io::Error::new(ErrorKind::NotFound, "there is no store: checkpoint something into it first");
-            return Err(StoreError::Io { path: dir.to_owned(), source });
+        } else {
+            must_be_store(dir)?;
         }
         Ok(Self { dir: dir.to_owned(), packs: Arc::new(Packs::open(dir)?), names: Mutex::default(), writing })
     }
@@ -102,10 +99,7 @@ impl LocalStore {
         check: impl Fn(&[u8], &SnapshotId) -> Result<T, images::ImageError>,
     ) -> Result<(Bytes, T), StoreError> {
         let path = self.image_path(id);
-        let bytes = fs::read(&path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => StoreError::MissingImage(*id),
-            _ => StoreError::io(&path)(error),
-        })?;
+        let bytes = fs::read(&path).map_err(no_image(id, &path))?;
         let found = check(&bytes, id).map_err(|source| StoreError::Damaged { path, source })?;
         Ok((Bytes::from(bytes), found))
     }
@@ -113,6 +107,15 @@ impl LocalStore {
     /// The chunks that an image file names.
     fn table(&self, id: &SnapshotId) -> Result<Vec<ChunkId>, StoreError> {
         self.read_image(id, crate::checked_table).map(|(_, table)| table)
+    }
+
+    /// How many chunks an image names, by its header: the rest is checked by whoever reads it.
+    fn count_chunks(&self, id: &SnapshotId) -> Result<u64, StoreError> {
+        let path = self.image_path(id);
+        let mut header = Vec::with_capacity(images::HEADER_BYTES);
+        let file = File::open(&path).map_err(no_image(id, &path))?;
+        file.take(images::HEADER_BYTES as u64).read_to_end(&mut header).map_err(StoreError::io(&path))?;
+        images::count_chunks(&header).map_err(|source| StoreError::Damaged { path, source })
     }
 
     /// Write a whole file so that it is there completely or not at all.
@@ -140,6 +143,26 @@ impl LocalStore {
     }
 }
 
+/// An image's file cannot be read.
+fn no_image<'a>(id: &'a SnapshotId, path: &'a Path) -> impl FnOnce(std::io::Error) -> StoreError + 'a {
+    move |error| match error.kind() {
+        ErrorKind::NotFound => StoreError::MissingImage(*id),
+        _ => StoreError::io(path)(error),
+    }
+}
+
+/// Whether there is a store at all, as far as we may know.
+fn must_be_store(dir: &Path) -> Result<(), StoreError> {
+    match fs::metadata(dir.join("packs")) {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Err(StoreError::io(dir)(error)),
+        _ => {
+            let source = std::io::Error::new(ErrorKind::NotFound, "there is no store: checkpoint something into it first");
+            Err(StoreError::Io { path: dir.to_owned(), source })
+        }
+    }
+}
+
 /// Remove what a killed writer left.
 fn sweep(tmp: &Path) -> Result<(), StoreError> {
     for entry in fs::read_dir(tmp).map_err(StoreError::io(tmp))?.flatten() {
@@ -159,7 +182,7 @@ pub(crate) fn sync_folder(file: &Path) -> Result<(), StoreError> {
 
 impl Store for LocalStore {
     fn find_missing(&self, ids: &[ChunkId]) -> Result<Vec<ChunkId>, StoreError> {
-        Ok(ids.iter().filter(|id| !self.packs.contains(id)).copied().collect())
+        Ok(ids.iter().filter(|id| !self.packs.can_be_relied_on(id)).copied().collect())
     }
 
     fn upload(&self) -> Result<Box<dyn Upload>, StoreError> {
@@ -170,12 +193,13 @@ impl Store for LocalStore {
     fn commit(&self, image: Bytes, name: &SnapshotName) -> Result<SnapshotId, StoreError> {
         let _names = self.for_writing()?;
         let (id, table) = crate::sent_image(&image)?;
-        if let Some(missing) = self.packs.first_missing(table) {
+        if let Some(missing) = self.packs.first_missing(&table) {
             return Err(StoreError::MissingChunk(missing));
         }
         self.must_be_free(name)?;
         self.write_durably(&self.image_path(&id), &image)?;
         self.give_name(name, &id)?;
+        self.packs.claims.named(&table);
         Ok(id)
     }
 
@@ -221,7 +245,7 @@ impl Store for LocalStore {
                 Err(StoreError::NotFound { .. }) => continue, // removed while we looked
                 other => other?,
             };
-            let chunks = self.table(&id)?.len() as u64;
+            let chunks = self.count_chunks(&id)?;
             let made = entry.metadata().and_then(|meta| meta.modified()).ok();
             let age = made.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
             found.push(SnapshotInfo { name, id, created_unix_s: age.map_or(0, |age| age.as_secs()), chunks });

@@ -1,5 +1,6 @@
 //! Chunks on their way into a directory: appended to a pack under tmp/ that is renamed into place when it is whole.
 
+use crate::claims::UnderWay;
 use crate::local::sync_folder;
 use crate::packs::Packs;
 use crate::{StoreError, Upload};
@@ -22,6 +23,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct LocalUpload {
     packs: Arc<Packs>,
+    _under_way: UnderWay,
     seen: HashSet<ChunkId>,
     current: Option<Writing>,
 }
@@ -35,7 +37,7 @@ struct Writing {
 
 impl LocalUpload {
     pub(crate) fn new(packs: Arc<Packs>) -> Self {
-        Self { packs, seen: HashSet::new(), current: None }
+        Self { _under_way: packs.claims.begin(), packs, seen: HashSet::new(), current: None }
     }
 
     fn begin(&self) -> Result<Writing, StoreError> {
@@ -74,7 +76,7 @@ impl Writing {
 
 impl Upload for LocalUpload {
     fn put(&mut self, id: ChunkId, frame: Bytes) -> Result<(), StoreError> {
-        if !self.seen.insert(id) || self.packs.contains(&id) {
+        if !self.seen.insert(id) || self.packs.can_be_relied_on(&id) {
             return Ok(());
         }
         let mut writing = match self.current.take() {

@@ -6,6 +6,7 @@
 //! damaged copy, all packs are searched: slow, but never wrong.
 
 use crate::StoreError;
+use crate::claims::Claims;
 use bytes::Bytes;
 use images::pack::PackReader;
 use kernel::mapped_file::MappedFile;
@@ -31,6 +32,7 @@ struct Pack {
 #[derive(Debug)]
 pub(crate) struct Packs {
     pub(crate) dir: PathBuf,
+    pub(crate) claims: Claims,
     open: RwLock<Open>,
 }
 
@@ -39,11 +41,6 @@ struct Open {
     by_name: BTreeMap<String, Arc<Pack>>,
     /// Empty while there are few packs.
     by_prefix: HashMap<[u8; 8], Arc<Pack>>,
-}
-
-fn prefix(id: &ChunkId) -> [u8; 8] {
-    let [a, b, c, d, e, f, g, h, ..] = id.0;
-    [a, b, c, d, e, f, g, h]
 }
 
 impl Open {
@@ -58,14 +55,14 @@ impl Open {
         for pack in new {
             self.by_prefix.reserve(pack.reader.len());
             for (id, _) in pack.reader.entries() {
-                self.by_prefix.entry(prefix(&id)).or_insert_with(|| pack.clone());
+                self.by_prefix.entry(id.prefix()).or_insert_with(|| pack.clone());
             }
         }
     }
 
     /// The pack that has a chunk, as far as the index tells; then all others that have it.
     fn holders(&self, id: &ChunkId) -> impl Iterator<Item = &Arc<Pack>> {
-        let likely = self.by_prefix.get(&prefix(id));
+        let likely = self.by_prefix.get(&id.prefix());
         let may_have_it = likely.is_some() || self.by_prefix.is_empty();
         let others = self.by_name.values().filter(move |pack| may_have_it && !likely.is_some_and(|first| Arc::ptr_eq(pack, first)));
         likely.into_iter().chain(others).filter(|pack| pack.reader.contains(id))
@@ -75,7 +72,7 @@ impl Open {
 impl Packs {
     /// Map all packs of a store.
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
-        let packs = Self { dir: dir.to_owned(), open: RwLock::default() };
+        let packs = Self { dir: dir.to_owned(), claims: Claims::default(), open: RwLock::default() };
         packs.rescan()?;
         Ok(packs)
     }
@@ -90,19 +87,26 @@ impl Packs {
         for entry in fs::read_dir(&folder).map_err(StoreError::io(&folder))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.ends_with(".pack") && !self.read(|open| open.by_name.contains_key(&name)) {
-                self.add(&name)?;
+                self.map(&name, false)?;
             }
         }
         Ok(())
     }
 
-    /// Map one more pack.
+    /// Map one more pack, which its upload relies on.
     pub(crate) fn add(&self, name: &str) -> Result<(), StoreError> {
+        self.map(name, true)
+    }
+
+    fn map(&self, name: &str, relied_on: bool) -> Result<(), StoreError> {
         let path = self.folder().join(name);
         let mapped = File::open(&path).and_then(|file| MappedFile::open(&file)).map_err(StoreError::io(&path))?;
         let bytes = Bytes::from_owner(mapped);
         let reader = PackReader::open(bytes.clone()).map_err(|source| StoreError::Damaged { path, source })?;
         let pack = Arc::new(Pack { name: name.to_owned(), bytes, reader });
+        if relied_on {
+            self.claims.rely(pack.reader.entries().map(|(id, _)| id));
+        }
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(pack);
         Ok(())
     }
@@ -115,8 +119,15 @@ impl Packs {
         self.read(|open| open.holders(id).next().is_some())
     }
 
+    /// The same, for somebody who will not upload it if so.
+    pub(crate) fn can_be_relied_on(&self, id: &ChunkId) -> bool {
+        // In one step, as far as a collection can tell.
+        self.read(|open| open.holders(id).next().map(|_| self.claims.rely([*id])).is_some())
+    }
+
     /// One of `ids` that no pack has. They are looked up by digest: searches that follow each other read the same parts of the indexes.
-    pub(crate) fn first_missing(&self, mut ids: Vec<ChunkId>) -> Option<ChunkId> {
+    pub(crate) fn first_missing(&self, ids: &[ChunkId]) -> Option<ChunkId> {
+        let mut ids = ids.to_vec();
         ids.sort_unstable();
         self.read(|open| ids.into_iter().find(|id| open.holders(id).next().is_none()))
     }
@@ -138,11 +149,12 @@ impl Packs {
         })
     }
 
-    /// Remove packs that have no chunk of `needed`; how many, and their bytes.
+    /// Remove packs that have no chunk of `needed` and that no upload relies on; how many, and their bytes.
     pub(crate) fn collect(&self, needed: &HashSet<ChunkId>) -> Result<(u64, u64), StoreError> {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        let useless: Vec<Arc<Pack>> =
-            open.by_name.values().filter(|pack| !pack.reader.entries().any(|(id, _)| needed.contains(&id))).cloned().collect();
+        let spared = self.claims.spared();
+        let is_needed = |pack: &Pack| pack.reader.entries().any(|(id, _)| needed.contains(&id) || spared(&id));
+        let useless: Vec<Arc<Pack>> = open.by_name.values().filter(|pack| !is_needed(pack)).cloned().collect();
         let mut freed = (0, 0);
         for pack in &useless {
             let path = self.folder().join(&pack.name);

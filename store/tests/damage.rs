@@ -155,6 +155,8 @@ fn what_a_killed_writer_left_is_swept_and_a_reader_sees_later_packs() -> Result<
     upload.finish()?;
     assert_eq!(reader.frame(&id)?, Bytes::from_static(b"frame"));
     // A collection takes nothing from whoever has it mapped.
+    writer.commit(Image::encode(&Manifest::default(), &[id]), &"later".parse()?)?;
+    writer.remove(&"later".parse()?)?;
     writer.gc()?;
     assert!(matches!(writer.frame(&id), Err(StoreError::MissingChunk(_))));
     assert_eq!(reader.frame(&id)?, Bytes::from_static(b"frame"));

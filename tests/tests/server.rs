@@ -469,6 +469,12 @@ fn a_process_goes_out_and_back_over_tls() -> Result<()> {
     victim.reap()?;
     ok(trusting(&cert, &["restore", "victim:v", "--store", &store, "--detach"])?)?;
     victim.check("")?;
+    // A path that is relative to where the command runs; its daemon runs elsewhere.
+    victim.end()?;
+    let mut relative = Command::new(binary("defrost")?);
+    relative.args(["restore", "victim:v", "--store", &store, "--detach"]).current_dir(keys.path()).env("DEFROST_TLS_CA", "cert.pem");
+    ok(relative.stdin(Stdio::null()).output()?)?;
+    victim.check("")?;
     // Whoever does not know the authority, or does not speak TLS, is told so within the deadline.
     let stranger = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
     let other = keys.path().join("other.pem");
