@@ -79,9 +79,13 @@ impl LocalStore {
         self.dir.join("snapshots").join(format!("{id}.working-set"))
     }
 
-    /// Make `name` stand for `id`; it must be free.
+    /// Make `name` stand for `id`; it must be free, and is free again after any error.
     fn give_name(&self, name: &SnapshotName, id: &SnapshotId) -> Result<(), StoreError> {
-        self.write_durably(&self.ref_path(name), id.to_string().as_bytes())
+        let path = self.ref_path(name);
+        self.write_durably(&path, id.to_string().as_bytes()).inspect_err(|_| {
+            // It may be there although its folder could not be synced; mostly it is not.
+            let _ = fs::remove_file(&path);
+        })
     }
 
     fn must_be_free(&self, name: &SnapshotName) -> Result<(), StoreError> {

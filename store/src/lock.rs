@@ -21,7 +21,11 @@ impl Lock {
     pub fn take(dir: &Path, name: &str) -> Result<Self, StoreError> {
         let path = dir.join(name);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(StoreError::io(&path))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        while let Err((file, nix::errno::Errno::EINTR)) = locked {
+            locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        }
+        match locked {
             Ok(mut held) => {
                 // The pid only helps whoever is refused: a full disk must not refuse us.
                 let _ = held.set_len(0).and_then(|()| write!(held, "{}", std::process::id()));

@@ -8,6 +8,7 @@ use std::process::Command;
 /// Each with the file that tells whether it is there.
 const PACKAGES: [(&str, &str); 7] = [
     ("redis-server", "/usr/bin/redis-server"),
+    ("strace", "/usr/bin/strace"),
     ("python3", "/usr/bin/python3"),
     ("gcc", "/usr/bin/cc"),
     ("g++", "/usr/bin/c++"), // the fuzzer's run time
