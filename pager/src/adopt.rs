@@ -19,6 +19,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use pages::PageRange;
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -60,8 +61,17 @@ pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> 
         }
     }
     journals.iter().filter(|id| **id != 0 && !numbers.contains(id)).for_each(|id| place.remove_journal(*id));
-    let is_open = |fd| own_table.iter().any(|open| open.fd == fd && open.is_userfaultfd() && !known.contains(&open.inode));
-    apply_leftovers(pid, &mut spaces, &is_open)?;
+    let strays = own_table.iter().filter(|open| open.is_userfaultfd() && open.inode != record.uffd_inode);
+    let strays: RefCell<Vec<&Open>> = RefCell::new(strays.collect());
+    // One that is taken is no stray any more: its space owns it.
+    let take = |fd| {
+        let mut strays = strays.borrow_mut();
+        let at = strays.iter().position(|open| open.fd == fd && !known.contains(&open.inode));
+        at.map(|at| strays.swap_remove(at)).is_some()
+    };
+    apply_leftovers(pid, &mut spaces, &take)?;
+    // What the dead pager had open of children that the mailbox keeps: with it open their memory would be watched for ever.
+    strays.into_inner().iter().for_each(|open| drop(own(open.fd)));
     if pidfd.is_none() && spaces.is_empty() {
         return Err(DaemonError::Ended(pid));
     }
@@ -125,11 +135,11 @@ fn own_space(
 }
 
 /// What the dead pager had read and not applied.
-fn apply_leftovers(pid: u32, spaces: &mut Vec<Space>, is_open: &dyn Fn(i32) -> bool) -> Result<(), DaemonError> {
+fn apply_leftovers(pid: u32, spaces: &mut Vec<Space>, take: &dyn Fn(i32) -> bool) -> Result<(), DaemonError> {
     let kept: HashSet<(u32, u64)> = spaces.iter().filter_map(Space::birth).collect();
     let (mut born, mut lost) = (Vec::new(), 0);
     for space in spaces.iter() {
-        let (pumped, without) = space.take_over(&kept, is_open)?;
+        let (pumped, without) = space.take_over(&kept, take)?;
         born.extend(pumped.children);
         lost += without;
     }

@@ -7,6 +7,7 @@
 use crate::keep::Place;
 use crate::pager::Shared;
 use crate::status::{State, Status};
+use pages::PAGE_SIZE_BYTES;
 use std::io::{BufRead as _, BufReader, Error, ErrorKind, Result, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -168,14 +169,16 @@ pub fn wait(pid: u32) -> Result<Status> {
 
 /// A restore of which there is a record, and whose process lives, but that nobody serves (now).
 fn unattended(pid: u32) -> Option<Status> {
-    let record = Place::new(&runtime_dir(), pid).read().ok()?;
+    let place = Place::new(&runtime_dir(), pid);
+    let record = place.read().ok()?;
+    let (total, missing) = place.pages().unwrap_or_default();
     std::path::Path::new(&format!("/proc/{pid}")).exists().then_some(Status {
         pid,
         snapshot: record.start.name,
         store: record.start.store,
         state: State::Unattended,
-        total_bytes: 0,
-        missing_bytes: 0,
+        total_bytes: total * PAGE_SIZE_BYTES,
+        missing_bytes: missing * PAGE_SIZE_BYTES,
         demand_faults: 0,
         zero_faults: 0,
         stall_p50_us: 0,

@@ -20,6 +20,7 @@ use crate::supervisor::{Told, Work};
 use crate::table;
 use images::Image;
 use kernel::uffd::Uffd;
+use nix::fcntl::Flock;
 use pages::{PageAddr, SnapshotId};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
@@ -35,6 +36,10 @@ use store::{Class, Store, StoreError};
 
 /// Between two attempts to reach the store when taking over: the process waits, and so do we.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// How often, and how far apart, a lock is tried for: a second in all.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// What to serve.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -174,8 +179,7 @@ fn receive(socket: &UnixStream, start: Start, image: Image, (demand, bulk): Stor
     let gone = || DaemonError::Request("the process is gone".to_owned());
     let pid = kernel::handoff::pidfd_pid(&pidfd)?.ok_or_else(gone)?;
     let (place, mailbox) = (Place::new(&runtime_dir(), pid), Mailbox::over(receiving, sending));
-    let lock = place.lock()?.ok_or(DaemonError::Served(pid))?;
-    std::mem::forget(lock); // held for as long as this table of descriptors lives
+    std::mem::forget(lock(&place, pid)?); // held for as long as this table of descriptors lives
     place.clear_journals(); // of an earlier process of this number
     let uffd_inode = table::inode(&uffd);
     let record = Record { start, uffd_inode, mailbox_inodes: mailbox.ends().map(table::inode), adopted: 0 };
@@ -195,7 +199,7 @@ fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Told, open: Open<'_>)
     })?;
     let lock_path = place.lock_path().display().to_string();
     if !table::ours().any(|open| open.link == lock_path) {
-        std::mem::forget(place.lock()?.ok_or(DaemonError::Served(pid))?);
+        std::mem::forget(lock(&place, pid)?);
     }
     told.serves(pid);
     record.adopted += 1;
@@ -222,6 +226,17 @@ fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Told, open: Open<'_>)
     }
     finish(pager, listening, &place);
     Ok(())
+}
+
+/// Be the one who serves. A pager that was killed holds its lock a moment longer than it lives.
+fn lock(place: &Place, pid: u32) -> Result<Flock<File>, DaemonError> {
+    for _ in 0..LOCK_TRIES {
+        if let Some(lock) = place.lock()? {
+            return Ok(lock);
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    }
+    Err(DaemonError::Served(pid))
 }
 
 /// Until the process has ended; then nothing of the restore stays.

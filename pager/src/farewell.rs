@@ -22,8 +22,8 @@ const STOPS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Let go of everything.
 pub(crate) fn take_leave(pid: u32, keep: &Keep) {
-    match keep.mailbox().empty() {
-        Ok(children) => tracing::debug!(pid, children = children.len(), "the mailbox is empty"),
+    match keep.let_children_go() {
+        Ok(children) => tracing::debug!(pid, children, "the mailbox is empty"),
         Err(errno) => tracing::warn!(pid, %errno, "the mailbox cannot be emptied: children that live on wait for what is not theirs"),
     }
     let inodes = keep.inodes();

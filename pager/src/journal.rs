@@ -6,6 +6,7 @@
 //!      3        moves logged, times 256, plus one more than the message of the batch that told of the last one, if one did
 //!      4        views at the beginning                      5  words of the bit-map
 //!      6        room for moves    7  a child's: its parent's journal, and 1    8  how many were born of that before it
+//!      9        pages that were owed at first
 //! word 16       the batch: 32 messages of 4 words, written by the kernel itself
 //! word 144      a bit for each page that was owed at first (`Origins`): set once it is owed no more
 //! then          views at the beginning (at, origin, pages): those of the image where there is none
@@ -51,6 +52,7 @@ const BITMAP_WORDS: usize = 5;
 const MOVES_ROOM: usize = 6;
 const PARENT: usize = 7;
 const ELDERS: usize = 8;
+const PAGES: usize = 9;
 /// Moves and births are counted in the bits above, messages in those below.
 const SHIFT: u64 = 8;
 const BATCH_AT: usize = 16;
@@ -89,7 +91,8 @@ impl Journal {
         // A page that cannot be had later would be a SIGBUS.
         nix::fcntl::posix_fallocate(&file, 0, (words * 8) as i64)?;
         let mapped = SharedWords::map(&file, words)?;
-        for (at, value) in [(BITMAP_WORDS, bitmap_words), (MOVES_ROOM, MOVES_MAX), (VIEWS, views.len())] {
+        for (at, value) in [(BITMAP_WORDS, bitmap_words), (MOVES_ROOM, MOVES_MAX), (VIEWS, views.len()), (PAGES, origins.pages() as usize)]
+        {
             mapped.set(at, value as u64);
         }
         let journal = Self::over(mapped, id, origins, path);
@@ -129,6 +132,15 @@ impl Journal {
 
     fn entries(&self, at: usize, count: usize) -> impl Iterator<Item = [u64; ENTRY_WORDS]> + '_ {
         (0..count).map(move |index| std::array::from_fn(|word| self.words.get(at + index * ENTRY_WORDS + word)))
+    }
+
+    /// How many pages the space at `path` owed at first, and how many it owes.
+    pub fn pages(path: &Path) -> Result<(u64, u64)> {
+        let bytes = std::fs::read(path)?;
+        let word = |at: usize| bytes.get(at * 8..at * 8 + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_ne_bytes);
+        let bitmap = BITMAP_AT..BITMAP_AT.saturating_add(word(BITMAP_WORDS) as usize).min(bytes.len() / 8);
+        let settled: u64 = bitmap.map(|at| u64::from(word(at).count_ones())).sum();
+        Ok((word(PAGES), word(PAGES).saturating_sub(settled)))
     }
 
     /// What the space owes, and where it belongs: `regions` are those of the image.

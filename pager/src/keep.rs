@@ -123,10 +123,17 @@ impl Place {
 
     /// Remove everything but the socket, which has an owner of its own.
     pub fn clear(&self) {
-        self.clear_journals();
+        // The record first: without it there is no restore to be taken over.
         for suffix in ["restore", "partial", "lock"] {
             let _ = fs::remove_file(self.path(suffix)); // gone already is as well
         }
+        self.clear_journals();
+    }
+
+    /// How many pages the process's own space owed at first, and how many it owes, as its journal says.
+    #[must_use]
+    pub fn pages(&self) -> Option<(u64, u64)> {
+        Journal::pages(&self.journal_path(0)).ok()
     }
 
     /// Remove one journal.
@@ -188,6 +195,14 @@ impl Keep {
     /// Take up a journal.
     pub fn journal(&self, id: u32) -> Result<Journal> {
         Journal::open(&self.place.journal_path(id), id, self.origins.clone())
+    }
+
+    /// Forked children are on their own: take their descriptors out of the mailbox, and remove their journals.
+    pub fn let_children_go(&self) -> std::result::Result<usize, nix::errno::Errno> {
+        let children = self.mailbox.empty()?.len();
+        let journals = self.place.journals().unwrap_or_default();
+        journals.into_iter().filter(|id| *id != 0).for_each(|id| self.place.remove_journal(id));
+        Ok(children)
     }
 
     /// Keep a forked child's descriptor and journal (steps 1 and 2 above).

@@ -122,16 +122,16 @@ impl Space {
         Ok(pumped)
     }
 
-    /// Apply what a pager before us had read and not applied. `kept` are the births that were kept; `is_open` tells whether a fork's
-    /// descriptor, by its number, is still open and nobody else's. Yields how many children nobody has the descriptor of.
-    pub fn take_over(&self, kept: &HashSet<(u32, u64)>, is_open: &dyn Fn(RawFd) -> bool) -> std::io::Result<(Pumped, usize)> {
+    /// Apply what a pager before us had read and not applied. `kept` are the births that were kept; `take` tells whether a fork's
+    /// descriptor, by its number, is still open and now ours. Yields how many children nobody has the descriptor of.
+    pub fn take_over(&self, kept: &HashSet<(u32, u64)>, take: &dyn Fn(RawFd) -> bool) -> std::io::Result<(Pumped, usize)> {
         let (mut state, mut pumped, mut lost) = (self.lock(), Pumped::default(), 0);
         let Some(leftover) = state.journal.as_ref().map(Journal::leftover) else { return Ok((pumped, 0)) };
         for at in leftover {
             let Some(journal) = &state.journal else { break };
             match fork_descriptor(journal.message(at)) {
                 Some(_) if kept.contains(&(journal.id(), journal.births())) => journal.applied(at + 1, true),
-                Some(fd) if !is_open(fd) => {
+                Some(fd) if !take(fd) => {
                     journal.applied(at + 1, true);
                     lost += 1;
                 }

@@ -115,11 +115,7 @@ impl Packs {
         look(&self.open.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(crate) fn contains(&self, id: &ChunkId) -> bool {
-        self.read(|open| open.holders(id).next().is_some())
-    }
-
-    /// The same, for somebody who will not upload it if so.
+    /// Whether a pack has a chunk, for somebody who will not upload it if so.
     pub(crate) fn can_be_relied_on(&self, id: &ChunkId) -> bool {
         // In one step, as far as a collection can tell.
         self.read(|open| open.holders(id).next().map(|_| self.claims.rely([*id])).is_some())

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Each with the file that tells whether it is there.
-const PACKAGES: [(&str, &str); 7] = [
+const PACKAGES: [(&str, &str); 8] = [
     ("redis-server", "/usr/bin/redis-server"),
     ("strace", "/usr/bin/strace"),
     ("python3", "/usr/bin/python3"),
