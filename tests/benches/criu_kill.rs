@@ -5,7 +5,7 @@
 //! program's next words are waited for: `right` once it compared everything that it has after the kill, `wrong` at the first
 //! difference; or it dies. Whoever is silent for [`SILENCE`] waits for its memory.
 //!
-//! A C program (`victims/memory.c`) compares plain memory once: it has few pointers to crash by, and says what it found.
+//! A C program (`victims/compare.c`) compares plain memory once: it has no pointers there to crash by, and says what it found.
 //!
 //! A wrong byte under defrost fails the bench. What CRIU's program reads is written down as it is found.
 
@@ -137,7 +137,7 @@ fn main() -> Result<()> {
     let python = Victim::python(&PROGRAM.replace("'64'", &format!("'{}'", cli.mib)))?;
     let ready = python.folder().join("ready");
     eventually("the program has made its data", || ready.exists()).with_context(|| python.output())?;
-    let mut programs = [(PYTHON, python), (C, Victim::c("memory", &[&cli.mib.to_string()])?)];
+    let mut programs = [(PYTHON, python), (C, Victim::c("compare", &[&cli.mib.to_string()])?)];
     for (program, victim) in &mut programs {
         let (pid, images) = (victim.pid().to_string(), work.path().join(*program));
         std::fs::create_dir(&images)?;
@@ -190,7 +190,7 @@ fn main() -> Result<()> {
     record.conditions(&[
         &format!(
             "{PYTHON}: {} MiB of data, half as objects and half as pages of one mapping, compared over and over in random order from the \
-             program's first moment on. {C}: as much in mappings, compared once.",
+             program's first moment on. {C}: as much in one mapping, compared once, slowly.",
             cli.mib
         ),
         &format!(
@@ -318,9 +318,11 @@ fn next_words(victim: &Victim, killed_at: Duration) -> Result<(Outcome, Option<D
         }
         // The other program says it once, in a file of its own.
         if let Ok(said) = std::fs::read_to_string(&verdict) {
-            let at = verdict.metadata()?.modified()?.duration_since(UNIX_EPOCH)?;
             return Ok(match said.strip_prefix("WRONG ") {
-                Some(what) => (Outcome::Wrong(what.trim_end().to_owned()), Some(at.saturating_sub(killed_at))),
+                Some(told) => {
+                    let (what, at) = told.trim_end().rsplit_once(", at ").context("the verdict has a time")?;
+                    (Outcome::Wrong(what.to_owned()), Some(Duration::from_nanos(at.parse()?).saturating_sub(killed_at)))
+                }
                 None => (Outcome::Right, None),
             });
         }
