@@ -56,6 +56,10 @@ fn one_table(text: &mut String, table: &Table) -> Result<()> {
     let Table { title, unit, rows } = table;
     let compared = rows.iter().any(|row| row.against.is_some());
     writeln!(text, "\n### {title}\n")?;
+    if !compared && rows.iter().all(|row| row.figures.len() == 1) {
+        writeln!(text, "| {unit} | |\n| --- | ---: |")?;
+        return rows.iter().try_for_each(|row| Ok(writeln!(text, "| {} | {} |", row.name, once(row.median()))?));
+    }
     let (head, line) = if compared { (" ratio | aim |", " --- | --- |") } else { ("", "") };
     writeln!(text, "| {unit} | median | min | max |{head}\n| --- | ---: | ---: | ---: |{line}")?;
     for row in rows {
@@ -79,6 +83,11 @@ fn comparison(row: &Row, table: &Table) -> String {
         format!("≤ {aim:.2}: {met}")
     });
     format!("{ratio:.2} of {} | {aim}", against.row)
+}
+
+/// A figure that was taken once: a count has no decimals.
+fn once(value: f64) -> String {
+    if value.fract() == 0.0 { format!("{value:.0}") } else { figure(value) }
 }
 
 /// Three digits that count.
