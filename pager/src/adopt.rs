@@ -45,7 +45,8 @@ pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> 
     let kept = mailbox.look().map_err(std::io::Error::from)?;
     let known: HashSet<u64> = kept.iter().map(|(_, uffd)| table::inode(uffd)).chain([record.uffd_inode]).collect();
     let journals = place.journals()?;
-    let next_id = journals.iter().max().map_or(1, |last| last + 1);
+    // A number in the mailbox is taken also where its child has ended and its journal is gone.
+    let next_id = journals.iter().copied().chain(kept.iter().map(|(id, _)| *id)).max().map_or(1, |last| last + 1);
     let keep = Arc::new(Keep::new(place.clone(), origins, mailbox, record.uffd_inode, next_id));
     let mut spaces = Vec::new();
     if let Some(space) = own_space(pid, &keep, &regions, find(record.uffd_inode), pidfd.as_ref())? {

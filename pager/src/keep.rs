@@ -194,7 +194,8 @@ impl Keep {
 
     /// Take up a journal.
     pub fn journal(&self, id: u32) -> Result<Journal> {
-        Journal::open(&self.place.journal_path(id), id, self.origins.clone())
+        let path = self.place.journal_path(id);
+        Journal::open(&path, id, self.origins.clone()).map_err(|error| Error::new(error.kind(), format!("{}: {error}", path.display())))
     }
 
     /// Forked children are on their own: take their descriptors out of the mailbox, and remove their journals.
