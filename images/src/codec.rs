@@ -46,7 +46,7 @@ pub struct Decoder(zstd::bulk::Decompressor<'static>);
 impl Encoder {
     /// For a zstd level: 1 to 22, or a negative one that is faster than 1; zstd takes the nearest it knows. At a negative level literals
     /// are still entropy-coded, which zstd's own negative levels leave out: memory then takes little more space than at level 1
-    /// instead of nearly twice as much (decision 0004).
+    /// instead of nearly twice as much (decision 0006).
     #[must_use]
     #[expect(clippy::expect_used, reason = "a context is refused only when there is no memory, as any allocation is")]
     pub fn new(level: i32) -> Self {

@@ -179,7 +179,7 @@ fn receive(socket: &UnixStream, start: Start, image: Image, (demand, bulk): Stor
     let gone = || DaemonError::Request("the process is gone".to_owned());
     let pid = kernel::handoff::pidfd_pid(&pidfd)?.ok_or_else(gone)?;
     let (place, mailbox) = (Place::new(&runtime_dir(), pid), Mailbox::over(receiving, sending));
-    std::mem::forget(lock(&place, pid)?); // held for as long as this table of descriptors lives
+    std::mem::forget(place.lock_anew()?.ok_or(DaemonError::Served(pid))?); // held for as long as this table of descriptors lives
     place.clear_journals(); // of an earlier process of this number
     let uffd_inode = table::inode(&uffd);
     let record = Record { start, uffd_inode, mailbox_inodes: mailbox.ends().map(table::inode), adopted: 0 };
@@ -241,12 +241,14 @@ fn lock(place: &Place, pid: u32) -> Result<Flock<File>, DaemonError> {
 
 /// Until the process has ended; then nothing of the restore stays.
 fn finish(pager: Pager, listening: control::Listening, place: &Place) {
+    let keep = pager.shared().keep.clone();
+    let clear = || keep.iter().for_each(|keep| place.clear_own(keep.uffd_inode()));
     let status = pager.join();
     if !matches!(status.state, State::Failed(_)) {
-        place.clear();
+        clear();
     }
     listening.finish(&status.state);
-    place.clear();
+    clear();
 }
 
 fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd: OwnedFd, keep: Arc<Keep>) -> Config {

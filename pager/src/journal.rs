@@ -39,6 +39,7 @@ use nix::errno::Errno;
 use pages::{PageAddr, PageRange};
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -78,6 +79,7 @@ pub struct Journal {
     origins: Arc<Origins>,
     id: u32,
     path: PathBuf,
+    inode: u64,
     views_at: usize,
     moves_at: usize,
 }
@@ -95,7 +97,7 @@ impl Journal {
         {
             mapped.set(at, value as u64);
         }
-        let journal = Self::over(mapped, id, origins, path);
+        let journal = Self::over(mapped, id, origins, path, file.metadata()?.ino());
         for (index, view) in views.iter().enumerate() {
             journal.write_entry(journal.views_at + index * ENTRY_WORDS, [view.at.number(), view.origin.number(), view.pages]);
         }
@@ -117,13 +119,13 @@ impl Journal {
             && mapped.get(BITMAP_WORDS) == origins.pages().div_ceil(64)
             && room.saturating_add(BITMAP_AT as u64 + mapped.get(BITMAP_WORDS)) == words as u64
             && mapped.get(MOVES) >> SHIFT <= mapped.get(MOVES_ROOM);
-        if whole { Ok(Self::over(mapped, id, origins, path)) } else { Err(unlike()) }
+        if whole { Ok(Self::over(mapped, id, origins, path, file.metadata()?.ino())) } else { Err(unlike()) }
     }
 
-    fn over(words: SharedWords, id: u32, origins: Arc<Origins>, path: &Path) -> Self {
+    fn over(words: SharedWords, id: u32, origins: Arc<Origins>, path: &Path, inode: u64) -> Self {
         let views_at = BITMAP_AT + words.get(BITMAP_WORDS) as usize;
         let moves_at = views_at + words.get(VIEWS) as usize * ENTRY_WORDS;
-        Self { words, origins, id, path: path.to_owned(), views_at, moves_at }
+        Self { words, origins, id, path: path.to_owned(), inode, views_at, moves_at }
     }
 
     fn write_entry(&self, at: usize, entry: [u64; ENTRY_WORDS]) {
@@ -290,8 +292,10 @@ impl Journal {
         Ok(child)
     }
 
-    /// The space has ended.
+    /// The space has ended. A later restore of the same pid may have its journal there already.
     pub fn remove(&self) {
-        let _ = std::fs::remove_file(&self.path); // gone already is as well
+        if std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path); // gone meanwhile is as well
+        }
     }
 }

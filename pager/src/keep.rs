@@ -27,7 +27,6 @@ use crate::journal::Journal;
 use crate::mailbox::Mailbox;
 use crate::origins::Origins;
 use crate::residency::Residency;
-use crate::table;
 use kernel::uffd::Uffd;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -82,6 +81,21 @@ impl Place {
     /// Read the record; `NotFound` where there is no such restore.
     pub fn read(&self) -> Result<Record> {
         Ok(serde_json::from_slice(&fs::read(self.path("restore"))?)?)
+    }
+
+    /// Be the one who serves a restore that is just being made: whoever served an earlier process of this number may be about to end.
+    pub fn lock_anew(&self) -> Result<Option<Flock<File>>> {
+        match fs::remove_file(self.lock_path()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => self.lock(),
+        }
+    }
+
+    /// Remove everything but the socket, if it is the restore's of that userfaultfd and not a later one's.
+    pub fn clear_own(&self, uffd_inode: u64) {
+        if self.read().is_ok_and(|record| record.uffd_inode == uffd_inode) {
+            self.clear();
+        }
     }
 
     /// Be the one who serves; `None` where somebody else is. It ends with the last descriptor of it.
@@ -167,17 +181,16 @@ impl Keep {
         Self { place, origins, mailbox, uffd_inode, next_id: AtomicU32::new(next_id) }
     }
 
-    /// Inodes of everything that we have open in the process itself.
-    #[must_use]
-    pub fn inodes(&self) -> [u64; 3] {
-        let [receiving, sending] = self.mailbox.ends().map(table::inode);
-        [self.uffd_inode, receiving, sending]
-    }
-
     /// Where its files are.
     #[must_use]
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Inode of the process's userfaultfd.
+    #[must_use]
+    pub fn uffd_inode(&self) -> u64 {
+        self.uffd_inode
     }
 
     /// Its mailbox.

@@ -8,6 +8,7 @@
 //! Known hole: with both dead nobody starts another; `defrost pager --adopt PID` does.
 
 use crate::control::runtime_dir;
+use crate::daemon::DaemonError;
 use crate::keep::Place;
 use crate::table;
 use kernel::handoff::own;
@@ -20,6 +21,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::fs::File;
+use std::io::{Error, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -44,6 +46,15 @@ pub enum Work {
     Start(UnixStream),
     /// Take over the restore of this process; whoever asked for it is told over the socket.
     TakeOver(u32, Option<UnixStream>),
+}
+
+impl Work {
+    /// Tell whoever asked for it that it cannot be done.
+    fn tell_failed(&self, error: Error) {
+        let (Self::Start(socket) | Self::TakeOver(_, Some(socket))) = self else { return };
+        let mut socket = socket;
+        let _ = writeln!(socket, "failed {}", DaemonError::from(error)); // who hung up need not be told
+    }
 }
 
 /// What a pager tells its supervisor, in memory that both have: the process it serves.
@@ -81,8 +92,17 @@ pub fn run(mut work: Work, serve: &dyn Fn(&Work, &Told) -> i32) -> std::io::Resu
         let begun = Instant::now();
         let pager = run_sharing_descriptors(|| {
             // What the supervisor waits for is none of the pager's business.
-            let ready = watched.thread_unblock().is_ok() && guard(supervisor, exe.clone(), told.clone());
-            if ready { serve(&work, &told) } else { 1 }
+            match watched.thread_unblock().map_err(Error::from).and_then(|()| guard(supervisor, exe.clone(), told.clone())) {
+                Ok(()) => serve(&work, &told),
+                Err(error) => {
+                    work.tell_failed(error);
+                    1
+                }
+            }
+        });
+        let pager = pager.map_err(|errno| {
+            work.tell_failed(errno.into());
+            Error::from(errno)
         })?;
         let status = match watch(pager, &signals, &told)? {
             Watched::Ended(status) => status,
@@ -148,10 +168,10 @@ fn needed(pid: u32) -> Vec<RawFd> {
 }
 
 /// See to it that the pager we are takes the supervisor's place when that dies.
-fn guard(supervisor: Pid, exe: PathBuf, told: Arc<Told>) -> bool {
-    let Ok(pidfd) = kernel::handoff::pidfd_open(supervisor) else { return false };
+fn guard(supervisor: Pid, exe: PathBuf, told: Arc<Told>) -> std::io::Result<()> {
+    let pidfd = kernel::handoff::pidfd_open(supervisor)?;
     if nix::unistd::getppid() != supervisor {
-        return false;
+        return Err(Error::other("its supervisor died"));
     }
     let watching = std::thread::Builder::new().name("guard".to_owned()).spawn(move || {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -164,7 +184,7 @@ fn guard(supervisor: Pid, exe: PathBuf, told: Arc<Told>) -> bool {
         let error = succeed(&exe, told.pid());
         tracing::error!(pid = told.pid(), %error, "it cannot: this pager goes on alone");
     });
-    watching.is_ok()
+    watching.map(drop)
 }
 
 /// Run our program anew, in our place, to take over the restore of `pid`. Comes back only if it cannot.

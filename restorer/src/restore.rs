@@ -99,10 +99,7 @@ pub fn restore(
     let namespace = if request.new_pid_namespace { Some(Namespace::make()?) } else { None };
     phases.done("make files");
     let unpinned = pin_beside_child();
-    let stopped = kernel::spawn::spawn_stopped(process.pid).map_err(|error| match error {
-        SpawnError::PidTaken(pid) => group_holder(pid).map_or(error.into(), |holder| RestoreError::PidTaken { pid, holder }),
-        error => error.into(),
-    })?;
+    let stopped = spawn(process.pid)?;
     let child = Child(stopped.tid());
     if let Some(namespace) = &namespace {
         namespace.go_home()?;
@@ -226,10 +223,27 @@ fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon, phases: &mut Pha
     Ok(others)
 }
 
+/// Some reapers look only every few seconds.
+const REAPED_WITHIN: Duration = Duration::from_secs(10);
+
+/// The child, under its number: one whose group or session only dead processes hold is waited for.
+fn spawn(pid: u32) -> Result<Stopped, RestoreError> {
+    let begun = Instant::now();
+    loop {
+        let error = match kernel::spawn::spawn_stopped(pid) {
+            Err(error @ SpawnError::PidTaken(_)) => error,
+            other => return Ok(other?),
+        };
+        match group_holder(pid) {
+            Some((_, true)) if begun.elapsed() < REAPED_WITHIN => std::thread::sleep(Duration::from_millis(5)),
+            Some((holder, _)) => return Err(RestoreError::PidTaken { pid, holder }),
+            None => return Err(error.into()),
+        }
+    }
+}
+
 /// Every pid and tid of the snapshot is free, or who has it. One that merely waits to be reaped by its parent gets the time.
 fn check_free(manifest: &Manifest) -> Result<(), RestoreError> {
-    /// Some reapers look only every few seconds.
-    const REAPED_WITHIN: Duration = Duration::from_secs(10);
     let begun = Instant::now();
     for thread in &manifest.threads {
         while let Ok(text) = std::fs::read_to_string(format!("/proc/{}/stat", thread.tid)) {
@@ -246,7 +260,7 @@ fn check_free(manifest: &Manifest) -> Result<(), RestoreError> {
 }
 
 /// A number that no process has may still be that of a group or session with members.
-fn group_holder(number: u32) -> Option<String> {
+fn group_holder(number: u32) -> Option<(String, bool)> {
     let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let member = |pid: u32| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -256,7 +270,7 @@ fn group_holder(number: u32) -> Option<String> {
         [5, 6]
             .iter()
             .any(|field| stat.field(*field) == i64::from(number))
-            .then(|| format!("the process group or session of {comm} ({pid})"))
+            .then(|| (format!("the process group or session of {comm} ({pid})"), matches!(stat.state(), 'Z' | 'X')))
     };
     pids.filter_map(member).next()
 }

@@ -9,11 +9,12 @@ use crate::checkpoint::proc::Proc;
 use crate::process::fdinfo::FdInfo;
 use images::manifest::description::Kind;
 use images::manifest::{
-    CharacterDevice, Description, Descriptor, Directory, Epoll, FileIdentity, OutsidePipe, PipeEnd, RegularFile, Terminal,
+    CharacterDevice, Description, Descriptor, Directory, Epoll, FileIdentity, OutsidePipe, PipeEnd, RegularFile, SocketOption, Terminal,
 };
 use kernel::sys::{Kcmp, same_object};
 use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, tee};
 use nix::unistd::Pid;
+use pager::mailbox::MARK;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -89,7 +90,32 @@ pub fn files(proc: Proc) -> Result<(Vec<Description>, Vec<Descriptor>), Checkpoi
         let close_on_exec = info.flags() & libc::O_CLOEXEC as u32 != 0;
         descriptors.push(Descriptor { fd: entry.fd, file: file as u32, close_on_exec });
     }
-    Ok((files, descriptors))
+    Ok(without_mailbox(files, descriptors))
+}
+
+/// A restored process keeps its mailbox, which is none of its own.
+fn without_mailbox(files: Vec<Description>, mut descriptors: Vec<Descriptor>) -> (Vec<Description>, Vec<Descriptor>) {
+    let is_mark = |option: &SocketOption| option.name == libc::SO_PEEK_OFF as u32 && option.value == MARK.to_ne_bytes();
+    let pair = |file: &Description| match &file.kind {
+        Some(Kind::Socket(socket)) if socket.pair != 0 => Some((socket.pair, socket.options.iter().any(is_mark))),
+        _ => None,
+    };
+    let marked: Vec<u64> = files.iter().filter_map(pair).filter(|(_, marked)| *marked).map(|(pair, _)| pair).collect();
+    let stays = |file: &Description| pair(file).is_none_or(|(pair, _)| !marked.contains(&pair));
+    let mut places = Vec::new(); // of each file: its place among those that stay
+    let mut kept = 0;
+    for file in &files {
+        places.push(stays(file).then_some(kept));
+        kept += u32::from(stays(file));
+    }
+    descriptors.retain_mut(|descriptor| match places[descriptor.file as usize] {
+        Some(place) => {
+            descriptor.file = place;
+            true
+        }
+        None => false,
+    });
+    (files.into_iter().filter(stays).collect(), descriptors)
 }
 
 fn same_description(pid: u32, a: u32, b: u32) -> bool {
