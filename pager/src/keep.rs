@@ -86,7 +86,7 @@ impl Place {
     /// Be the one who serves a restore that is just being made: whoever served an earlier process of this number may be about to end.
     pub fn lock_anew(&self) -> Result<Option<Flock<File>>> {
         match fs::remove_file(self.lock_path()) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => self.lock(),
         }
     }
