@@ -18,11 +18,15 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use store::Store;
 
 /// Pause after an event got in the way, and while only other threads' chunks are left.
 const PAUSE: Duration = Duration::from_micros(200);
+/// Without a fault for so long, a program is not just starting to touch what it needs: several times what a fault takes (60 to 200 µs).
+const QUIET: Duration = Duration::from_millis(1);
+/// How long bulk steps aside at once: where faults never end, each thread still brings a chunk that often.
+const ASIDE: Duration = Duration::from_millis(2);
 /// Bytes of raw pages in one request; the last chunk may exceed it. Enough that a round trip costs little against decoding (0.7 ms),
 /// little enough that the pages behind a fault come soon.
 const RUN_BYTES: u64 = 1 << 20;
@@ -54,15 +58,16 @@ pub(crate) fn spawn(shared: &Arc<Shared>, store: &Arc<dyn Store>, priority: Prio
                     let _ = kernel::sys::set_nice(BULK_NICE);
                 }
                 shared.wait_runs();
-                run(&shared, store, &under_way);
+                run(&shared, store, &under_way, priority);
             })
         })
         .collect()
 }
 
-fn run(shared: &Shared, store: Arc<dyn Store>, under_way: &Mutex<HashSet<u32>>) {
+fn run(shared: &Shared, store: Arc<dyn Store>, under_way: &Mutex<HashSet<u32>>, priority: Priority) {
     let mut chunks = Chunks::new(shared.image.clone(), shared.map.clone(), store);
     while !shared.stop.load(Ordering::Relaxed) && !shared.settled() {
+        step_aside(shared, priority);
         let run = next(shared, &chunks, under_way);
         if run.is_empty() {
             std::thread::sleep(PAUSE);
@@ -70,6 +75,7 @@ fn run(shared: &Shared, store: Arc<dyn Store>, under_way: &Mutex<HashSet<u32>>) 
         }
         let mut failed = None;
         let fetched = chunks.fetch_run(&run, &shared.outage.over, &|error| shared.lost(error), &mut |range, chunk| {
+            step_aside(shared, priority);
             failed = install(shared, range, chunk);
             failed.is_none() && !shared.stop.load(Ordering::Relaxed)
         });
@@ -82,6 +88,14 @@ fn run(shared: &Shared, store: Arc<dyn Store>, under_way: &Mutex<HashSet<u32>>) 
             (Err(Unfit::Stopped), _) => return,
             (Err(error), _) => return shared.fail(&error.to_string()),
         }
+    }
+}
+
+/// Let a program that waits for page after page have the processors, but not for so long that the rest never comes.
+fn step_aside(shared: &Shared, priority: Priority) {
+    let begun = Instant::now();
+    while priority == Priority::Low && shared.since_fault() < QUIET && begun.elapsed() < ASIDE && !shared.stop.load(Ordering::Relaxed) {
+        std::thread::sleep(PAUSE);
     }
 }
 

@@ -125,6 +125,7 @@ fn bring(shared: &Shared, space: &Space, page: PageAddr, chunks: &mut Chunks) ->
     let Some(origin) = space.owed_at(page) else { return Ok(Outcome::Retry) };
     let Some((index, range)) = chunks.range_of(origin) else { return Ok(Outcome::Retry) };
     shared.hot.store(range.end().number(), Ordering::Relaxed);
+    shared.note_fault();
     let _awaiting = shared.outage.awaits();
     let chunk = chunks.fetch(index, range, &shared.outage.over, &|error| shared.lost(error))?;
     Ok(space.install(range, chunk))

@@ -16,6 +16,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use store::{Store, StoreError};
 
 /// What to serve.
@@ -78,6 +79,9 @@ pub(crate) struct Shared {
     pub(crate) zero_faults: AtomicU64,
     /// Origin page number behind the last fault: where bulk goes on.
     pub(crate) hot: AtomicU64,
+    /// When a thread last waited for a page, in microseconds since `begun`: bulk steps aside for a while.
+    faulted_us: AtomicU64,
+    begun: Instant,
     pub(crate) stalls: Mutex<Stalls>,
     pub(crate) outage: Outage,
     state: Mutex<(State, Option<String>)>,
@@ -123,6 +127,8 @@ impl Pager {
             demand_faults: AtomicU64::new(0),
             zero_faults: AtomicU64::new(0),
             hot: AtomicU64::new(0),
+            faulted_us: AtomicU64::new(0),
+            begun: Instant::now(),
             stalls: Mutex::default(),
             outage: Outage::new(config.policy, config.demand.clone()),
             state: Mutex::new((State::Lazy, None)),
@@ -221,6 +227,16 @@ impl Shared {
     /// Remember what went wrong.
     pub(crate) fn note(&self, why: &str) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(why.to_owned());
+    }
+
+    /// A thread waits for a page now.
+    pub(crate) fn note_fault(&self) {
+        self.faulted_us.store(self.begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// How long ago a thread last waited for a page.
+    pub(crate) fn since_fault(&self) -> Duration {
+        self.begun.elapsed().saturating_sub(Duration::from_micros(self.faulted_us.load(Ordering::Relaxed)))
     }
 
     /// End the process: a page of it can never be right.
