@@ -304,11 +304,15 @@ fn a_checkpoint_killed_at_any_moment_leaves_the_process_and_the_store_alone() ->
         println!("seed {seed}, after {after:?}: {}", child.wait()?);
         // While calls are injected (some milliseconds) its registers are not its own, and it dies with its tracer rather than run on
         // with ours: the one other outcome there may be.
-        if Path::new(&format!("/proc/{}/exe", victim.pid())).exists() {
-            runs_on(&victim).with_context(|| format!("seed {seed}, killed after {after:?}"))?;
-        } else {
-            died += 1;
-            victim = holder()?;
+        let exe = format!("/proc/{}/exe", victim.pid());
+        match runs_on(&victim) {
+            Ok(()) => {}
+            // It may have been dying while we looked.
+            Err(_) if !Path::new(&exe).exists() => {
+                died += 1;
+                victim = holder()?;
+            }
+            Err(error) => return Err(error.context(format!("seed {seed}, killed after {after:?}"))),
         }
         for name in all_listed_are_whole(&server.store()).with_context(|| format!("seed {seed}"))? {
             defrost_ok(&["remove", &name, "--store", &server.store()])?;
