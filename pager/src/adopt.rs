@@ -1,38 +1,59 @@
 //! Taking over a restore whose pager died: what outlives it (`keep`) is found, and becomes spaces again.
 //!
 //! Descriptors are looked for by inode, first in our own table (which we share with the supervisor, and which a pager that died has
-//! left as it was), then in the process's, for the mailbox in anybody's. Then each space's residency is rebuilt from its journal, what
-//! the dead pager had read and not applied is applied, and everybody who waits is woken: a fault that was read and not answered is
-//! told to nobody again.
+//! left as it was), then in the process's, for the mailbox in anybody's. Then each space, parents before children, is rebuilt from its
+//! journal, and what the dead pager had read of it and not applied is applied, also where its process has ended meanwhile: children may
+//! live on. Then everybody who waits is woken: a fault that was read and not answered is told to nobody again. Children that nobody
+//! has the descriptor of are ended (`unwatched`), and a group that the `brake` stopped goes on.
 
+use crate::brake::Brake;
 use crate::daemon::DaemonError;
-use crate::journal::Phase;
+use crate::journal::{Journal, Phase};
 use crate::keep::{Keep, Place, Record};
-use crate::mailbox::Mailbox;
+use crate::ledger::{Births, Ledger, Pumped};
+use crate::mailbox::{Child, Mailbox};
 use crate::pager::{lazy_origins, lazy_regions};
 use crate::space::Space;
 use crate::table::{self, Open};
+use crate::unwatched::{self, Search};
 use images::Image;
 use kernel::handoff::{own, pidfd_getfd, pidfd_kill, pidfd_open};
 use kernel::uffd::Uffd;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use pages::PageRange;
-use std::cell::RefCell;
-use std::collections::HashSet;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 
 /// What was found.
 #[derive(Debug)]
 pub(crate) struct Adopted {
-    /// The spaces, the process's own first, where anything may be owed there.
+    /// The spaces, the process's own first.
     pub spaces: Vec<Space>,
     /// What they are kept in.
     pub keep: Arc<Keep>,
     /// The process, or something that says that it has ended.
     pub pidfd: OwnedFd,
+    /// Process groups that are to go on once faults are answered.
+    pub stopped: HashSet<i32>,
+}
+
+/// Descriptors of forked children: those in the mailbox that are not applied yet, and those that are nowhere but in our table.
+struct Found {
+    unapplied: HashMap<(u32, u64), (u32, Uffd)>,
+    strays: Vec<Open>,
+}
+
+impl Births for Found {
+    fn kept(&mut self, parent: u32, elders: u64) -> Option<(u32, Uffd)> {
+        self.unapplied.remove(&(parent, elders))
+    }
+
+    fn taken(&mut self, fd: RawFd) -> bool {
+        let at = self.strays.iter().position(|open| open.fd == fd);
+        at.map(|at| self.strays.swap_remove(at)).is_some()
+    }
 }
 
 /// Find everything of the restore of `pid`.
@@ -40,50 +61,118 @@ pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> 
     let pidfd = pidfd_open(Pid::from_raw(pid as i32)).ok();
     let own_table: Vec<Open> = table::ours().collect();
     let find = |inode: u64| find(inode, &own_table, pid, pidfd.as_ref());
-    let (origins, regions) = (Arc::new(lazy_origins(image)), lazy_regions(image));
     let mailbox = mailbox(record, &find)?;
     let kept = mailbox.look().map_err(std::io::Error::from)?;
-    let known: HashSet<u64> = kept.iter().map(|(_, uffd)| table::inode(uffd)).chain([record.uffd_inode]).collect();
-    let journals = place.journals()?;
+    let in_mailbox: HashSet<u64> = kept.iter().map(|(_, uffd)| table::inode(uffd)).collect();
+    let ids = place.journals()?;
     // A number in the mailbox is taken also where its child has ended and its journal is gone.
-    let next_id = journals.iter().copied().chain(kept.iter().map(|(id, _)| *id)).max().map_or(1, |last| last + 1);
-    let keep = Arc::new(Keep::new(place.clone(), origins, mailbox, record.uffd_inode, next_id));
-    let mut spaces = Vec::new();
-    if let Some(space) = own_space(pid, &keep, &regions, find(record.uffd_inode), pidfd.as_ref())? {
-        spaces.push(space);
-    }
-    let numbers: HashSet<u32> = kept.iter().map(|(id, _)| *id).collect();
-    for (id, uffd) in kept {
-        if uffd.is_alive() {
-            let journal = keep.journal(id)?;
-            spaces.push(Space::kept(uffd, journal.residency(&regions), journal, keep.clone()));
-        } else {
-            place.remove_journal(id);
-        }
-    }
-    journals.iter().filter(|id| **id != 0 && !numbers.contains(id)).for_each(|id| place.remove_journal(*id));
-    let strays = own_table.iter().filter(|open| open.is_userfaultfd() && open.inode != record.uffd_inode);
-    let strays: RefCell<Vec<&Open>> = RefCell::new(strays.collect());
-    // One that is taken is no stray any more: its space owns it.
-    let take = |fd| {
-        let mut strays = strays.borrow_mut();
-        let at = strays.iter().position(|open| open.fd == fd && !known.contains(&open.inode));
-        at.map(|at| strays.swap_remove(at)).is_some()
-    };
-    apply_leftovers(pid, &mut spaces, &take)?;
+    let next_id = ids.iter().copied().chain(kept.iter().map(|(child, _)| child.id)).max().map_or(1, |last| last + 1);
+    let (brake, fell) = brake(pid, record, &own_table, &mailbox)?;
+    let keep = Keep::new(place.clone(), Arc::new(lazy_origins(image)), mailbox, record.uffd_inode, next_id).with_brake(brake);
+    let keep = Arc::new(keep);
+    let uffd = find(record.uffd_inode).map(Uffd::adopt);
+    let is_stray = |open: &&Open| open.is_userfaultfd() && open.inode != record.uffd_inode && !in_mailbox.contains(&open.inode);
+    let strays = own_table.iter().filter(is_stray).cloned().collect();
     // What the dead pager had open of children that the mailbox keeps: with it open their memory would be watched for ever.
-    strays.into_inner().iter().for_each(|open| drop(own(open.fd)));
-    if pidfd.is_none() && spaces.is_empty() {
+    own_table.iter().filter(|open| in_mailbox.contains(&open.inode)).for_each(|open| drop(own(open.fd)));
+    let rebuilt = rebuild(&keep, &lazy_regions(image), &ids, uffd, kept, strays)?;
+    rebuilt.strays.iter().for_each(|open| drop(own(open.fd))); // of spaces that nothing is owed in
+    if pidfd.is_some() && rebuilt.own.is_none() && keep.journal(0)?.phase() != Phase::Settled {
+        // The program closed our copy, and everybody who had another died: from then on missing pages read as zeros.
+        let _ = pidfd.as_ref().map(|pidfd| pidfd_kill(pidfd, Signal::SIGKILL as i32)); // it may have ended by itself
+        return Err(DaemonError::Unwatched(pid));
+    }
+    let mm = image.manifest.process.as_ref().and_then(|process| process.mm.clone()).unwrap_or_default();
+    let mut stopped = record.stopped.clone();
+    if fell {
+        stopped.extend(rebuilt.stopped);
+    }
+    Search { pid, mm: &mm, groups: &stopped }.end(rebuilt.lost, rebuilt.unknown);
+    keep.brake().iter().for_each(|brake| brake.disarm());
+    if pidfd.is_none() && rebuilt.children.is_empty() {
+        unwatched::go_on(pid, &stopped);
         return Err(DaemonError::Ended(pid));
     }
+    let spaces: Vec<Space> = [rebuilt.own.map_or_else(nobody, Ok)?].into_iter().chain(rebuilt.children).collect();
     spaces.iter().for_each(Space::wake_all);
-    let ended = || EventFd::from_value_and_flags(1, EfdFlags::EFD_CLOEXEC).and_then(|ended| dup(&ended));
-    let pidfd = pidfd.map_or_else(ended, Ok).map_err(std::io::Error::from)?;
-    Ok(Adopted { spaces, keep, pidfd })
+    let pidfd = pidfd.map_or_else(|| signalled(1), Ok)?;
+    Ok(Adopted { spaces, keep, pidfd, stopped })
 }
 
-fn dup(event: &EventFd) -> nix::Result<OwnedFd> {
-    event.as_fd().try_clone_to_owned().map_err(|_| nix::errno::Errno::EMFILE)
+/// What became of journals and descriptors.
+#[derive(Default)]
+struct Rebuilt {
+    own: Option<Space>,
+    children: Vec<Space>,
+    /// Children whose descriptor nobody has.
+    lost: usize,
+    /// Children of which it is not known what they miss.
+    unknown: usize,
+    /// Groups that were to stop when the pager died.
+    stopped: HashSet<i32>,
+    strays: Vec<Open>,
+}
+
+fn rebuild(
+    keep: &Arc<Keep>,
+    regions: &[pages::PageRange],
+    ids: &[u32],
+    mut uffd: Option<Uffd>,
+    kept: Vec<(Child, Uffd)>,
+    strays: Vec<Open>,
+) -> Result<Rebuilt, DaemonError> {
+    let mut journals: Vec<(u32, Option<Journal>)> = Vec::new();
+    let births: HashMap<u32, u64> = ids.iter().filter_map(|id| Some((*id, keep.journal(*id).ok()?.births()))).collect();
+    let is_applied = |child: &Child| births.get(&child.parent).is_none_or(|births| child.elders < *births);
+    let (applied, unapplied): (Vec<_>, Vec<_>) = kept.into_iter().partition(|(child, _)| is_applied(child));
+    let unapplied: HashMap<_, _> = unapplied.into_iter().map(|(child, uffd)| ((child.parent, child.elders), (child.id, uffd))).collect();
+    let mut applied: HashMap<u32, Uffd> = applied.into_iter().map(|(child, uffd)| (child.id, uffd)).collect();
+    for id in ids {
+        // One that the mailbox has no child for was done with, or is written anew once its birth is applied.
+        if *id == 0 || applied.contains_key(id) {
+            journals.push((*id, Some(keep.journal(*id)?)));
+        } else {
+            keep.place().remove_journal(*id);
+        }
+    }
+    let mut found = Found { unapplied, strays };
+    let mut rebuilt = Rebuilt::default();
+    for (id, journal) in journals {
+        let Some(journal) = journal else { continue };
+        rebuilt.stopped.extend(Some(journal.braked_group()).filter(|group| *group != 0));
+        let mut ledger = Ledger::kept(journal.residency(regions), journal, keep.clone());
+        let mut pumped = Pumped::default();
+        rebuilt.lost += ledger.take_over(&mut found, &mut pumped)?;
+        rebuilt.children.extend(pumped.children);
+        match if id == 0 { uffd.take() } else { applied.remove(&id) } {
+            Some(uffd) if id == 0 => rebuilt.own = Some(Space::over(uffd, ledger)),
+            Some(uffd) if uffd.is_alive() => rebuilt.children.push(Space::over(uffd, ledger)),
+            _ if id == 0 => {}
+            _ => ledger.end(),
+        }
+    }
+    rebuilt.unknown = applied.values().filter(|uffd| uffd.is_alive()).count();
+    rebuilt.strays = found.strays;
+    Ok(rebuilt)
+}
+
+/// The brake, and whether it fell: then our end was closed with the last of us, and it takes a new one.
+fn brake(pid: u32, record: &Record, own_table: &[Open], mailbox: &Mailbox) -> Result<(Brake, bool), DaemonError> {
+    let of_ours = |inode: u64| own_table.iter().find(|open| open.inode == inode).map(|open| open.fd);
+    match record.brake_inodes.map(of_ours) {
+        [Some(ours), Some(theirs)] => Ok((Brake::over(pid, own(ours), own(theirs)), false)),
+        _ => Ok((Brake::new(pid, mailbox).map_err(std::io::Error::from)?, true)),
+    }
+}
+
+/// The space of a process that has ended: nothing is owed, and nothing happens there.
+fn nobody() -> Result<Space, DaemonError> {
+    Ok(Space::new(Uffd::adopt(signalled(0)?), crate::residency::Residency::default()))
+}
+
+fn signalled(count: u32) -> Result<OwnedFd, DaemonError> {
+    let event = EventFd::from_value_and_flags(count, EfdFlags::EFD_CLOEXEC).map_err(std::io::Error::from)?;
+    Ok(event.into())
 }
 
 /// A descriptor of this inode: ours already, or the process's.
@@ -112,67 +201,4 @@ fn anybodys(inode: u64) -> Option<OwnedFd> {
         let pidfd = pidfd_open(Pid::from_raw(pid as i32)).ok()?;
         pidfd_getfd(&pidfd, open.fd).ok()
     })
-}
-
-/// The process's own space; `None` where nothing can be owed there any more.
-fn own_space(
-    pid: u32,
-    keep: &Arc<Keep>,
-    regions: &[PageRange],
-    uffd: Option<OwnedFd>,
-    pidfd: Option<&OwnedFd>,
-) -> Result<Option<Space>, DaemonError> {
-    let Some(pidfd) = pidfd else { return Ok(None) };
-    let journal = keep.journal(0)?;
-    match uffd {
-        Some(uffd) => Ok(Some(Space::kept(Uffd::adopt(uffd), journal.residency(regions), journal, keep.clone()))),
-        None if journal.phase() == Phase::Settled => Ok(None),
-        None => {
-            // The program closed our copy, and everybody who had another died: from then on missing pages read as zeros.
-            let _ = pidfd_kill(pidfd, Signal::SIGKILL as i32); // it may have ended by itself
-            Err(DaemonError::Unwatched(pid))
-        }
-    }
-}
-
-/// What the dead pager had read and not applied.
-fn apply_leftovers(pid: u32, spaces: &mut Vec<Space>, take: &dyn Fn(i32) -> bool) -> Result<(), DaemonError> {
-    let kept: HashSet<(u32, u64)> = spaces.iter().filter_map(Space::birth).collect();
-    let (mut born, mut lost) = (Vec::new(), 0);
-    for space in spaces.iter() {
-        let (pumped, without) = space.take_over(&kept, take)?;
-        born.extend(pumped.children);
-        lost += without;
-    }
-    spaces.extend(born);
-    if lost > 0 {
-        tracing::error!(pid, lost, "forked children lost their userfaultfd: those that could be them are ended");
-        end_unwatched_children(pid);
-    }
-    Ok(())
-}
-
-/// End every descendant that has the process's own memory layout (so it runs no program of its own) and of which nothing is watched.
-fn end_unwatched_children(pid: u32) {
-    let Some(layout) = layout(pid) else { return };
-    let mut parents = vec![pid];
-    while let Some(parent) = parents.pop() {
-        let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
-        let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-        for child in children.flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()) {
-            parents.push(child);
-            let smaps = std::fs::read_to_string(format!("/proc/{child}/smaps")).unwrap_or_default();
-            let watched = smaps.lines().any(|line| line.starts_with("VmFlags:") && line.split(' ').any(|flag| flag == "um"));
-            if !watched && self::layout(child).as_ref() == Some(&layout) {
-                let _ = nix::sys::signal::kill(Pid::from_raw(child as i32), Signal::SIGKILL); // it may have ended by itself
-            }
-        }
-    }
-}
-
-/// Where its stack, arguments and environment lie (fields 28 and 48 to 51 of /proc/PID/stat, proc(5)): a new program has others.
-fn layout(pid: u32) -> Option<Vec<String>> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect(); // the first of them is field 3
-    [28, 48, 49, 50, 51].map(|field| fields.get(field - 3).map(|text| (*text).to_owned())).into_iter().collect()
 }

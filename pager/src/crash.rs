@@ -1,26 +1,48 @@
 //! Places where a test may let a pager die, to show that whoever takes over loses nothing there.
 //!
-//! `DEFROST_CRASH_AT=NAME[:N]`, read once by whoever starts a pager, ends it by SIGKILL when it comes to place NAME for the N-th time.
-//! Without it a place costs a look at one word.
+//! `DEFROST_CRASH_AT=NAME[:N[:all|:once]]`, read once by whoever starts a pager, ends it by SIGKILL when it comes to place NAME for the N-th
+//! time; with `all` its supervisor too, with `once` none after it. Without it a place costs a look at one word.
 
+use nix::sys::signal::{Signal, kill, raise};
+use nix::unistd::getppid;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-static WANTED: OnceLock<(String, AtomicU64)> = OnceLock::new();
+static WANTED: OnceLock<Wanted> = OnceLock::new();
+
+struct Wanted {
+    name: String,
+    left: AtomicU64,
+    all: bool,
+    once: bool,
+}
 
 /// Die at `place`, the form of which is told above.
 pub fn arm(place: &str) {
-    let (name, times) = place.split_once(':').unwrap_or((place, "1"));
+    let mut parts = place.split(':');
+    let name = parts.next().unwrap_or_default().to_owned();
+    let left = AtomicU64::new(parts.next().and_then(|times| times.parse().ok()).unwrap_or(1));
+    let flag = parts.next();
     // Armed twice is armed as at first.
-    let _ = WANTED.set((name.to_owned(), AtomicU64::new(times.parse().unwrap_or(1))));
+    let _ = WANTED.set(Wanted { name, left, all: flag == Some("all"), once: flag == Some("once") });
+}
+
+/// A pager has died, and another will be made.
+pub(crate) fn another() {
+    if let Some(wanted) = WANTED.get().filter(|wanted| wanted.once) {
+        wanted.left.store(0, Ordering::Relaxed);
+    }
 }
 
 /// A place.
 pub(crate) fn point(name: &str) {
-    if let Some((wanted, left)) = WANTED.get()
-        && wanted == name
-        && left.fetch_sub(1, Ordering::Relaxed) == 1
+    if let Some(wanted) = WANTED.get()
+        && wanted.name == name
+        && wanted.left.fetch_sub(1, Ordering::Relaxed) == 1
     {
-        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL); // it cannot fail for ourselves
+        if wanted.all {
+            let _ = kill(getppid(), Signal::SIGKILL); // one that died by itself is as well
+        }
+        let _ = raise(Signal::SIGKILL); // it cannot fail for ourselves
     }
 }

@@ -10,6 +10,7 @@
 //! A restore that hangs up before the descriptors came ends the pager. Who asks for a take-over is told "serving" or "failed WHY".
 
 use crate::adopt::{Adopted, adopt};
+use crate::brake::Brake;
 use crate::control::{self, runtime_dir};
 use crate::keep::{Keep, Place, Record};
 use crate::mailbox::Mailbox;
@@ -18,11 +19,13 @@ use crate::policy::Policy;
 use crate::status::State;
 use crate::supervisor::{Told, Work};
 use crate::table;
+use crate::unwatched;
 use images::Image;
 use kernel::uffd::Uffd;
 use nix::fcntl::Flock;
 use pages::{PageAddr, SnapshotId};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
@@ -182,9 +185,12 @@ fn receive(socket: &UnixStream, start: Start, image: Image, (demand, bulk): Stor
     std::mem::forget(place.lock_anew()?.ok_or(DaemonError::Served(pid))?); // held for as long as this table of descriptors lives
     place.clear_journals(); // of an earlier process of this number
     let uffd_inode = table::inode(&uffd);
-    let record = Record { start, uffd_inode, mailbox_inodes: mailbox.ends().map(table::inode), adopted: 0 };
+    let brake = Brake::new(pid, &mailbox).map_err(std::io::Error::from)?;
+    let (mailbox_inodes, brake_inodes) = (mailbox.ends().map(table::inode), brake.ends().map(table::inode));
+    let record = Record { start, uffd_inode, mailbox_inodes, brake_inodes, adopted: 0, stopped: HashSet::new() };
     place.write(&record)?;
-    let keep = Arc::new(Keep::new(place.clone(), Arc::new(lazy_origins(&image)), mailbox, uffd_inode, 1));
+    let keep = Keep::new(place.clone(), Arc::new(lazy_origins(&image)), mailbox, uffd_inode, 1).with_brake(brake);
+    let keep = Arc::new(keep);
     let config = config(record, image, (demand, bulk), pid, pidfd, keep);
     let pager = Pager::start(config, Uffd::adopt(uffd))?;
     let listening = control::listen(pager.shared())?;
@@ -215,10 +221,26 @@ fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Told, open: Open<'_>)
             Err(error) => return Err(error),
         }
     };
-    let Adopted { spaces, keep, pidfd } = adopt(pid, &place, &record, &image).inspect_err(|_| control::forget(pid))?;
+    let Adopted { spaces, keep, pidfd, stopped } = adopt(pid, &place, &record, &image).inspect_err(|error| {
+        // Whatever else failed may be better next time.
+        if matches!(error, DaemonError::Ended(_) | DaemonError::Unwatched(_)) {
+            control::forget(pid);
+        }
+    })?;
+    // Made anew where those of the dead pager died with it.
+    if let Some(brake) = keep.brake() {
+        record.brake_inodes = brake.ends().map(table::inode);
+    }
+    record.stopped.clone_from(&stopped);
+    place.write(&record)?;
     tracing::info!(pid, adopted = record.adopted, spaces = spaces.len(), "another pager goes on");
-    let pager = Pager::serve(config(record, image, stores, pid, pidfd, keep), spaces)?;
+    let pager = Pager::serve(config(record.clone(), image, stores, pid, pidfd, keep), spaces)?;
     pager.process_runs();
+    if !stopped.is_empty() {
+        unwatched::go_on(pid, &stopped);
+        record.stopped.clear();
+        place.write(&record)?;
+    }
     let listening = control::listen(pager.shared())?;
     if let Some(mut socket) = socket {
         let _ = writeln!(socket, "serving"); // who hung up need not be told

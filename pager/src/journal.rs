@@ -5,8 +5,8 @@
 //!      2        children born of this space, times 256, plus messages of the batch that were applied
 //!      3        moves logged, times 256, plus one more than the message of the batch that told of the last one, if one did
 //!      4        views at the beginning                      5  words of the bit-map
-//!      6        room for moves    7  a child's: its parent's journal, and 1    8  how many were born of that before it
-//!      9        pages that were owed at first
+//!      6        room for moves    7  the process group that stops if we die now, or 0 (`brake`)
+//!      8        pages that were owed at first
 //! word 16       the batch: 32 messages of 4 words, written by the kernel itself
 //! word 144      a bit for each page that was owed at first (`Origins`): set once it is owed no more
 //! then          views at the beginning (at, origin, pages): those of the image where there is none
@@ -29,7 +29,7 @@
 //! Who takes over finds what was read and not applied in the batch from `applied` on ([`Journal::leftover`]), and applies it before
 //! it reads anything else. Dying within 3 leaves message i half done: setting bits twice is as well, as nothing was read in between
 //! that could have moved other pages there; whether a move was logged, word 3 tells ([`Journal::is_logged`]); whether a fork's child
-//! has its place, the child's own journal does ([`Journal::birth`], and `keep`). A journal without room for a move is written anew beside this one, and takes its place by a rename.
+//! has its place, the mailbox does (`keep`). A journal without room for a move is written anew beside this one, and takes its place by a rename.
 
 use crate::origins::Origins;
 use crate::residency::{Residency, Run};
@@ -43,17 +43,16 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// "DFjourn1": changing anything above is another journal.
-const MAGIC: u64 = u64::from_le_bytes(*b"DFjourn1");
+/// "DFjourn2": changing anything above is another journal.
+const MAGIC: u64 = u64::from_le_bytes(*b"DFjourn2");
 const PHASE: usize = 1;
 const APPLIED: usize = 2;
 const MOVES: usize = 3;
 const VIEWS: usize = 4;
 const BITMAP_WORDS: usize = 5;
 const MOVES_ROOM: usize = 6;
-const PARENT: usize = 7;
-const ELDERS: usize = 8;
-const PAGES: usize = 9;
+const BRAKED: usize = 7;
+const PAGES: usize = 8;
 /// Moves and births are counted in the bits above, messages in those below.
 const SHIFT: u64 = 8;
 const BATCH_AT: usize = 16;
@@ -211,7 +210,7 @@ impl Journal {
         let beside = self.path.with_extension("anew");
         let views: Vec<Run> = now.views().collect();
         let mut new = Self::create(&beside, self.id, self.origins.clone(), &views)?;
-        let same = [PHASE, APPLIED, PARENT, ELDERS].into_iter().chain(BATCH_AT..self.views_at);
+        let same = [PHASE, APPLIED, BRAKED].into_iter().chain(BATCH_AT..self.views_at);
         same.for_each(|at| new.words.set(at, self.words.get(at)));
         std::fs::rename(&beside, &self.path)?;
         new.path.clone_from(&self.path);
@@ -257,11 +256,15 @@ impl Journal {
         self.id
     }
 
-    /// Of a child: its parent's number, and how many were born of that before it.
+    /// This process group stops if everybody of ours dies now; 0 is none.
+    pub fn braked(&self, group: i32) {
+        self.words.set(BRAKED, u64::from(group.unsigned_abs()));
+    }
+
+    /// The group that was to stop when whoever wrote this died; 0 is none.
     #[must_use]
-    pub fn birth(&self) -> Option<(u32, u64)> {
-        let parent = self.words.get(PARENT).checked_sub(1)?;
-        Some((parent as u32, self.words.get(ELDERS)))
+    pub fn braked_group(&self) -> i32 {
+        self.words.get(BRAKED) as i32
     }
 
     /// Messages of the batch that somebody read and did not apply.
@@ -286,8 +289,6 @@ impl Journal {
     /// The journal `id` of a forked child, at `path`: it owes what this space owes, where this space has it `now`.
     pub fn of_child(&self, path: &Path, id: u32, now: &Residency) -> Result<Self> {
         let child = Self::create(path, id, self.origins.clone(), &now.views().collect::<Vec<_>>())?;
-        child.words.set(PARENT, u64::from(self.id) + 1);
-        child.words.set(ELDERS, self.births());
         (BITMAP_AT..self.views_at).for_each(|at| child.words.set(at, self.words.get(at)));
         Ok(child)
     }

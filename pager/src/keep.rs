@@ -10,28 +10,33 @@
 //! A forked child, told of by message i of its parent's batch (see `journal`), is kept in this order:
 //!
 //! ```text
-//!   1  the child's journal is written: it owes what its parent owes
-//!   2  its userfaultfd goes into the mailbox, with the journal's number
+//!   1  its userfaultfd goes into the mailbox, with its number, its parent's, and how many were born of that before it: for all
+//!      children of the batch, before any message of it is applied
+//!   2  its journal is written: it owes what its parent owes as of message i
 //!   3  message i is applied
 //! ```
 //!
-//! Dying before 2: the descriptor is in the table that pager and supervisor share, where who takes over finds it by its number in the
-//! message, and begins at 1 again. Dying between 2 and 3: a journal whose descriptor is in the mailbox tells of this birth. A journal whose number is not in the mailbox was
-//! begun and not finished. Only if pager and supervisor die both before 2, a few microseconds after the child was let go on, nobody
-//! has the descriptor any more: the kernel then gives that child zeros. Who takes over knows it (message i is there, the descriptor is
-//! not) and ends every child that could be it.
+//! Dying before 1: the descriptor is in the table that pager and supervisor share, where who takes over finds it by its number in the
+//! message, and begins at 1. Dying between 1 and 3: message i is not applied, and the mailbox has a child of that parent with as many
+//! elders as are applied: who takes over goes on at 2, as nobody has read or filled anything of the child yet. Only if pager and
+//! supervisor die both before 1, a few microseconds after the child was let go on, nobody has the descriptor any more. Then the
+//! `brake` stops the child before it reads anything; who takes over knows it (message i is there, the descriptor is not) and ends every
+//! child that could be it.
 
+use crate::brake::Brake;
 use crate::crash::point;
 use crate::daemon::Start;
 use crate::journal::Journal;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Child, Mailbox};
 use crate::origins::Origins;
 use crate::residency::Residency;
-use kernel::uffd::Uffd;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind, Result};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -45,8 +50,12 @@ pub struct Record {
     pub uffd_inode: u64,
     /// Inodes of the mailbox's receiving and sending end.
     pub mailbox_inodes: [u64; 2],
+    /// Inodes of the brake's ends.
+    pub brake_inodes: [u64; 2],
     /// How often another pager took over.
     pub adopted: u32,
+    /// Process groups that the brake stopped and nobody has let go on yet.
+    pub stopped: HashSet<i32>,
 }
 
 /// Where things of one restore are.
@@ -104,7 +113,7 @@ impl Place {
         let file = File::options().create(true).truncate(false).write(true).open(self.path("lock"))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(held) => Ok(Some(held)),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(errno.into()),
         }
     }
@@ -170,6 +179,7 @@ pub struct Keep {
     place: Place,
     origins: Arc<Origins>,
     mailbox: Mailbox,
+    brake: Option<Brake>,
     uffd_inode: u64,
     next_id: AtomicU32,
 }
@@ -178,7 +188,19 @@ impl Keep {
     /// In `place`, where journals up to, not with, `next_id` are, for the process whose userfaultfd has that inode.
     #[must_use]
     pub fn new(place: Place, origins: Arc<Origins>, mailbox: Mailbox, uffd_inode: u64, next_id: u32) -> Self {
-        Self { place, origins, mailbox, uffd_inode, next_id: AtomicU32::new(next_id) }
+        Self { place, origins, mailbox, brake: None, uffd_inode, next_id: AtomicU32::new(next_id) }
+    }
+
+    /// With a brake, for a process that may fork.
+    #[must_use]
+    pub fn with_brake(self, brake: Brake) -> Self {
+        Self { brake: Some(brake), ..self }
+    }
+
+    /// Its brake.
+    #[must_use]
+    pub fn brake(&self) -> Option<&Brake> {
+        self.brake.as_ref()
     }
 
     /// Where its files are.
@@ -212,23 +234,27 @@ impl Keep {
     }
 
     /// Forked children are on their own: take their descriptors out of the mailbox, and remove their journals.
-    pub fn let_children_go(&self) -> std::result::Result<usize, nix::errno::Errno> {
+    pub fn let_children_go(&self) -> std::result::Result<usize, Errno> {
         let children = self.mailbox.empty()?.len();
         let journals = self.place.journals().unwrap_or_default();
         journals.into_iter().filter(|id| *id != 0).for_each(|id| self.place.remove_journal(id));
         Ok(children)
     }
 
-    /// Keep a forked child's descriptor and journal (steps 1 and 2 above).
-    pub fn child(&self, parent: &Journal, now: &Residency, uffd: &Uffd) -> Result<Journal> {
+    /// Keep the descriptor of a child of `parent` with so many `elders` (step 1 above); yields its number.
+    pub fn take(&self, parent: u32, elders: u64, uffd: RawFd) -> Result<u32> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let journal = parent.of_child(&self.place.journal_path(id), id, now)?;
         point("before-mailbox");
-        self.mailbox.keep(id, uffd).map_err(|errno| match errno {
-            nix::errno::Errno::EAGAIN => Error::new(ErrorKind::QuotaExceeded, "its mailbox is full: too many children were forked"),
+        self.mailbox.keep(Child { id, parent, elders }, uffd).map_err(|errno| match errno {
+            Errno::EAGAIN => Error::new(ErrorKind::QuotaExceeded, "its mailbox is full: too many children were forked"),
             errno => errno.into(),
         })?;
         point("after-mailbox");
-        Ok(journal)
+        Ok(id)
+    }
+
+    /// Begin the journal of child `id` (step 2 above).
+    pub fn child(&self, id: u32, parent: &Journal, now: &Residency) -> Result<Journal> {
+        parent.of_child(&self.place.journal_path(id), id, now)
     }
 }

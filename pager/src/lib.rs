@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod adopt;
+pub mod brake;
 mod bulk;
 mod chunks;
 pub mod control;
@@ -20,6 +21,7 @@ mod farewell;
 mod fault_loop;
 pub mod journal;
 pub mod keep;
+mod ledger;
 pub mod mailbox;
 pub mod origins;
 mod outage;
@@ -30,6 +32,7 @@ mod space;
 mod status;
 pub mod supervisor;
 pub mod table;
+mod unwatched;
 
 pub use pager::{Config, Pager, lazy_origins, lazy_regions};
 pub use policy::{LOST_AFTER_S, OnLost, Policy};

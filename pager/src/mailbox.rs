@@ -3,7 +3,8 @@
 //!
 //! A descriptor that was sent and not received stays open for as long as the receiving end is, whoever sent it. Children inherit both
 //! ends when they fork, so the box stays while any of them lives and has not closed it. A pager that takes over looks at what is in it
-//! and leaves it there ([`Mailbox::look`]); once nothing is owed it is emptied, and the children's memory is their own.
+//! and leaves it there ([`Mailbox::look`]); once nothing is owed it is emptied, and the children's memory is their own. One end of the
+//! `brake` is kept here as well.
 
 use kernel::handoff::own;
 use kernel::sockopt;
@@ -20,6 +21,33 @@ const ROOM_BYTES: i32 = 4 << 20;
 /// Peek offset of the sending end, where nothing is ever peeked at: how a checkpoint of the process, once all its memory is there, tells
 /// this pair from its own. "dFrs" in ASCII.
 pub const MARK: i32 = i32::from_be_bytes(*b"dFrs");
+
+/// Bytes of a message: number, parent, elders.
+const MESSAGE_BYTES: usize = 16;
+/// The number of a message that brings the brake's end; no child has it.
+const BRAKE: u32 = u32::MAX;
+
+/// Whose userfaultfd a message brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Child {
+    /// Number of its journal.
+    pub id: u32,
+    /// Number of its parent's.
+    pub parent: u32,
+    /// Children born of its parent before it.
+    pub elders: u64,
+}
+
+impl Child {
+    fn to_bytes(self) -> [u8; MESSAGE_BYTES] {
+        (u128::from(self.id) | u128::from(self.parent) << 32 | u128::from(self.elders) << 64).to_ne_bytes()
+    }
+
+    fn from_bytes(bytes: [u8; MESSAGE_BYTES]) -> Self {
+        let word = u128::from_ne_bytes(bytes);
+        Self { id: word as u32, parent: (word >> 32) as u32, elders: (word >> 64) as u64 }
+    }
+}
 
 /// Both ends.
 #[derive(Debug)]
@@ -52,17 +80,25 @@ impl Mailbox {
         [&self.receiving, &self.sending]
     }
 
-    /// Keep the userfaultfd of child `id`.
-    pub fn keep(&self, id: u32, uffd: &Uffd) -> Result<(), Errno> {
-        let rights = [uffd.as_raw_fd()];
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let number = id.to_ne_bytes();
-        sendmsg::<()>(self.sending.as_raw_fd(), &[IoSlice::new(&number)], &[ControlMessage::ScmRights(&rights)], flags, None).map(drop)
+    /// Keep the userfaultfd `uffd` of a child.
+    pub fn keep(&self, child: Child, uffd: RawFd) -> Result<(), Errno> {
+        self.send(child, uffd)
     }
 
-    /// Everything in it, which stays there.
-    pub fn look(&self) -> Result<Vec<(u32, Uffd)>, Errno> {
-        // With a peek offset each look shows the next message (socket(7)). The offset counts bytes; ours are four each.
+    /// Keep the end of the brake that must outlive us.
+    pub fn keep_brake(&self, end: &OwnedFd) -> Result<(), Errno> {
+        self.send(Child { id: BRAKE, parent: BRAKE, elders: 0 }, end.as_raw_fd())
+    }
+
+    fn send(&self, child: Child, fd: RawFd) -> Result<(), Errno> {
+        let (bytes, rights) = (child.to_bytes(), [fd]);
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        sendmsg::<()>(self.sending.as_raw_fd(), &[IoSlice::new(&bytes)], &[ControlMessage::ScmRights(&rights)], flags, None).map(drop)
+    }
+
+    /// All children in it, which stay there.
+    pub fn look(&self) -> Result<Vec<(Child, Uffd)>, Errno> {
+        // With a peek offset each look shows the next message (socket(7)). The offset counts bytes.
         let offset = |bytes: i32| sockopt::set(&self.receiving, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &bytes.to_ne_bytes());
         offset(0)?;
         let mut found = Vec::new();
@@ -73,8 +109,8 @@ impl Mailbox {
         Ok(found)
     }
 
-    /// Take everything out.
-    pub fn empty(&self) -> Result<Vec<(u32, Uffd)>, Errno> {
+    /// Take everything out; yields the children.
+    pub fn empty(&self) -> Result<Vec<(Child, Uffd)>, Errno> {
         let mut found = Vec::new();
         while let Some(message) = self.receive(MsgFlags::empty())? {
             found.extend(message);
@@ -82,11 +118,11 @@ impl Mailbox {
         Ok(found)
     }
 
-    /// The next message; `None` where there is none, `Some(None)` where it is not ours.
-    #[expect(clippy::option_option, reason = "the end and a foreign message are two things")]
-    fn receive(&self, how: MsgFlags) -> Result<Option<Option<(u32, Uffd)>>, Errno> {
-        let mut number = [0; 4];
-        let mut parts = [IoSliceMut::new(&mut number)];
+    /// The next message; `None` where there is none, `Some(None)` where it brings no child.
+    #[expect(clippy::option_option, reason = "the end and a message of the brake are two things")]
+    fn receive(&self, how: MsgFlags) -> Result<Option<Option<(Child, Uffd)>>, Errno> {
+        let mut bytes = [0; MESSAGE_BYTES];
+        let mut parts = [IoSliceMut::new(&mut bytes)];
         let mut space = nix::cmsg_space!([RawFd; 1]);
         let flags = how | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
         let message = match recvmsg::<()>(self.receiving.as_raw_fd(), &mut parts, Some(&mut space), flags) {
@@ -102,6 +138,7 @@ impl Mailbox {
                 uffd = fds.into_iter().map(own).next_back().map(Uffd::adopt);
             }
         }
-        Ok(Some(uffd.map(|uffd| (u32::from_ne_bytes(number), uffd))))
+        let child = Child::from_bytes(bytes);
+        Ok(Some(uffd.filter(|_| child.id != BRAKE).map(|uffd| (child, uffd))))
     }
 }

@@ -1,11 +1,12 @@
 //! A running pager: the spaces it serves, its two kinds of threads, and when it is done.
 
 use crate::keep::Keep;
+use crate::ledger::Pumped;
 use crate::origins::Origins;
 use crate::outage::Outage;
 use crate::policy::Policy;
 use crate::residency::Residency;
-use crate::space::{Pumped, Space};
+use crate::space::Space;
 use crate::status::{Stalls, State, Status};
 use crate::{bulk, fault_loop, outage};
 use images::{Image, PageMap};

@@ -1,4 +1,4 @@
-//! One address space: its userfaultfd and what it owes, under one lock.
+//! One address space: its userfaultfd and what it owes (its `ledger`), under one lock.
 //!
 //! Two things must each be one step under that lock, or stale bytes could be installed:
 //!
@@ -19,11 +19,11 @@
 use crate::crash::point;
 use crate::journal::Journal;
 use crate::keep::Keep;
+use crate::ledger::{Ledger, Pumped};
 use crate::residency::Residency;
-use kernel::uffd::{Event, Filled, Uffd, decode, fork_descriptor};
+use kernel::uffd::{Filled, Uffd};
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
-use std::collections::HashSet;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Pages that a program can address: 47 bits of bytes.
@@ -46,176 +46,48 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Space {
     uffd: Uffd,
-    keep: Option<Arc<Keep>>,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    residency: Residency,
-    journal: Option<Journal>,
-    gone: bool,
-}
-
-impl State {
-    /// These are owed no more: first in the journal, which must never owe less than we do.
-    fn settle(&mut self, origin: PageAddr, pages: u64) {
-        if let Some(journal) = &self.journal {
-            journal.settle(origin, pages);
-        }
-        self.residency.settle(origin, pages);
-    }
-}
-
-/// What a look at the events brought.
-#[derive(Debug, Default)]
-pub struct Pumped {
-    /// Pages that threads wait for.
-    pub faults: Vec<PageAddr>,
-    /// Spaces of forked children.
-    pub children: Vec<Space>,
-    /// A child that is served, but that only we know of.
-    pub unkept: Option<std::io::Error>,
+    ledger: Mutex<Ledger>,
 }
 
 impl Space {
     /// Tie a userfaultfd to what its memory owes. Nobody could take it over.
     #[must_use]
     pub fn new(uffd: Uffd, residency: Residency) -> Self {
-        Self::with(uffd, residency, None, None)
+        Self::over(uffd, Ledger::new(residency))
     }
 
     /// The same, with a journal that outlives us.
     #[must_use]
     pub fn kept(uffd: Uffd, residency: Residency, journal: Journal, keep: Arc<Keep>) -> Self {
-        Self::with(uffd, residency, Some(journal), Some(keep))
+        Self::over(uffd, Ledger::kept(residency, journal, keep))
     }
 
-    fn with(uffd: Uffd, residency: Residency, journal: Option<Journal>, keep: Option<Arc<Keep>>) -> Self {
-        Self { uffd, keep, state: Mutex::new(State { residency, journal, gone: false }) }
+    /// The same with what it owes as a ledger.
+    #[must_use]
+    pub(crate) fn over(uffd: Uffd, ledger: Ledger) -> Self {
+        Self { uffd, ledger: Mutex::new(ledger) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it holds the lock; if it did, the state would still be whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        // Nothing panics while it holds the lock; if it did, the ledger would still be whole.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Step A: read and apply all events. An error is one of the journal's: what was read is in its batch, and must not be lost.
     pub fn pump(&self) -> std::io::Result<Pumped> {
-        let (mut state, mut pumped) = (self.lock(), Pumped::default());
-        if state.journal.is_none() {
-            let mut events = Vec::new();
-            while matches!(self.uffd.read_events(&mut events), Ok(true)) {
-                events.drain(..).enumerate().try_for_each(|(at, event)| self.apply(&mut state, at, event, &mut pumped))?;
-            }
-            return Ok(pumped);
-        }
-        while let Some(journal) = &state.journal {
-            point("before-read");
-            let count = journal.read(&self.uffd).unwrap_or(0);
-            point("after-read");
-            if count == 0 {
-                break;
-            }
-            self.apply_batch(&mut state, 0..count, &mut pumped)?;
-        }
+        let (mut ledger, mut pumped) = (self.lock(), Pumped::default());
+        while ledger.read(&self.uffd, &mut pumped)? {}
         Ok(pumped)
-    }
-
-    /// Apply what a pager before us had read and not applied. `kept` are the births that were kept; `take` tells whether a fork's
-    /// descriptor, by its number, is still open and now ours. Yields how many children nobody has the descriptor of.
-    pub fn take_over(&self, kept: &HashSet<(u32, u64)>, take: &dyn Fn(RawFd) -> bool) -> std::io::Result<(Pumped, usize)> {
-        let (mut state, mut pumped, mut lost) = (self.lock(), Pumped::default(), 0);
-        let Some(leftover) = state.journal.as_ref().map(Journal::leftover) else { return Ok((pumped, 0)) };
-        for at in leftover {
-            let Some(journal) = &state.journal else { break };
-            match fork_descriptor(journal.message(at)) {
-                Some(_) if kept.contains(&(journal.id(), journal.births())) => journal.applied(at + 1, true),
-                Some(fd) if !take(fd) => {
-                    journal.applied(at + 1, true);
-                    lost += 1;
-                }
-                _ => self.apply_batch(&mut state, at..at + 1, &mut pumped)?,
-            }
-        }
-        if let Some(journal) = &state.journal {
-            journal.clear();
-        }
-        Ok((pumped, lost))
-    }
-
-    fn apply_batch(&self, state: &mut State, messages: std::ops::Range<usize>, pumped: &mut Pumped) -> std::io::Result<()> {
-        for at in messages {
-            let event = state.journal.as_ref().and_then(|journal| decode(journal.message(at)));
-            let birth = matches!(event, Some(Event::Fork(_)));
-            if let Some(event) = event {
-                point("before-apply");
-                self.apply(state, at, event, pumped)?;
-                point("before-applied");
-            }
-            if let Some(journal) = &state.journal {
-                journal.applied(at + 1, birth);
-            }
-            point("after-applied");
-        }
-        Ok(())
-    }
-
-    /// Apply one event, message `at` of its batch.
-    fn apply(&self, state: &mut State, at: usize, event: Event, pumped: &mut Pumped) -> std::io::Result<()> {
-        let settled = match event {
-            Event::Fault { page, .. } => {
-                pumped.faults.push(page);
-                Vec::new()
-            }
-            Event::Fork(uffd) => {
-                pumped.children.push(self.child(state, uffd, &mut pumped.unkept));
-                Vec::new()
-            }
-            Event::Remap { from, to, len_bytes } => match PageRange::with_len(from.page(), len_bytes / PAGE_SIZE_BYTES) {
-                Some(range) => {
-                    let State { journal, residency, .. } = &mut *state;
-                    if let Some(journal) = journal.as_mut().filter(|journal| !journal.is_logged(at)) {
-                        journal.log_move(at, range, to.page(), residency)?;
-                        point("after-move-logged");
-                        residency.remap(range, to.page())
-                    } else if journal.is_some() {
-                        Vec::new() // taken over with it: the residency has it already
-                    } else {
-                        residency.remap(range, to.page())
-                    }
-                }
-                None => Vec::new(),
-            },
-            Event::Remove(range) => state.residency.remove(range),
-            Event::Unmap(range) => state.residency.unmap(range),
-        };
-        if let Some(journal) = &state.journal {
-            settled.iter().for_each(|run| journal.settle(run.origin, run.pages));
-        }
-        Ok(())
-    }
-
-    /// The space of a child that was just forked.
-    fn child(&self, state: &State, uffd: Uffd, unkept: &mut Option<std::io::Error>) -> Self {
-        if let (Some(keep), Some(journal)) = (&self.keep, &state.journal) {
-            match keep.child(journal, &state.residency, &uffd) {
-                Ok(journal) => return Self::kept(uffd, state.residency.clone(), journal, keep.clone()),
-                Err(error) => *unkept = Some(error), // it is served all the same, for as long as we are there
-            }
-        }
-        Self::new(uffd, state.residency.clone())
     }
 
     /// The origin of an owed page.
     pub fn owed_at(&self, page: PageAddr) -> Option<PageAddr> {
-        self.lock().residency.owed_at(page)
+        self.lock().residency().owed_at(page)
     }
 
     /// The next owed page by origin.
     pub fn next_owed(&self, cursor: PageAddr) -> Option<PageAddr> {
-        let state = self.lock();
-        if state.gone { None } else { state.residency.next_owed(cursor) }
+        self.lock().residency().next_owed(cursor)
     }
 
     /// End it if nobody runs in it any more: a forked child's end is told by nothing else.
@@ -227,23 +99,12 @@ impl Space {
 
     /// Its process has ended: nothing is owed any more.
     pub fn end(&self) {
-        let mut state = self.lock();
-        state.gone = true;
-        if let Some(journal) = &state.journal {
-            journal.remove();
-        }
-    }
-
-    /// Of a forked child: its parent's journal, and how many were born of that before it.
-    pub fn birth(&self) -> Option<(u32, u64)> {
-        self.lock().journal.as_ref().and_then(Journal::birth)
+        self.lock().end();
     }
 
     /// Nothing is owed any more, and never will be again: who takes over need not find the userfaultfd.
     pub fn enter_settled(&self) {
-        if let Some(journal) = &self.lock().journal {
-            journal.enter_settled();
-        }
+        self.lock().enter_settled();
     }
 
     /// Let everybody who waits look again: faults that a pager before us has read are told anew.
@@ -254,8 +115,7 @@ impl Space {
 
     /// Pages still owed.
     pub fn owed_pages(&self) -> u64 {
-        let state = self.lock();
-        if state.gone { 0 } else { state.residency.owed_pages() }
+        self.lock().residency().owed_pages()
     }
 
     /// Step B: install what is owed of a chunk whose pages were at `origins`.
@@ -274,8 +134,8 @@ impl Space {
 
     /// Fill what is owed of `origins`: `one` answers so many pages at the first address, whose origin is the second.
     fn fill(&self, origins: PageRange, mut one: impl FnMut(&Uffd, PageAddr, PageAddr, u64) -> Filled) -> Outcome {
-        let mut state = self.lock();
-        for run in state.residency.owed_runs(origins) {
+        let mut ledger = self.lock();
+        for run in ledger.residency().owed_runs(origins) {
             let mut next = 0; // pages of the run that are dealt with
             let mut by_page = false;
             while next < run.pages {
@@ -292,7 +152,7 @@ impl Space {
                         bytes / PAGE_SIZE_BYTES + 1
                     }
                     Filled::Changing { bytes } => {
-                        state.settle(origin, bytes / PAGE_SIZE_BYTES);
+                        ledger.settle(origin, bytes / PAGE_SIZE_BYTES);
                         return Outcome::Retry;
                     }
                     // One COPY must stay within one mapping: mprotect may have split it. A single page that has no mapping is gone.
@@ -302,13 +162,13 @@ impl Space {
                     }
                     Filled::Unmapped => 1,
                     Filled::Gone => {
-                        state.gone = true;
+                        ledger.forget();
                         return Outcome::Gone;
                     }
                     Filled::NoMemory => return Outcome::Failed(nix::errno::Errno::ENOMEM),
                     Filled::Failed(errno) => return Outcome::Failed(errno),
                 };
-                state.settle(origin, done);
+                ledger.settle(origin, done);
                 next += done;
             }
         }
@@ -317,8 +177,8 @@ impl Space {
 
     /// Answer a touch of a page that is not owed: zeros, unless it is there already.
     pub fn zero(&self, page: PageAddr) -> Outcome {
-        let state = self.lock();
-        if state.residency.owed_at(page).is_some() {
+        let ledger = self.lock();
+        if ledger.residency().owed_at(page).is_some() {
             return Outcome::Retry;
         }
         let Some(range) = PageRange::with_len(page, 1) else { return Outcome::Settled };

@@ -121,6 +121,7 @@ pub fn run(mut work: Work, serve: &dyn Fn(&Work, &Told) -> i32) -> std::io::Resu
             _ => {}
         }
         tracing::warn!(pid, ?status, "the pager died: another one takes over");
+        crate::crash::another();
         work = Work::TakeOver(pid, None); // closes the socket of what was asked before, which is ours
         tidy(pid, &signals);
         if begun.elapsed() < SOON {
@@ -158,12 +159,12 @@ fn tidy(pid: u32, signals: &SignalFd) {
     }
 }
 
-/// Numbers of descriptors that whoever takes over needs: all userfaultfds, the mailbox, the lock.
+/// Numbers of descriptors that whoever takes over needs: all userfaultfds, the mailbox, the brake, the lock.
 fn needed(pid: u32) -> Vec<RawFd> {
     let place = Place::new(&runtime_dir(), pid);
-    let mailbox = place.read().map(|record| record.mailbox_inodes).unwrap_or_default();
+    let pairs = place.read().map(|record| [record.mailbox_inodes, record.brake_inodes].concat()).unwrap_or_default();
     let lock = place.lock_path().display().to_string();
-    let needs = |open: &table::Open| open.is_userfaultfd() || mailbox.contains(&open.inode) || open.link == lock;
+    let needs = |open: &table::Open| open.is_userfaultfd() || pairs.contains(&open.inode) || open.link == lock;
     table::ours().filter(needs).map(|open| open.fd).collect()
 }
 
@@ -189,6 +190,8 @@ fn guard(supervisor: Pid, exe: PathBuf, told: Arc<Told>) -> std::io::Result<()> 
 
 /// Run our program anew, in our place, to take over the restore of `pid`. Comes back only if it cannot.
 fn succeed(exe: &std::path::Path, pid: u32) -> std::io::Error {
+    // A descriptor that came with an event and is not kept yet would be closed.
+    let _none = crate::ledger::no_more_reads();
     for fd in needed(pid) {
         let kept = own(fd);
         // One that cannot be kept is found in the process.

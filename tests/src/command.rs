@@ -30,9 +30,9 @@ pub fn defrost_through(through: &[&str], args: &[&str]) -> Result<Output> {
     run(&new_mark(), through, args)
 }
 
-/// Run a given copy of `defrost` to its end; everything it starts carries `mark`.
-pub fn defrost_marked(mark: &str, program: &Path, args: &[&str]) -> Result<Output> {
-    run_program(program, mark, &[], args)
+/// Run a given copy of `defrost` to its end, started like above; everything it starts carries `mark`.
+pub fn defrost_marked(mark: &str, through: &[&str], program: &Path, args: &[&str]) -> Result<Output> {
+    run_program(program, mark, through, args)
 }
 
 fn run(mark: &str, through: &[&str], args: &[&str]) -> Result<Output> {

@@ -62,13 +62,26 @@ impl Guarded {
 
     /// Restore it by a copy of `defrost`.
     pub fn restore_by(program: PathBuf, victim: &Victim, name: &str, store: &str, how: &[&str]) -> Result<Self> {
+        Self::restore_with(&[], program, victim, name, store, how)
+    }
+
+    /// Restore it lazily; its pagers die at a place that the pager's `crash` module knows.
+    pub fn restore_dying(place: &str, victim: &Victim, name: &str, store: &str, how: &[&str]) -> Result<Self> {
+        Self::restore_with(&["env", &format!("DEFROST_CRASH_AT={place}")], binary("defrost")?, victim, name, store, how)
+    }
+
+    fn restore_with(through: &[&str], program: PathBuf, victim: &Victim, name: &str, store: &str, how: &[&str]) -> Result<Self> {
         let guarded = Self { pid: victim.pid(), mark: new_mark(), program, killed: Mutex::default() };
-        guarded.ok(&[&["restore", name, "--store", store, "--detach"], how].concat())?;
+        guarded.run(through, &[&["restore", name, "--store", store, "--detach"], how].concat())?;
         Ok(guarded)
     }
 
     fn ok(&self, args: &[&str]) -> Result<String> {
-        let output = defrost_marked(&self.mark, &self.program, args)?;
+        self.run(&[], args)
+    }
+
+    fn run(&self, through: &[&str], args: &[&str]) -> Result<String> {
+        let output = defrost_marked(&self.mark, through, &self.program, args)?;
         ensure!(output.status.success(), "defrost {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim_end());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -121,6 +134,11 @@ impl Guarded {
             self.killed().retain(|pid| !is_dead(*pid));
             self.killed().is_empty()
         })
+    }
+
+    /// Wait until none of ours lives.
+    pub fn abandoned(&self) -> Result<()> {
+        eventually("none of ours lives", || self.is_abandoned().unwrap_or(false))
     }
 
     /// Whether none of ours lives, not even one that is just being started.

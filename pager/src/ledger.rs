@@ -1,0 +1,228 @@
+//! What one address space owes, and how what happens to its memory changes that: events come in here, in the order of `journal` and
+//! `keep`, and everything said there about dying in between is done here.
+//!
+//! A space that is to outlive its pager has a journal and a keep. Without them (tests, and children that could not be kept) events are
+//! applied as they are read.
+
+use crate::crash::point;
+use crate::journal::Journal;
+use crate::keep::Keep;
+use crate::residency::Residency;
+use crate::space::Space;
+use kernel::uffd::{Event, Uffd, decode, fork_descriptor};
+use nix::errno::Errno;
+use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
+use std::io::Result;
+use std::os::fd::RawFd;
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+
+/// Held for reading from before events are read until descriptors that came with them are kept.
+static READING: RwLock<()> = RwLock::new(());
+
+/// While the answer lives nobody reads events: for whoever lets our program begin anew, which closes what is not kept.
+pub(crate) fn no_more_reads() -> RwLockWriteGuard<'static, ()> {
+    READING.write().unwrap_or_else(PoisonError::into_inner) // there is nothing to be half done
+}
+
+/// What a look at the events brought.
+#[derive(Debug, Default)]
+pub struct Pumped {
+    /// Pages that threads wait for.
+    pub faults: Vec<PageAddr>,
+    /// Spaces of forked children.
+    pub children: Vec<Space>,
+    /// A child that is served, but that only we know of.
+    pub unkept: Option<std::io::Error>,
+}
+
+/// Where descriptors of forked children are that a pager before us had, or not any more.
+pub(crate) trait Births {
+    /// The child of `parent` with so many elders is in the mailbox: its number and descriptor.
+    fn kept(&mut self, parent: u32, elders: u64) -> Option<(u32, Uffd)>;
+    /// Descriptor number `fd` is open in our table, and the caller's from now on.
+    fn taken(&mut self, fd: RawFd) -> bool;
+}
+
+#[derive(Debug)]
+struct Kept {
+    journal: Journal,
+    keep: Arc<Keep>,
+}
+
+/// See above.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    residency: Residency,
+    kept: Option<Kept>,
+}
+
+impl Ledger {
+    /// Nobody takes it over.
+    pub(crate) fn new(residency: Residency) -> Self {
+        Self { residency, kept: None }
+    }
+
+    /// With a journal that outlives us.
+    pub(crate) fn kept(residency: Residency, journal: Journal, keep: Arc<Keep>) -> Self {
+        Self { residency, kept: Some(Kept { journal, keep }) }
+    }
+
+    /// What is owed.
+    pub(crate) fn residency(&self) -> &Residency {
+        &self.residency
+    }
+
+    /// These are owed no more: first in the journal, which must never owe less than we do.
+    pub(crate) fn settle(&mut self, origin: PageAddr, pages: u64) {
+        if let Some(kept) = &self.kept {
+            kept.journal.settle(origin, pages);
+        }
+        self.residency.settle(origin, pages);
+    }
+
+    /// The memory is gone, and with it what was owed.
+    pub(crate) fn forget(&mut self) {
+        self.residency = Residency::default();
+    }
+
+    /// Its process has ended.
+    pub(crate) fn end(&mut self) {
+        self.forget();
+        if let Some(kept) = &self.kept {
+            kept.journal.remove();
+        }
+    }
+
+    /// Nothing is owed any more, and never will be again.
+    pub(crate) fn enter_settled(&self) {
+        if let Some(kept) = &self.kept {
+            kept.journal.enter_settled();
+        }
+    }
+
+    /// Read and apply a batch of events; false once there is nothing more to read.
+    pub(crate) fn read(&mut self, uffd: &Uffd, pumped: &mut Pumped) -> Result<bool> {
+        let Some(Kept { journal, keep }) = &self.kept else {
+            let mut events = Vec::new();
+            let more = matches!(uffd.read_events(&mut events), Ok(true));
+            for event in events {
+                match event {
+                    Event::Fork(uffd) => pumped.children.push(Space::new(uffd, self.residency.clone())),
+                    event => self.apply(0, event, pumped)?,
+                }
+            }
+            return Ok(more);
+        };
+        let reading = READING.read().unwrap_or_else(PoisonError::into_inner);
+        let armed = keep.brake().map(|brake| brake.arm(journal));
+        point("before-read");
+        let count = journal.read(uffd).unwrap_or(0);
+        point("after-read");
+        // Before anything else: until then a child's memory hangs on us alone.
+        let forks = (0..count).filter_map(|at| fork_descriptor(journal.message(at)));
+        let born: Vec<_> = forks.zip(journal.births()..).map(|(fd, elders)| keep.take(journal.id(), elders, fd)).collect();
+        drop((armed, reading));
+        let mut born = born.into_iter();
+        for at in 0..count {
+            let Some(Kept { journal, .. }) = &self.kept else { break };
+            match decode(journal.message(at)) {
+                Some(Event::Fork(uffd)) => {
+                    let id = born.next().unwrap_or_else(|| Err(Errno::ENOENT.into())); // one for each
+                    point("before-apply");
+                    pumped.children.push(self.child(id, uffd, &mut pumped.unkept));
+                    self.applied(at, true);
+                }
+                Some(event) => {
+                    point("before-apply");
+                    self.apply(at, event, pumped)?;
+                    self.applied(at, false);
+                }
+                None => self.applied(at, false),
+            }
+        }
+        Ok(count > 0)
+    }
+
+    /// Apply what a pager before us had read and not applied. Yields how many children nobody has the descriptor of.
+    pub(crate) fn take_over(&mut self, births: &mut dyn Births, pumped: &mut Pumped) -> Result<usize> {
+        let mut lost = 0;
+        for at in self.kept.as_ref().map_or(0..0, |kept| kept.journal.leftover()) {
+            let Some(Kept { journal, keep }) = &self.kept else { break };
+            let (message, elders) = (journal.message(at), journal.births());
+            let Some(fd) = fork_descriptor(message) else {
+                if let Some(event) = decode(message) {
+                    self.apply(at, event, pumped)?;
+                }
+                self.applied(at, false);
+                continue;
+            };
+            if let Some((id, uffd)) = births.kept(journal.id(), elders) {
+                pumped.children.push(self.child(Ok(id), uffd, &mut pumped.unkept));
+            } else if births.taken(fd) {
+                let id = keep.take(journal.id(), elders, fd);
+                if let Some(Event::Fork(uffd)) = decode(message) {
+                    pumped.children.push(self.child(id, uffd, &mut pumped.unkept));
+                }
+            } else {
+                lost += 1;
+            }
+            self.applied(at, true);
+        }
+        if let Some(kept) = &self.kept {
+            kept.journal.clear();
+            kept.journal.braked(0);
+        }
+        Ok(lost)
+    }
+
+    fn applied(&self, at: usize, birth: bool) {
+        point("before-applied");
+        if let Some(kept) = &self.kept {
+            kept.journal.applied(at + 1, birth);
+        }
+        point("after-applied");
+    }
+
+    /// Apply one event that is no fork, message `at` of its batch.
+    fn apply(&mut self, at: usize, event: Event, pumped: &mut Pumped) -> Result<()> {
+        let settled = match event {
+            Event::Fault { page, .. } => {
+                pumped.faults.push(page);
+                Vec::new()
+            }
+            Event::Fork(_) => Vec::new(),
+            Event::Remap { from, to, len_bytes } => match PageRange::with_len(from.page(), len_bytes / PAGE_SIZE_BYTES) {
+                Some(range) => self.remap(at, range, to.page())?,
+                None => Vec::new(),
+            },
+            Event::Remove(range) => self.residency.remove(range),
+            Event::Unmap(range) => self.residency.unmap(range),
+        };
+        if let Some(kept) = &self.kept {
+            settled.iter().for_each(|run| kept.journal.settle(run.origin, run.pages));
+        }
+        Ok(())
+    }
+
+    fn remap(&mut self, at: usize, range: PageRange, to: PageAddr) -> Result<Vec<crate::residency::Run>> {
+        let Some(Kept { journal, .. }) = &mut self.kept else { return Ok(self.residency.remap(range, to)) };
+        if journal.is_logged(at) {
+            return Ok(Vec::new()); // taken over with it: the residency has it already
+        }
+        journal.log_move(at, range, to, &self.residency)?;
+        point("after-move-logged");
+        Ok(self.residency.remap(range, to))
+    }
+
+    /// The space of a child that was just forked and is kept under that number, or not.
+    fn child(&self, id: Result<u32>, uffd: Uffd, unkept: &mut Option<std::io::Error>) -> Space {
+        let Some(Kept { journal, keep }) = &self.kept else { return Space::new(uffd, self.residency.clone()) };
+        match id.and_then(|id| keep.child(id, journal, &self.residency)) {
+            Ok(journal) => Space::kept(uffd, self.residency.clone(), journal, keep.clone()),
+            Err(error) => {
+                *unkept = Some(error); // it is served all the same, for as long as we are there
+                Space::new(uffd, self.residency.clone())
+            }
+        }
+    }
+}
