@@ -1,12 +1,14 @@
 //! The pager: fetches a frozen process's pages and answers its faults.
 //!
-//! [`residency`] (pure) knows which pages an address space still owes; [`space`] ties it to the space's userfaultfd under one lock;
+//! [`residency`] (pure) knows which pages an address space still owes; its [`ledger`] changes that by what happens to the memory;
+//! [`space`] ties it to the space's userfaultfd under one lock;
 //! [`chunks`] fetches, decodes and verifies; [`fault_loop`] answers threads that wait, [`bulk`] brings the rest behind it, each with
 //! a thread and a store of its own, so that a demand fault never queues behind bulk; [`outage`] watches over a store that does not
 //! answer, by the operator's [`policy`]. [`Pager`] is the sum of these, [`daemon`] the
 //! process that hosts one, [`control`] how others ask it.
 //!
-//! What a pager's death must not take along is in its [`keep`]: a [`journal`] for each space, and a [`mailbox`] in the process itself.
+//! What a pager's death must not take along is in its [`keep`]: a [`journal`] for each space, and a [`mailbox`] in the process itself;
+//! what neither has yet when everybody dies is stopped by the [`brake`].
 //! A [`supervisor`] starts another pager, which takes over what it finds there ([`adopt`]); at the end [`farewell`] takes it all away.
 #![forbid(unsafe_code)]
 
