@@ -3,7 +3,8 @@
 //! The tests take turns: a fork in one is an event for everything watched in this process.
 
 use defrost_kernel::scratch::Scratch;
-use defrost_kernel::uffd::{Event, Filled, Uffd};
+use defrost_kernel::shared_words::SharedWords;
+use defrost_kernel::uffd::{Event, Filled, Uffd, decode, fork_descriptor};
 use nix::errno::Errno;
 use nix::sys::wait::{WaitStatus, waitpid};
 use pages::PAGE_SIZE_BYTES;
@@ -148,6 +149,40 @@ fn a_childs_memory_has_a_userfaultfd_of_its_own_until_it_ends() {
         assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)));
         assert!(!child.is_alive());
         assert_eq!(child.copy(memory.range().start(), &expected), Filled::Gone);
+    });
+}
+
+#[test]
+fn events_land_in_shared_memory_and_an_unanswered_fault_is_told_again() {
+    let _turn = turn();
+    let file = tempfile::tempfile().expect("file");
+    file.set_len(4096).expect("room");
+    let words = SharedWords::map(&file, 512).expect("map words");
+    let memory = Scratch::map(2).expect("map");
+    let uffd = memory.watch().expect("watch");
+    assert_eq!(uffd.read_into(&words, 8), Ok(0), "nothing happened");
+    assert_eq!(words.get(8), 0);
+    let read = || {
+        let begun = Instant::now();
+        loop {
+            match uffd.read_into(&words, 8).expect("read") {
+                0 => assert!(begun.elapsed() < Duration::from_secs(10), "no event came"),
+                count => return count,
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| memory.read(1));
+        assert_eq!(read(), 1);
+        let message = std::array::from_fn(|word| words.get(8 + word));
+        assert_eq!(fork_descriptor(message), None);
+        assert!(matches!(decode(message), Some(Event::Fault { page, write: false }) if page == memory.part(1, 1).start()));
+        // Whoever read it died: nobody is told again, until all are woken.
+        assert_eq!(uffd.read_into(&words, 8), Ok(0));
+        uffd.wake_all().expect("wake all");
+        assert_eq!(read(), 1);
+        assert_eq!(uffd.zero(memory.part(1, 1)), Filled::Done);
+        assert_eq!(reader.join().expect("reader"), [0; PAGE]);
     });
 }
 
