@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 /// Each with the file that tells whether it is there.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 9] = [
     ("redis-server", "/usr/bin/redis-server"),
     ("strace", "/usr/bin/strace"),
     ("python3", "/usr/bin/python3"),
+    ("nodejs", "/usr/bin/node"),
     ("gcc", "/usr/bin/cc"),
     ("g++", "/usr/bin/c++"), // the fuzzer's run time
     ("libc6-dev", "/usr/include/stdio.h"),
