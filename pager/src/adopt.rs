@@ -8,7 +8,7 @@
 
 use crate::brake::Brake;
 use crate::daemon::DaemonError;
-use crate::journal::{Journal, Phase};
+use crate::journal::Phase;
 use crate::keep::{Keep, Place, Record};
 use crate::ledger::{Births, Ledger, Pumped};
 use crate::mailbox::{Child, Mailbox};
@@ -19,11 +19,12 @@ use crate::unwatched::{self, Search};
 use images::Image;
 use kernel::handoff::{own, pidfd_getfd, pidfd_kill, pidfd_open};
 use kernel::uffd::Uffd;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::sync::Arc;
 
 /// What was found.
@@ -58,7 +59,8 @@ impl Births for Found {
 
 /// Find everything of the restore of `pid`.
 pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> Result<Adopted, DaemonError> {
-    let pidfd = pidfd_open(Pid::from_raw(pid as i32)).ok();
+    // One that has ended and is not reaped yet has nothing any more.
+    let pidfd = pidfd_open(Pid::from_raw(pid as i32)).ok().filter(|pidfd| !has_ended(pidfd));
     let own_table: Vec<Open> = table::ours().collect();
     let find = |inode: u64| find(inode, &own_table, pid, pidfd.as_ref());
     let mailbox = mailbox(record, &find)?;
@@ -76,7 +78,6 @@ pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> 
     // What the dead pager had open of children that the mailbox keeps: with it open their memory would be watched for ever.
     own_table.iter().filter(|open| in_mailbox.contains(&open.inode)).for_each(|open| drop(own(open.fd)));
     let rebuilt = rebuild(&keep, &lazy_regions(image), &ids, uffd, kept, strays)?;
-    rebuilt.strays.iter().for_each(|open| drop(own(open.fd))); // of spaces that nothing is owed in
     if pidfd.is_some() && rebuilt.own.is_none() && keep.journal(0)?.phase() != Phase::Settled {
         // The program closed our copy, and everybody who had another died: from then on missing pages read as zeros.
         let _ = pidfd.as_ref().map(|pidfd| pidfd_kill(pidfd, Signal::SIGKILL as i32)); // it may have ended by itself
@@ -88,13 +89,14 @@ pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> 
         stopped.extend(rebuilt.stopped);
     }
     Search { pid, mm: &mm, groups: &stopped }.end(rebuilt.lost, rebuilt.unknown);
+    drop(rebuilt.strays); // whoever they watched is ended
     keep.brake().iter().for_each(|brake| brake.disarm());
     if pidfd.is_none() && rebuilt.children.is_empty() {
         unwatched::go_on(pid, &stopped);
         return Err(DaemonError::Ended(pid));
     }
     let spaces: Vec<Space> = [rebuilt.own.map_or_else(nobody, Ok)?].into_iter().chain(rebuilt.children).collect();
-    spaces.iter().for_each(Space::wake_all);
+    spaces.iter().for_each(Space::taken_over);
     let pidfd = pidfd.map_or_else(|| signalled(1), Ok)?;
     Ok(Adopted { spaces, keep, pidfd, stopped })
 }
@@ -110,7 +112,8 @@ struct Rebuilt {
     unknown: usize,
     /// Groups that were to stop when the pager died.
     stopped: HashSet<i32>,
-    strays: Vec<Open>,
+    /// Of children that could not be kept.
+    strays: Vec<Uffd>,
 }
 
 fn rebuild(
@@ -121,24 +124,17 @@ fn rebuild(
     kept: Vec<(Child, Uffd)>,
     strays: Vec<Open>,
 ) -> Result<Rebuilt, DaemonError> {
-    let mut journals: Vec<(u32, Option<Journal>)> = Vec::new();
     let births: HashMap<u32, u64> = ids.iter().filter_map(|id| Some((*id, keep.journal(*id).ok()?.births()))).collect();
     let is_applied = |child: &Child| births.get(&child.parent).is_none_or(|births| child.elders < *births);
     let (applied, unapplied): (Vec<_>, Vec<_>) = kept.into_iter().partition(|(child, _)| is_applied(child));
-    let unapplied: HashMap<_, _> = unapplied.into_iter().map(|(child, uffd)| ((child.parent, child.elders), (child.id, uffd))).collect();
+    let unapplied = unapplied.into_iter().map(|(child, uffd)| ((child.parent, child.elders), (child.id, uffd))).collect();
     let mut applied: HashMap<u32, Uffd> = applied.into_iter().map(|(child, uffd)| (child.id, uffd)).collect();
+    // One that the mailbox has no child for was done with, or is written anew once its birth is applied.
+    let (ids, done): (Vec<u32>, Vec<u32>) = ids.iter().partition(|id| **id == 0 || applied.contains_key(id));
+    done.into_iter().for_each(|id| keep.place().remove_journal(id));
+    let (mut found, mut rebuilt) = (Found { unapplied, strays }, Rebuilt::default());
     for id in ids {
-        // One that the mailbox has no child for was done with, or is written anew once its birth is applied.
-        if *id == 0 || applied.contains_key(id) {
-            journals.push((*id, Some(keep.journal(*id)?)));
-        } else {
-            keep.place().remove_journal(*id);
-        }
-    }
-    let mut found = Found { unapplied, strays };
-    let mut rebuilt = Rebuilt::default();
-    for (id, journal) in journals {
-        let Some(journal) = journal else { continue };
+        let journal = keep.journal(id)?;
         rebuilt.stopped.extend(Some(journal.braked_group()).filter(|group| *group != 0));
         let mut ledger = Ledger::kept(journal.residency(regions), journal, keep.clone());
         let mut pumped = Pumped::default();
@@ -151,8 +147,8 @@ fn rebuild(
             _ => ledger.end(),
         }
     }
-    rebuilt.unknown = applied.values().filter(|uffd| uffd.is_alive()).count();
-    rebuilt.strays = found.strays;
+    rebuilt.strays = found.strays.into_iter().map(|open| Uffd::adopt(own(open.fd))).collect();
+    rebuilt.unknown = applied.values().chain(&rebuilt.strays).filter(|uffd| uffd.is_alive()).count();
     Ok(rebuilt)
 }
 
@@ -163,6 +159,11 @@ fn brake(pid: u32, record: &Record, own_table: &[Open], mailbox: &Mailbox) -> Re
         [Some(ours), Some(theirs)] => Ok((Brake::over(pid, own(ours), own(theirs)), false)),
         _ => Ok((Brake::new(pid, mailbox).map_err(std::io::Error::from)?, true)),
     }
+}
+
+/// Whether the process behind a pidfd has ended, reaped or not.
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1)
 }
 
 /// The space of a process that has ended: nothing is owed, and nothing happens there.

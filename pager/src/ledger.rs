@@ -170,9 +170,15 @@ impl Ledger {
         }
         if let Some(kept) = &self.kept {
             kept.journal.clear();
-            kept.journal.braked(0);
         }
         Ok(lost)
+    }
+
+    /// The brake that a pager before us has armed is disarmed.
+    pub(crate) fn disarmed(&self) {
+        if let Some(kept) = &self.kept {
+            kept.journal.braked(0);
+        }
     }
 
     fn applied(&self, at: usize, birth: bool) {

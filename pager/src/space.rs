@@ -107,8 +107,9 @@ impl Space {
         self.lock().enter_settled();
     }
 
-    /// Let everybody who waits look again: faults that a pager before us has read are told anew.
-    pub fn wake_all(&self) {
+    /// A pager before us may have read faults, and armed the brake: let everybody who waits look again, which tells them anew.
+    pub(crate) fn taken_over(&self) {
+        self.lock().disarmed();
         // It fails only where nobody can wait.
         let _ = self.uffd.wake_all();
     }
