@@ -2,7 +2,7 @@
 //!
 //! A snapshot is one image file (header, manifest, chunk table: [`Image`]) and the chunks it names. A chunk is a run of pages,
 //! named by the BLAKE3 digest of its raw bytes ([`chunk_id`]), stored as one zstd frame ([`codec`]) in a pack ([`pack`]).
-//! [`PageMap`] tells which chunk holds a page. Reading is total: any bytes give an error or a valid value, in bounded memory.
+//! [`PageMap`] tells which chunk holds a page, [`working_set`] which were touched first. Reading is total: any bytes give an error or a valid value, in bounded memory.
 #![forbid(unsafe_code)]
 
 mod check;
@@ -13,6 +13,7 @@ mod error;
 mod image;
 mod map;
 pub mod pack;
+pub mod working_set;
 
 #[allow(missing_docs, clippy::all, reason = "generated from manifest.proto, which documents every field")]
 pub mod manifest {
