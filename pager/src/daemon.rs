@@ -2,8 +2,9 @@
 //! that died. Its parent is a supervisor (`supervisor`).
 //!
 //! Over the socket it inherits from a restore, in this order:
+//!   restore → pager  one byte with a descriptor: a file with the image, which is then not fetched twice
 //!   restore → pager  one line of JSON: [`Start`]
-//!   pager → restore  "ready" (store open, image read), or "failed WHY"
+//!   pager → restore  "ready" (store open, image understood), or "failed WHY"
 //!   restore → pager  one byte with four descriptors: the userfaultfd, the process's pidfd, the mailbox's receiving and sending end
 //!   pager → restore  "serving"; with `eager` also "resident", or "failed WHY"
 //!   restore → pager  without `eager`: "runs", once the process does; hanging up says the same
@@ -20,6 +21,7 @@ use crate::status::State;
 use crate::supervisor::{Told, Work};
 use crate::table;
 use crate::unwatched;
+use bytes::Bytes;
 use images::Image;
 use kernel::uffd::Uffd;
 use nix::fcntl::Flock;
@@ -28,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -141,11 +143,15 @@ pub fn serve(work: &Work, told: &Told, open: Open<'_>) -> Result<(), DaemonError
 }
 
 fn start(mut socket: &UnixStream, told: &Told, open: Open<'_>) -> Result<(), DaemonError> {
+    let [file] = <[_; 1]>::try_from(kernel::handoff::recv_fds(socket, 1).map_err(std::io::Error::from)?)
+        .map_err(|_| DaemonError::Request("a descriptor".to_owned()))?;
     let mut line = String::new();
     BufReader::new(socket).read_line(&mut line)?;
     let start: Start = serde_json::from_str(&line).map_err(|error| DaemonError::Request(error.to_string()))?;
     let eager = start.eager;
-    let begun = prepare(&start, open).and_then(|(image, stores)| {
+    let mut image = Vec::new();
+    let read = File::from(file).read_to_end(&mut image).map_err(DaemonError::from);
+    let begun = read.and_then(|_| prepare(&start, Some(image.into()), open)).and_then(|(image, stores)| {
         writeln!(socket, "ready")?;
         receive(socket, start, image, stores)
     });
@@ -212,7 +218,7 @@ fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Told, open: Open<'_>)
     record.start.prefetch.clear();
     place.write(&record)?;
     let (image, stores) = loop {
-        match prepare(&record.start, open) {
+        match prepare(&record.start, None, open) {
             Ok(prepared) => break prepared,
             Err(DaemonError::Store(error)) if !error.is_about_contents() => {
                 tracing::warn!(pid, %error, "the store does not answer: the process waits");
@@ -292,10 +298,14 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
     }
 }
 
-fn prepare(start: &Start, open: Open<'_>) -> Result<(Image, Stores), DaemonError> {
+fn prepare(start: &Start, image: Option<Bytes>, open: Open<'_>) -> Result<(Image, Stores), DaemonError> {
     let id: SnapshotId = start.snapshot.parse().map_err(|_| DaemonError::Request(format!("snapshot {}", start.snapshot)))?;
     let demand = open(&start.store, Class::Demand)?;
-    let image = Image::parse_known(&demand.image(&id)?, id)?;
+    let image = match image {
+        // Its digest was checked by who sent it, which reads the process's fate from it as well.
+        Some(image) => Image::parse_known(&image, id)?,
+        None => Image::parse_known(&demand.image(&id)?, id)?,
+    };
     let bulk = if start.background || start.eager { open(&start.store, Class::Bulk)? } else { demand.clone() };
     Ok((image, (demand, bulk)))
 }

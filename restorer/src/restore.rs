@@ -82,7 +82,8 @@ pub fn restore(
 ) -> Result<Restored, RestoreError> {
     let mut phases = Phases::begin();
     let id = store.resolve(&request.name)?;
-    let image = Image::parse_known(&store.image(&id)?, id)?;
+    let file = store.image(&id)?;
+    let image = Image::parse_known(&file, id)?;
     let manifest = &image.manifest;
     plan::whole(manifest)?;
     plan::check_files(manifest)?;
@@ -93,7 +94,8 @@ pub fn restore(
         check_free(manifest)?;
     }
     phases.done("plan");
-    let mut daemon = Daemon::start(request, &id, process.pid, plan::first_touched(manifest))?;
+    let mut daemon = Daemon::start(request, &id, &file, process.pid, plan::first_touched(manifest))?;
+    drop(file);
     phases.done("start the pager");
     let made = files::make(manifest, request.stdio)?;
     let namespace = if request.new_pid_namespace { Some(Namespace::make()?) } else { None };

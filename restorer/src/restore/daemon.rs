@@ -4,9 +4,11 @@ use super::Request;
 use super::error::{RestoreError, outside};
 use kernel::spawn::SpawnError;
 use kernel::uffd::Uffd;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use pager::mailbox::Mailbox;
 use pages::{PageAddr, SnapshotId};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Child;
@@ -27,8 +29,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Start it for the process to have number `pid`; it opens the store and reads the image while we rebuild.
-    pub fn start(request: &Request, id: &SnapshotId, pid: u32, prefetch: Vec<PageAddr>) -> Result<Self, RestoreError> {
+    /// Start it for the process to have number `pid`, with the image file; it opens the store while we rebuild.
+    pub fn start(request: &Request, id: &SnapshotId, image: &[u8], pid: u32, prefetch: Vec<PageAddr>) -> Result<Self, RestoreError> {
         let (ours, theirs) = UnixStream::pair().map_err(outside("make a socket pair"))?;
         let authority = request.authority.as_ref().map(|file| (AUTHORITY, file.as_os_str()));
         let child = pager::daemon::spawn(theirs, &[], authority).map_err(|error| match error.raw_os_error() {
@@ -44,6 +46,9 @@ impl Daemon {
             prefetch: prefetch.into_iter().map(PageAddr::addr).collect(),
             policy: request.policy,
         };
+        let mut file = File::from(memfd_create(c"defrost-image", MFdFlags::MFD_CLOEXEC).map_err(outside("make a file in memory"))?);
+        file.write_all(image).and_then(|()| file.rewind()).map_err(outside("write the image for the pager"))?;
+        kernel::handoff::send_fds(&ours, &[file.as_raw_fd()]).map_err(outside("talk to the pager"))?;
         let line = serde_json::to_string(&start).map_err(outside("write a request"))?;
         writeln!(&ours, "{line}").map_err(outside("talk to the pager"))?;
         Ok(Self { child: Some(child), answers: BufReader::new(ours), ready: false, serving: false })
