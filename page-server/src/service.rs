@@ -112,6 +112,8 @@ struct Fetches {
     requests: Streaming<FetchRequest>,
     draining: Pin<Box<dyn Future<Output = ()> + Send>>,
     over: bool,
+    /// An answer was just given: it goes out before the next is made, which nobody may be waiting for.
+    given: bool,
 }
 
 impl Stream for Fetches {
@@ -121,8 +123,16 @@ impl Stream for Fetches {
         if self.over {
             return Poll::Ready(None);
         }
+        if std::mem::take(&mut self.given) {
+            // Whoever encodes gathers answers for as long as there are any.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         match Pin::new(&mut self.requests).poll_next(cx) {
-            Poll::Ready(Some(Ok(request))) => Poll::Ready(Some(Ok(self.service.answer(request)))),
+            Poll::Ready(Some(Ok(request))) => {
+                self.given = true;
+                Poll::Ready(Some(Ok(self.service.answer(request))))
+            }
             Poll::Ready(Some(Err(status))) => Poll::Ready(Some(Err(status))),
             Poll::Ready(None) => Poll::Ready(None),
             // Only what was not asked yet is left out.
@@ -142,7 +152,7 @@ impl Pages for Service {
     async fn fetch(&self, request: Request<Streaming<FetchRequest>>) -> Result<Response<Self::FetchStream>, Status> {
         let mut draining = self.draining.clone();
         let draining = Box::pin(async move { drop(draining.wait_for(|draining| *draining).await) });
-        let fetches = Fetches { service: self.clone(), requests: request.into_inner(), draining, over: false };
+        let fetches = Fetches { service: self.clone(), requests: request.into_inner(), draining, over: false, given: false };
         Ok(Response::new(Box::pin(fetches)))
     }
 

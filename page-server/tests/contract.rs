@@ -9,7 +9,13 @@ use pages::{ChunkId, SnapshotId, SnapshotName};
 use proto::Address;
 use std::path::Path;
 use std::sync::Arc;
-use store::{Access, Class, FlakyStore, LocalStore, MAX_WORKING_SET_BYTES, MemoryStore, Options, Plan, RemoteStore, Store, StoreError};
+use store::{
+    Access, Ahead, Arrived, Class, FlakyStore, LocalStore, MAX_WORKING_SET_BYTES, MemoryStore, Options, Plan, RemoteStore, Store,
+    StoreError,
+};
+
+/// How long an answer may take before a test gives up.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 fn config(folder: &Path) -> Config {
     Config::new(Address::Plain("127.0.0.1:0".to_owned()), folder.to_owned())
@@ -70,6 +76,31 @@ fn holds(store: &dyn Store) -> Result<()> {
     match store.frames(&[first[0], all[25], first[1]]) {
         Err(StoreError::MissingChunk(id)) => assert_eq!(id, all[25]),
         other => panic!("{other:?}"),
+    }
+
+    // Others come behind those that are waited for, or are at hand; what is wrong with them harms nobody.
+    let (frames, ahead) = store.frames_ahead(&first[..2], &first[2..9])?;
+    assert_eq!(frames, (0..2).map(|seed| chunk(seed).1).collect::<Vec<_>>());
+    match ahead {
+        Ahead::AtOnce => {}
+        Ahead::Coming(mut coming) => match coming.wait(PATIENCE) {
+            Arrived::Frames(frames) => assert_eq!(frames, (2..9).map(|seed| chunk(seed).1).collect::<Vec<_>>()),
+            other => panic!("{other:?}"),
+        },
+        Ahead::Lost => panic!("nothing comes behind"),
+    }
+    let (frames, ahead) = store.frames_ahead(&first[..1], &[first[1], all[25]])?;
+    assert_eq!(frames, [chunk(0).1]);
+    if let Ahead::Coming(mut coming) = ahead {
+        assert!(matches!(coming.wait(PATIENCE), Arrived::Lost));
+    }
+    drop(store.frames_ahead(&first[..1], &first[1..])?); // who gives up is in nobody's way
+    let (frames, ahead) = store.frames_ahead(&first[3..4], &first[4..5])?;
+    assert_eq!(frames, [chunk(3).1]);
+    if let Ahead::Coming(mut coming) = ahead {
+        let begun = std::time::Instant::now();
+        let came = std::iter::repeat_with(|| coming.look()).find(|came| !matches!(came, Arrived::NotYet) || begun.elapsed() > PATIENCE);
+        assert!(matches!(came, Some(Arrived::Frames(frames)) if frames == [chunk(4).1]), "a look is enough to drive the connection");
     }
 
     // A snapshot needs its chunks, and a name that is free.

@@ -6,6 +6,7 @@
 //! (`page-server/tests/contract.rs`) holds all of them to the same behaviour.
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod backoff;
 mod claims;
 mod copy;
@@ -21,6 +22,7 @@ mod remote;
 mod replicas;
 mod sound;
 
+pub use ahead::{Ahead, Arrived, Coming};
 pub use backoff::Backoff;
 pub use copy::{CopyError, CopyReport, copy};
 pub use error::StoreError;
@@ -32,7 +34,7 @@ pub use proto::client::Options;
 pub use proto::domain::{Class, MAX_WORKING_SET_BYTES};
 pub use remote::RemoteStore;
 pub use replicas::Replicas;
-pub use sound::{Unsound, sound_chunk, sound_copy};
+pub use sound::{Unsound, sound_chunk, sound_copy, sound_frame};
 
 use bytes::Bytes;
 use images::ImageError;
@@ -81,6 +83,11 @@ pub trait Store: Send + Sync {
     /// The stored frame of one chunk.
     fn frame(&self, id: &ChunkId) -> Result<Bytes, StoreError> {
         self.frames(std::slice::from_ref(id))?.pop().ok_or(StoreError::MissingChunk(*id))
+    }
+    /// The frames of chunks that somebody waits for, and behind them, without waiting, those of others that may be wanted next. Nothing
+    /// of `ids` waits for anything of `ahead`. What goes wrong with `ahead` is told when somebody waits for it.
+    fn frames_ahead(&self, ids: &[ChunkId], _ahead: &[ChunkId]) -> Result<(Vec<Bytes>, Ahead), StoreError> {
+        Ok((self.frames(ids)?, Ahead::AtOnce))
     }
     /// How many copies of everything there may be: places that hold the same snapshots.
     fn copies(&self) -> usize {

@@ -4,13 +4,15 @@
 //! other. Calls block and have deadlines; a call that fails for the connection's sake may be tried again. Any number of threads may
 //! have page requests under way at once ([`fetching`]).
 
+mod coming;
 mod fetching;
 pub(crate) mod link;
 mod upload;
 
-use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload, check_image, check_working_set};
+use crate::{Ahead, GcReport, SnapshotInfo, Store, StoreError, Upload, check_image, check_working_set};
 use bytes::Bytes;
-use fetching::Lost;
+use coming::RemoteComing;
+use fetching::{Asked, Lost};
 use link::Link;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use proto::Address;
@@ -69,12 +71,19 @@ impl RemoteStore {
         self.link.address()
     }
 
-    /// Ask for a run. A stream that was open before may have ended while nobody looked (the server was replaced): then once more.
-    async fn ask(&self, run: &[ChunkId]) -> Result<PageAnswer, StoreError> {
-        let deadline = if self.link.class() == Class::Demand { DEADLINE } else { BULK_DEADLINE };
+    /// Ask for a run, and behind it for one that is not waited for. A stream that was open before may have ended while nobody looked
+    /// (the server was replaced): then once more.
+    async fn ask(&self, run: &[ChunkId], ahead: &[ChunkId]) -> Result<(PageAnswer, Option<Asked>), StoreError> {
+        let class = self.link.class();
+        let deadline = if class == Class::Demand { DEADLINE } else { BULK_DEADLINE };
         loop {
             let (fetching, fresh) = self.link.fetching().await?;
-            let lost = match self.link.within(deadline, "fetching", fetching.ask(self.link.class(), run)).await {
+            let asking = async {
+                let mut asked = fetching.ask(class, run).await?;
+                let behind = if ahead.is_empty() { None } else { Some(fetching.ask(Class::Bulk, ahead).await?) };
+                Ok((asked.answer().await?, behind))
+            };
+            let lost = match self.link.within(deadline, "fetching", asking).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(lost)) => lost,
                 Err(silent) => {
@@ -91,13 +100,17 @@ impl RemoteStore {
         }
     }
 
-    /// [`Store::frames`] for whoever waits for more than one thing.
-    pub(crate) async fn ask_frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
-        let mut frames = Vec::with_capacity(ids.len());
+    /// [`Store::frames_ahead`] for whoever waits for more than one thing.
+    pub(crate) async fn ask_frames(&self, ids: &[ChunkId], ahead: &[ChunkId]) -> Result<(Vec<Bytes>, Ahead), StoreError> {
+        let (mut frames, mut behind) = (Vec::with_capacity(ids.len()), None);
         let mut runs: Vec<&[ChunkId]> = ids.chunks(MAX_RUN).rev().collect();
         while let Some(run) = runs.pop() {
-            match self.ask(run).await?.outcome {
-                Ok(answered) if answered.len() == run.len() => frames.extend(answered),
+            let (answer, asked) = self.ask(run, if runs.is_empty() { ahead } else { &[] }).await?;
+            match answer.outcome {
+                Ok(answered) if answered.len() == run.len() => {
+                    frames.extend(answered);
+                    behind = asked;
+                }
                 Ok(answered) => {
                     let why = format!("{} frames for {} chunks", answered.len(), run.len());
                     return Err(self.link.protocol(ProtocolError::Invalid { field: "frames", why }));
@@ -111,7 +124,8 @@ impl RemoteStore {
                 Err(Refusal::Invalid(why) | Refusal::Internal(why) | Refusal::TooLarge(why)) => return Err(self.refused(why)),
             }
         }
-        Ok(frames)
+        let coming = |asked| Ahead::Coming(Box::new(RemoteComing::new(self.link.clone(), asked, ahead.len())));
+        Ok((frames, behind.map_or(Ahead::Lost, coming)))
     }
 
     fn refused(&self, why: String) -> StoreError {
@@ -196,7 +210,11 @@ impl Store for RemoteStore {
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
-        self.link.runtime().block_on(self.ask_frames(ids))
+        self.frames_ahead(ids, &[]).map(|(frames, _)| frames)
+    }
+
+    fn frames_ahead(&self, ids: &[ChunkId], ahead: &[ChunkId]) -> Result<(Vec<Bytes>, Ahead), StoreError> {
+        self.link.runtime().block_on(self.ask_frames(ids, ahead))
     }
 
     fn in_use(&self) -> Option<String> {

@@ -13,7 +13,7 @@
 use crate::backoff::Backoff;
 use crate::latency::Latency;
 use crate::remote::{RemoteStore, link};
-use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload};
+use crate::{Ahead, GcReport, SnapshotInfo, Store, StoreError, Upload};
 use bytes::Bytes;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use proto::Address;
@@ -176,12 +176,13 @@ impl Replicas {
         StoreError::Unreachable(if why.is_empty() { "another call is asking the page servers".to_owned() } else { why.join("; ") })
     }
 
-    /// Frames from the server in use, or from the next one where that is late; none where neither has them.
-    async fn hedged(&self, ids: &[ChunkId]) -> Option<Vec<Bytes>> {
+    /// Frames from the server in use, or from the next one where that is late; none where neither has them. Only the first is asked for
+    /// `ahead`, as nobody waits for that.
+    async fn hedged(&self, ids: &[ChunkId], ahead: &[ChunkId]) -> Option<(Vec<Bytes>, Ahead)> {
         let mut servers = self.askable();
         let (first, server) = servers.next()?;
         let (begun, late) = (Instant::now(), lock(&self.latency).asked());
-        let asked = async { server.took_note(server.store.ask_frames(ids).await) };
+        let asked = async { server.took_note(server.store.ask_frames(ids, ahead).await) };
         let second = async {
             tokio::time::sleep(late).await;
             let Some((second, other)) = servers.next() else { return std::future::pending().await };
@@ -189,7 +190,7 @@ impl Replicas {
                 return std::future::pending().await;
             }
             self.hedges.fetch_add(1, Ordering::Relaxed);
-            match other.took_note(other.store.ask_frames(ids).await) {
+            match other.took_note(other.store.ask_frames(ids, &[]).await) {
                 Ok(frames) => (second, frames),
                 Err(_) => std::future::pending().await, // the first may still answer
             }
@@ -204,9 +205,9 @@ impl Replicas {
     async fn first_of(
         &self,
         first: usize,
-        asked: impl Future<Output = Result<Vec<Bytes>, StoreError>>,
-        second: impl Future<Output = (usize, Vec<Bytes>)>,
-    ) -> Option<Vec<Bytes>> {
+        asked: impl Future<Output = Result<(Vec<Bytes>, Ahead), StoreError>>,
+        second: impl Future<Output = (usize, (Vec<Bytes>, Ahead))>,
+    ) -> Option<(Vec<Bytes>, Ahead)> {
         let (asked, second) = (pin!(asked), pin!(second));
         let overtaken = self.servers.get(first).map(|server| &server.health)?;
         tokio::select! {
@@ -261,16 +262,21 @@ impl Store for Replicas {
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
+        self.frames_ahead(ids, &[]).map(|(frames, _)| frames)
+    }
+
+    fn frames_ahead(&self, ids: &[ChunkId], ahead: &[ChunkId]) -> Result<(Vec<Bytes>, Ahead), StoreError> {
         if self.hedging
-            && let Some(frames) = self.runtime.block_on(self.hedged(ids))
+            && let Some(answer) = self.runtime.block_on(self.hedged(ids, ahead))
         {
-            return Ok(frames);
+            return Ok(answer);
         }
-        match self.in_turn(|store| store.frames(ids)) {
+        let frames = match self.in_turn(|store| store.frames(ids)) {
             // No server has all of them: perhaps each chunk has one that does.
             Err(error) if error.is_about_contents() && ids.len() > 1 => ids.iter().map(|id| self.frame(id)).collect(),
             answer => answer,
-        }
+        };
+        Ok((frames?, Ahead::Lost))
     }
 
     fn copies(&self) -> usize {

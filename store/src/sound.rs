@@ -19,6 +19,18 @@ pub enum Unsound {
 /// Read a chunk of `len` raw bytes into `chunk`; yields its frame.
 pub fn sound_chunk(store: &dyn Store, id: &ChunkId, len: usize, decoder: &mut Decoder, chunk: &mut Verified) -> Result<Bytes, Unsound> {
     let frame = store.frame(id).map_err(Unsound::Store)?;
+    sound_frame(store, id, frame, len, decoder, chunk)
+}
+
+/// The same for a frame that `store` has answered already.
+pub fn sound_frame(
+    store: &dyn Store,
+    id: &ChunkId,
+    frame: Bytes,
+    len: usize,
+    decoder: &mut Decoder,
+    chunk: &mut Verified,
+) -> Result<Bytes, Unsound> {
     match decoder.decode(id, &frame, len, chunk) {
         Ok(()) => Ok(frame),
         Err(_) if store.copies() > 1 => sound_copy(store, id, len, decoder, chunk),

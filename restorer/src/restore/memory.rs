@@ -6,8 +6,8 @@ use images::codec::{Decoder, Verified};
 use images::manifest::{Backing, Manifest, MemoryMap, Region, RegionFlag};
 use images::{Image, PageMap};
 use kernel::memory::ProcessMemory;
-use pages::{PAGE_SIZE_BYTES, PageAddr, VirtAddr};
-use store::{Store, Unsound, sound_chunk};
+use pages::{ChunkId, PAGE_SIZE_BYTES, PageAddr, PageRange, VirtAddr};
+use store::{Store, Unsound, sound_frame};
 
 /// First address past user space with four-level page tables.
 const TASK_SIZE: u64 = 0x7fff_ffff_f000;
@@ -113,24 +113,42 @@ pub fn set_layout(builder: &mut Builder<'_>, mm: &MemoryMap, exe_fd: i32) -> Ste
     Ok(())
 }
 
+/// Raw bytes asked for in one request, but for its last chunk: most processes' eager pages come in one, and no restore holds many
+/// frames at once.
+const RUN_BYTES: u64 = 4 << 20;
+
 /// Write the contents that cannot come lazily: changed pages of private file mappings, locked memory.
 pub fn write_eager(memory: &ProcessMemory, image: &Image, map: &PageMap, store: &dyn Store) -> Step<()> {
-    let mut decoder = Decoder::new();
-    let mut bytes = Verified::default();
-    for extent in eager_extents(&image.manifest) {
-        let mut page = extent.0;
-        while page < extent.1 {
-            let at = PageAddr::from_number(page);
-            let Some((chunk, range)) = map.chunk_of(at) else { break };
-            let id = &image.table[chunk as usize];
-            let bad = |why: String| RestoreError::Chunk { chunk: id.to_string(), why };
-            sound_chunk(store, id, range.bytes() as usize, &mut decoder, &mut bytes).map_err(|unsound| match unsound {
-                Unsound::Store(error) => error.into(),
-                Unsound::Wrong(error) => bad(error.to_string()),
-            })?;
-            memory.write(VirtAddr(range.start().addr()), &bytes).map_err(outside(format!("write {range}")))?;
+    let (mut run, mut run_bytes) = (Vec::new(), 0);
+    for (start, end) in eager_extents(&image.manifest) {
+        let mut page = start;
+        while page < end {
+            let Some((chunk, range)) = map.chunk_of(PageAddr::from_number(page)) else { break };
+            run.push((image.table[chunk as usize], range));
+            run_bytes += range.bytes();
+            if run_bytes >= RUN_BYTES {
+                write_run(memory, &run, store)?;
+                (run, run_bytes) = (Vec::new(), 0);
+            }
             page = range.end().number();
         }
+    }
+    write_run(memory, &run, store)
+}
+
+/// Fetch chunks in one request and write them, in this order.
+fn write_run(memory: &ProcessMemory, run: &[(ChunkId, PageRange)], store: &dyn Store) -> Step<()> {
+    if run.is_empty() {
+        return Ok(());
+    }
+    let (mut decoder, mut bytes) = (Decoder::new(), Verified::default());
+    let ids: Vec<ChunkId> = run.iter().map(|(id, _)| *id).collect();
+    for ((id, range), frame) in run.iter().zip(store.frames(&ids)?) {
+        sound_frame(store, id, frame, range.bytes() as usize, &mut decoder, &mut bytes).map_err(|unsound| match unsound {
+            Unsound::Store(error) => error.into(),
+            Unsound::Wrong(error) => RestoreError::Chunk { chunk: id.to_string(), why: error.to_string() },
+        })?;
+        memory.write(VirtAddr(range.start().addr()), &bytes).map_err(outside(format!("write {range}")))?;
     }
     Ok(())
 }

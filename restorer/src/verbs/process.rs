@@ -36,7 +36,7 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
         policy: Policy { on_lost: args.on_lost, lost_after_s: args.lost_after },
         authority: authority()?,
     };
-    let store = open(&address, Access::Read, Class::Bulk)?;
+    let store = open(&address, Access::Read, Class::Demand)?; // somebody waits for all that it reads
     let mut following = None;
     let restored = restore::restore(&request, store.as_ref(), &mut |pid| {
         let failed = |what: String| move |why: String| RestoreError::Outside { what, why };

@@ -9,6 +9,7 @@ use proto::wire::pages_client::PagesClient;
 use proto::wire::{FetchAnswer, FetchRequest};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -52,12 +53,36 @@ impl Waiting {
     }
 }
 
-/// Takes a request's id back when its caller gives up.
-struct Ticket<'a>(&'a Mutex<Waiting>, u64);
+/// A request under way. Takes its id back when its caller gives up.
+pub(super) struct Asked {
+    waiting: Arc<Mutex<Waiting>>,
+    id: u64,
+    answer: oneshot::Receiver<Result<PageAnswer, Lost>>,
+}
 
-impl Drop for Ticket<'_> {
+impl Drop for Asked {
     fn drop(&mut self) {
-        lock(self.0).by_id.remove(&self.1);
+        lock(&self.waiting).by_id.remove(&self.id);
+    }
+}
+
+fn ended() -> Lost {
+    Lost::Ended(Status::unavailable("the stream ended"))
+}
+
+impl Asked {
+    /// Wait for the answer; the caller sets the deadline.
+    pub(super) async fn answer(&mut self) -> Result<PageAnswer, Lost> {
+        (&mut self.answer).await.unwrap_or_else(|_| Err(ended()))
+    }
+
+    /// The answer, if it is there.
+    pub(super) fn answer_now(&mut self) -> Option<Result<PageAnswer, Lost>> {
+        match self.answer.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Closed) => Some(Err(ended())),
+        }
     }
 }
 
@@ -72,8 +97,8 @@ impl Fetching {
         Ok(Self { requests, waiting })
     }
 
-    /// Ask for a run and wait for its answer; the caller sets the deadline.
-    pub(super) async fn ask(&self, class: Class, run: &[ChunkId]) -> Result<PageAnswer, Lost> {
+    /// Ask for a run; the caller sets the deadline.
+    pub(super) async fn ask(&self, class: Class, run: &[ChunkId]) -> Result<Asked, Lost> {
         let (sender, answer) = oneshot::channel();
         let id = {
             let mut waiting = lock(&self.waiting);
@@ -85,13 +110,12 @@ impl Fetching {
             waiting.by_id.insert(id, sender);
             id
         };
-        let _ticket = Ticket(&self.waiting, id);
+        let asked = Asked { waiting: self.waiting.clone(), id, answer };
         let request = PageRequest { id, class, run: run.to_vec() };
-        let ended = || Lost::Ended(Status::unavailable("the stream ended"));
         if self.requests.send(request.into()).await.is_err() {
             return Err(lock(&self.waiting).ended.clone().unwrap_or_else(ended));
         }
-        answer.await.unwrap_or_else(|_| Err(ended()))
+        Ok(asked)
     }
 }
 
