@@ -74,7 +74,7 @@ fn run(shared: &Shared, store: Arc<dyn Store>, under_way: &Mutex<HashSet<u32>>, 
             continue;
         }
         let mut failed = None;
-        let fetched = chunks.fetch_run(&run, &shared.outage.over, &|error| shared.lost(error), &mut |range, chunk| {
+        let fetched = chunks.fetch_run(&run, &[], &shared.outage.over, &|error| shared.lost(error), &mut |(_, range), chunk| {
             step_aside(shared, priority);
             failed = install(shared, range, chunk);
             failed.is_none() && !shared.stop.load(Ordering::Relaxed)
@@ -83,7 +83,7 @@ fn run(shared: &Shared, store: Arc<dyn Store>, under_way: &Mutex<HashSet<u32>>, 
         under_way.retain(|index| !run.iter().any(|(ours, _)| ours == index));
         drop(under_way);
         match (fetched, failed) {
-            (Ok(()), None) => {}
+            (Ok(_), None) => {}
             (_, Some((range, errno))) => return shared.fail(&format!("pages {range} cannot be installed: {errno}")),
             (Err(Unfit::Stopped), _) => return,
             (Err(error), _) => return shared.fail(&error.to_string()),

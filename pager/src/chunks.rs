@@ -1,6 +1,6 @@
 //! Chunks on their way in: fetched from a store, decoded, verified; tried again where that can help.
 //!
-//! A demand fault fetches one chunk, bulk a run of them in one request. A store that cannot be reached is asked again for ever, with
+//! Faults fetch the chunks that threads wait for in one request and their neighbours behind it, bulk a run of them. A store that cannot be reached is asked again for ever, with
 //! growing pauses: the process waits. A chunk whose bytes are wrong is fetched once more, alone, from every copy of the store there is;
 //! wrong in all of them, it is fatal, as no one may ever read it.
 
@@ -10,7 +10,10 @@ use images::{Image, PageMap};
 use pages::{ChunkId, PageRange};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use store::{Backoff, Store, StoreError, Unsound};
+use store::{Ahead, Backoff, Store, StoreError, Unsound};
+
+/// A chunk by its number, with its pages.
+pub type Chunk = (u32, PageRange);
 
 /// Told of the store's failing and of its return.
 pub type Lost<'a> = &'a dyn Fn(Option<&StoreError>);
@@ -52,7 +55,7 @@ impl Chunks {
     }
 
     /// Fetch and verify chunk `index`. `lost` is told of the store's failing and of its return.
-    pub fn fetch(&mut self, index: u32, range: PageRange, stop: &AtomicBool, lost: Lost<'_>) -> Result<&Verified, Unfit> {
+    fn fetch(&mut self, index: u32, range: PageRange, stop: &AtomicBool, lost: Lost<'_>) -> Result<&Verified, Unfit> {
         let id = self.image.table[index as usize];
         match frames(self.store.as_ref(), &[id], stop, lost)? {
             Ok(frames) if self.decode(&id, frames.first(), range) => Ok(&self.chunk),
@@ -64,23 +67,31 @@ impl Chunks {
         }
     }
 
-    /// Fetch a run in one request and hand each chunk of it, verified, to `install`, until that says to stop.
+    /// The pages of a chunk.
+    pub fn range_at(&self, index: u32) -> Option<PageRange> {
+        self.map.pages_of(index)
+    }
+
+    /// Fetch a run in one request and hand each chunk of it, verified, to `install`, until that says to stop. Chunks that may be wanted
+    /// next are asked for behind it and not waited for.
     pub fn fetch_run(
         &mut self,
-        run: &[(u32, PageRange)],
+        run: &[Chunk],
+        ahead: &[Chunk],
         stop: &AtomicBool,
         lost: Lost<'_>,
-        install: &mut dyn FnMut(PageRange, &Verified) -> bool,
-    ) -> Result<(), Unfit> {
-        let ids: Vec<ChunkId> = run.iter().map(|(index, _)| self.image.table[*index as usize]).collect();
-        let frames = match frames(self.store.as_ref(), &ids, stop, lost)? {
-            Ok(frames) => frames,
-            Err(error) => {
-                // Some chunk of it; those before it are fine, and it must be wrong twice.
-                tracing::warn!(%error, "fetching a run chunk by chunk");
-                Vec::new()
-            }
-        };
+        install: &mut dyn FnMut(Chunk, &Verified) -> bool,
+    ) -> Result<Ahead, Unfit> {
+        let (ids, ahead) = (self.ids(run), self.ids(ahead));
+        let asked = reach(stop, lost, || match self.store.frames_ahead(&ids, &ahead) {
+            Err(error) if !error.is_about_contents() => Err(error),
+            answer => Ok(answer),
+        })?;
+        let (frames, coming) = asked.unwrap_or_else(|error| {
+            // Some chunk of it; those before it are fine, and it must be wrong twice.
+            tracing::warn!(%error, "fetching a run chunk by chunk");
+            (Vec::new(), Ahead::Lost)
+        });
         let mut frames = frames.into_iter();
         for (id, (index, range)) in ids.iter().zip(run) {
             let frame = frames.next(); // one at a time: what is installed is let go
@@ -89,11 +100,23 @@ impl Chunks {
                 Some(_) => self.again(id, *range, stop, lost)?,
                 None => self.fetch(*index, *range, stop, lost)?,
             };
-            if !install(*range, chunk) {
+            if !install((*index, *range), chunk) {
                 break;
             }
         }
-        Ok(())
+        Ok(coming)
+    }
+
+    /// A chunk that nobody waits for: of its frame, or where there is none of what the store has at hand. None where that is wrong, which
+    /// is told when somebody waits for it.
+    pub fn at_hand(&mut self, (index, range): Chunk, frame: Option<Bytes>) -> Option<&Verified> {
+        let id = *self.image.table.get(index as usize)?;
+        let frame = frame.or_else(|| self.store.frame(&id).ok())?;
+        self.decode(&id, Some(&frame), range).then_some(&self.chunk)
+    }
+
+    fn ids(&self, run: &[Chunk]) -> Vec<ChunkId> {
+        run.iter().map(|(index, _)| self.image.table[*index as usize]).collect()
     }
 
     /// Fetch a chunk that was wrong once, from one copy after the other: wrong in all of them, it is fatal.

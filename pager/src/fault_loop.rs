@@ -1,134 +1,294 @@
-//! The thread that answers faults: waits on every userfaultfd and on the process, fetches the chunk, installs it.
+//! The thread that answers faults: waits on every userfaultfd and on the process, fetches what is waited for, installs it.
 //!
-//! A fault that cannot be answered yet (an event came in between) is parked until the events were read. When nothing is owed any
-//! more, all watched memory is released; the thread then only waits for the process to end.
+//! All faults that are there at once are answered by one request. Behind it neighbours are asked for ([`crate::window`] says how many);
+//! they are installed one by one while no fault waits. A fault that cannot be answered yet (an event came in between) is parked until
+//! the events were read. When nothing is owed any more, all watched memory is released; the thread then only waits for the process to
+//! end.
 
-use crate::chunks::{Chunks, Unfit};
+use crate::chunks::{Chunk, Chunks, Unfit};
 use crate::farewell;
+use crate::neighbours::Neighbours;
 use crate::pager::Shared;
 use crate::space::{Outcome, Space};
 use crate::status::State;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::window::Window;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 use pages::{PageAddr, PageRange};
-use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use store::Store;
 
-/// How long parked faults wait for the event that parked them, in milliseconds; the event itself wakes us sooner.
-const PARKED_MS: u16 = 1;
-/// How often to look whether everything is there, in milliseconds: bulk threads finish without telling.
-const LOOK_MS: u16 = 10;
+/// How long parked faults wait for the event that parked them; the event itself wakes us sooner.
+const PARKED: Duration = Duration::from_millis(1);
+/// How often to look whether everything is there: bulk threads finish without telling.
+const LOOK: Duration = Duration::from_millis(10);
+/// Raw bytes of one request before the process runs.
+const PREFETCH_BYTES: u64 = 1 << 20;
+/// How long a thread waits for its chunk as a neighbour of another at least, and how many times as long as a request took lately:
+/// then it is asked for anew.
+const NEIGHBOUR: (Duration, u32) = (Duration::from_millis(1), 2);
 
-type Parked = VecDeque<(Arc<Space>, PageAddr, Instant)>;
+/// A thread that waits for a page.
+struct Fault {
+    space: Arc<Space>,
+    page: PageAddr,
+    since: Instant,
+}
+
+/// Chunks that threads wait for, with these threads.
+type Wanted = Vec<(Chunk, Vec<Fault>)>;
+
+/// What the thread works with.
+struct Loop {
+    shared: Arc<Shared>,
+    chunks: Chunks,
+    window: Window,
+    neighbours: Neighbours,
+    /// Those that wait, and could not be answered yet.
+    parked: Vec<Fault>,
+    /// How long the last request took.
+    took: Duration,
+}
+
+/// Why the thread ends early; nothing more to say where it was told to.
+enum End {
+    Stopped,
+    Failed(String),
+}
 
 pub(crate) fn spawn(shared: Arc<Shared>, store: Arc<dyn Store>, prefetch: Vec<PageAddr>) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("faults".to_owned()).spawn(move || {
-        let mut chunks = Chunks::new(shared.image.clone(), shared.map.clone(), store);
-        if let Some(space) = shared.spaces().first() {
-            for page in prefetch {
-                // Not waited for by anybody yet: whatever goes wrong shows when it is.
-                let _ = bring(&shared, space, page, &mut chunks);
-            }
+        let mut answering = Loop {
+            chunks: Chunks::new(shared.image.clone(), shared.map.clone(), store),
+            window: Window::new(shared.image.manifest.chunk_size_bytes),
+            neighbours: Neighbours::default(),
+            parked: Vec::new(),
+            took: Duration::ZERO,
+            shared,
+        };
+        answering.prefetch(&prefetch);
+        if let Err(End::Failed(why)) = answering.run() {
+            answering.shared.fail(&why);
         }
-        run(&shared, &mut chunks);
     })
 }
 
-fn run(shared: &Shared, chunks: &mut Chunks) {
-    let mut parked = Parked::new();
-    let (mut released, mut ended) = (false, false);
-    while !shared.stop.load(Ordering::Relaxed) {
-        let spaces = shared.spaces();
-        if wait(shared, &spaces, &parked, released, ended) && !ended {
-            // Its own space answers no more; children that it forked may live on.
-            ended = true;
-            if let Some(space) = spaces.first() {
-                space.end();
+impl Loop {
+    /// Bring what will be touched first. Not waited for by anybody yet: whatever goes wrong shows when it is.
+    fn prefetch(&mut self, pages: &[PageAddr]) {
+        let shared = &self.shared;
+        let Some(space) = shared.spaces().first().cloned() else { return };
+        let mut run: Vec<Chunk> = pages.iter().filter_map(|page| self.chunks.range_of(space.owed_at(*page)?)).collect();
+        run.sort_unstable_by_key(|(index, _)| *index);
+        run.dedup();
+        let (mut bytes, mut request) = (0, 0);
+        let requests = run.chunk_by(|(_, before), _| {
+            bytes += before.bytes();
+            let same = bytes / PREFETCH_BYTES == request;
+            request = bytes / PREFETCH_BYTES;
+            same
+        });
+        for run in requests {
+            let _awaiting = shared.outage.awaits(); // who faults meanwhile waits for this
+            let fetched = self.chunks.fetch_run(run, &[], &shared.outage.over, &|error| shared.lost(error), &mut |(_, range), chunk| {
+                shared.hot.store(range.end().number(), Ordering::Relaxed);
+                let _ = space.install(range, chunk);
+                true
+            });
+            if fetched.is_err() {
+                break;
             }
         }
-        if ended {
-            spaces.iter().for_each(|space| space.end_if_dead());
-        }
-        if ended && shared.settled() {
-            shared.enter(State::Gone);
-            shared.halt();
-            return;
-        }
-        let _ = shared.nudge.read(); // empty: something else woke us
-        for space in &spaces {
-            match shared.pump(space) {
-                Ok(faults) => parked.extend(faults.into_iter().map(|page| (space.clone(), page, Instant::now()))),
-                Err(error) => return shared.fail(&format!("what happened to its memory cannot be kept: {error}")),
-            }
-        }
-        for _ in 0..parked.len() {
-            let Some((space, page, since)) = parked.pop_front() else { break };
-            match answer(shared, &space, page, chunks) {
-                Ok(Outcome::Retry) => parked.push_back((space, page, since)),
-                Ok(Outcome::Failed(errno)) => return shared.fail(&format!("page {page} cannot be installed: {errno}")),
-                Ok(Outcome::Settled | Outcome::Gone) => {
-                    let us = since.elapsed().as_micros().min(u128::from(u32::MAX)) as u32;
-                    shared.stalls.lock().unwrap_or_else(PoisonError::into_inner).add(us);
+    }
+
+    fn run(&mut self) -> Result<(), End> {
+        let shared = self.shared.clone();
+        let (mut released, mut ended) = (false, false);
+        while !shared.stop.load(Ordering::Relaxed) {
+            let spaces = shared.spaces();
+            let timeout = match (self.neighbours.due(), self.parked.is_empty(), released) {
+                (Some(due), true, _) => Some(due),
+                (_, false, _) => Some(PARKED),
+                (None, true, false) => Some(LOOK),
+                (None, true, true) => None,
+            };
+            if wait(&shared, &spaces, timeout, ended) && !ended {
+                // Its own space answers no more; children that it forked may live on.
+                ended = true;
+                if let Some(space) = spaces.first() {
+                    space.end();
                 }
-                Err(Unfit::Stopped) if shared.stop.load(Ordering::Relaxed) => return,
-                Err(Unfit::Stopped) => {} // given up: its page was poisoned, and it looks again
-                Err(error) => return shared.fail(&error.to_string()),
+            }
+            if ended {
+                spaces.iter().for_each(|space| space.end_if_dead());
+            }
+            if ended && shared.settled() {
+                shared.enter(State::Gone);
+                shared.halt();
+                return Ok(());
+            }
+            let _ = shared.nudge.read(); // empty: something else woke us
+            for space in &spaces {
+                let faults =
+                    shared.pump(space).map_err(|error| End::Failed(format!("what happened to its memory cannot be kept: {error}")))?;
+                self.parked.extend(faults.into_iter().map(|page| Fault { space: space.clone(), page, since: Instant::now() }));
+            }
+            if !self.parked.is_empty() {
+                self.answer()?;
+            } else if let Outcome::Failed(errno) = self.neighbours.install_one(&mut self.chunks) {
+                return Err(End::Failed(format!("pages cannot be installed: {errno}")));
+            }
+            if !released && !ended && self.parked.is_empty() && shared.settled() {
+                self.neighbours.clear();
+                released = release(&shared);
             }
         }
-        if !released && !ended && parked.is_empty() && shared.settled() {
-            released = release(shared);
+        Ok(())
+    }
+
+    /// Answer all faults that wait; parked again are those that an event came in between.
+    fn answer(&mut self) -> Result<(), End> {
+        let mut wanted = Wanted::new();
+        for fault in std::mem::take(&mut self.parked) {
+            match fault.space.owed_at(fault.page) {
+                None => self.zero(fault)?,
+                Some(origin) => match self.chunks.range_of(origin) {
+                    None => self.parked.push(fault),
+                    Some(chunk) => match wanted.iter_mut().find(|(other, _)| *other == chunk) {
+                        Some((_, faults)) => faults.push(fault),
+                        None => wanted.push((chunk, vec![fault])),
+                    },
+                },
+            }
         }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        self.shared.note_fault();
+        let shared = self.shared.clone();
+        let _awaiting: Vec<_> = wanted.iter().map(|_| shared.outage.awaits()).collect();
+        let (known, unknown): (Wanted, Wanted) = wanted.into_iter().partition(|((index, _), _)| self.neighbours.has(*index));
+        self.fetch(unknown)?;
+        let mut missed = Wanted::new();
+        for (chunk, faults) in known {
+            let data = match self.neighbours.take(chunk.0, (self.took * NEIGHBOUR.1).max(NEIGHBOUR.0)) {
+                Some(frame) => self.chunks.at_hand(chunk, frame),
+                None => None,
+            };
+            match data {
+                Some(data) => settle(&shared, &mut self.parked, chunk, data, faults)?,
+                None => missed.push((chunk, faults)),
+            }
+        }
+        self.fetch(missed)
+    }
+
+    /// Fetch what is waited for in one request, and ask for neighbours behind it.
+    fn fetch(&mut self, mut wanted: Wanted) -> Result<(), End> {
+        let Some(space) = wanted.first().and_then(|(_, faults)| faults.first()).map(|fault| fault.space.clone()) else { return Ok(()) };
+        let shared = self.shared.clone();
+        let run: Vec<Chunk> = wanted.iter().map(|(chunk, _)| *chunk).collect();
+        let ahead = self.ahead(&space, &run);
+        let last = run.iter().chain(&ahead).map(|(_, range)| range.end().number()).max();
+        shared.hot.store(last.unwrap_or(0), Ordering::Relaxed);
+        let (begun, mut took, mut failed) = (Instant::now(), None, None);
+        let fetched = self.chunks.fetch_run(&run, &ahead, &shared.outage.over, &|error| shared.lost(error), &mut |chunk, data| {
+            took.get_or_insert_with(|| begun.elapsed());
+            let Some(at) = wanted.iter().position(|(other, _)| *other == chunk) else { return true };
+            let (chunk, faults) = wanted.swap_remove(at);
+            failed = settle(&shared, &mut self.parked, chunk, data, faults).err();
+            failed.is_none()
+        });
+        self.took = took.unwrap_or_default();
+        match (fetched, failed) {
+            (_, Some(end)) => Err(end),
+            (Ok(coming), None) => {
+                self.neighbours.add(space, ahead, coming);
+                Ok(())
+            }
+            (Err(Unfit::Stopped), None) if shared.stop.load(Ordering::Relaxed) => Err(End::Stopped),
+            (Err(Unfit::Stopped), None) => Ok(()), // given up: its page was poisoned, and it looks again
+            (Err(error), None) => Err(End::Failed(error.to_string())),
+        }
+    }
+
+    /// Neighbours of a run that are owed and not asked for yet, those behind it first.
+    fn ahead(&mut self, space: &Space, run: &[Chunk]) -> Vec<Chunk> {
+        let mut ahead: Vec<Chunk> = Vec::new();
+        for (index, _) in run {
+            let window = self.window.fault(*index);
+            for index in (index + 1..window.end).chain((window.start..*index).rev()) {
+                let new = !ahead.iter().chain(run).any(|(other, _)| *other == index) && !self.neighbours.has(index);
+                if let Some(range) = self.chunks.range_at(index).filter(|range| new && space.owes(*range)) {
+                    ahead.push((index, range));
+                }
+            }
+        }
+        ahead.truncate(self.window.most());
+        ahead
+    }
+
+    /// Answer a touch of a page that is not owed.
+    fn zero(&mut self, fault: Fault) -> Result<(), End> {
+        match fault.space.zero(fault.page) {
+            Outcome::Retry => self.parked.push(fault),
+            Outcome::Failed(errno) => return Err(cannot(fault.page, errno)),
+            outcome => {
+                if outcome == Outcome::Settled {
+                    self.shared.zero_faults.fetch_add(1, Ordering::Relaxed);
+                }
+                stalled(&self.shared, &fault);
+            }
+        }
+        Ok(())
     }
 }
 
+/// Install a chunk in the spaces of those that wait for it.
+fn settle(shared: &Shared, parked: &mut Vec<Fault>, (_, range): Chunk, data: &[u8], faults: Vec<Fault>) -> Result<(), End> {
+    for fault in faults {
+        match fault.space.install(range, data) {
+            Outcome::Retry => parked.push(fault),
+            Outcome::Failed(errno) => return Err(cannot(fault.page, errno)),
+            outcome => {
+                if outcome == Outcome::Settled {
+                    shared.demand_faults.fetch_add(1, Ordering::Relaxed);
+                    // COPY woke whoever waited for a page it filled; a page that bulk was faster with needs this.
+                    fault.space.wake(fault.page);
+                }
+                stalled(shared, &fault);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn cannot(page: PageAddr, errno: Errno) -> End {
+    End::Failed(format!("page {page} cannot be installed: {errno}"))
+}
+
+/// It waits no more.
+fn stalled(shared: &Shared, fault: &Fault) {
+    let us = fault.since.elapsed().as_micros().min(u128::from(u32::MAX)) as u32;
+    shared.stalls.lock().unwrap_or_else(PoisonError::into_inner).add(us);
+}
+
 /// Wait for something to do; true once the process has ended.
-fn wait(shared: &Shared, spaces: &[Arc<Space>], parked: &Parked, released: bool, ended: bool) -> bool {
+fn wait(shared: &Shared, spaces: &[Arc<Space>], timeout: Option<Duration>, ended: bool) -> bool {
     let readable = PollFlags::POLLIN;
     let mut fds = vec![PollFd::new(shared.nudge.as_fd(), readable)];
     fds.extend(spaces.iter().skip(usize::from(ended)).map(|space| PollFd::new(space.as_fd(), readable)));
     if !ended {
         fds.push(PollFd::new(shared.pidfd.as_fd(), readable));
     }
-    let timeout = match (parked.is_empty(), released) {
-        (false, _) => PollTimeout::from(PARKED_MS),
-        (true, false) => PollTimeout::from(LOOK_MS),
-        (true, true) => PollTimeout::NONE,
-    };
     // An interrupted wait is an early look.
-    let _ = poll(&mut fds, timeout);
+    let _ = ppoll(&mut fds, timeout.map(TimeSpec::from), None);
     ended || fds.last().and_then(PollFd::revents).is_some_and(|events| events.contains(PollFlags::POLLIN))
-}
-
-fn answer(shared: &Shared, space: &Space, page: PageAddr, chunks: &mut Chunks) -> Result<Outcome, Unfit> {
-    if space.owed_at(page).is_none() {
-        let outcome = space.zero(page);
-        if outcome == Outcome::Settled {
-            shared.zero_faults.fetch_add(1, Ordering::Relaxed);
-        }
-        return Ok(outcome);
-    }
-    let outcome = bring(shared, space, page, chunks)?;
-    if outcome == Outcome::Settled {
-        shared.demand_faults.fetch_add(1, Ordering::Relaxed);
-        // COPY woke whoever waited for a page it filled; a page that bulk was faster with needs this.
-        space.wake(page);
-    }
-    Ok(outcome)
-}
-
-/// Fetch and install the chunk of an owed page.
-fn bring(shared: &Shared, space: &Space, page: PageAddr, chunks: &mut Chunks) -> Result<Outcome, Unfit> {
-    let Some(origin) = space.owed_at(page) else { return Ok(Outcome::Retry) };
-    let Some((index, range)) = chunks.range_of(origin) else { return Ok(Outcome::Retry) };
-    shared.hot.store(range.end().number(), Ordering::Relaxed);
-    shared.note_fault();
-    let _awaiting = shared.outage.awaits();
-    let chunk = chunks.fetch(index, range, &shared.outage.over, &|error| shared.lost(error))?;
-    Ok(space.install(range, chunk))
 }
 
 /// Everything is there: stop watching, so that the process is its own again.

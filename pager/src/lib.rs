@@ -1,9 +1,9 @@
 //! The pager: fetches a frozen process's pages and answers its faults.
 //!
 //! [`residency`] (pure) knows which pages an address space still owes; its [`ledger`] changes that by what happens to the memory;
-//! [`space`] ties it to the space's userfaultfd under one lock;
-//! [`chunks`] fetches, decodes and verifies; [`fault_loop`] answers threads that wait, [`bulk`] brings the rest behind it, each with
-//! a thread and a store of its own, so that a demand fault never queues behind bulk; [`outage`] watches over a store that does not
+//! [`space`] ties it to the space's userfaultfd under one lock; [`chunks`] fetches, decodes and verifies; [`fault_loop`] answers threads
+//! that wait and brings [`neighbours`] of what they wait for, as many as a [`window`] (pure) says; [`bulk`] brings the rest behind it,
+//! each with a thread and a store of its own, so that a demand fault never queues behind bulk; [`outage`] watches over a store that does not
 //! answer, by the operator's [`policy`]. [`Pager`] is the sum of these, [`daemon`] the
 //! process that hosts one, [`control`] how others ask it.
 //!
@@ -25,6 +25,7 @@ pub mod journal;
 pub mod keep;
 mod ledger;
 pub mod mailbox;
+mod neighbours;
 pub mod origins;
 mod outage;
 mod pager;
@@ -35,6 +36,7 @@ mod status;
 pub mod supervisor;
 pub mod table;
 mod unwatched;
+mod window;
 
 pub use pager::{Config, Pager, lazy_origins, lazy_regions};
 pub use policy::{LOST_AFTER_S, OnLost, Policy};

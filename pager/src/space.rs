@@ -90,6 +90,11 @@ impl Space {
         self.lock().residency().next_owed(cursor)
     }
 
+    /// Whether anything of `origins` is owed.
+    pub fn owes(&self, origins: PageRange) -> bool {
+        self.next_owed(origins.start()).is_some_and(|origin| origins.contains(origin))
+    }
+
     /// End it if nobody runs in it any more: a forked child's end is told by nothing else.
     pub fn end_if_dead(&self) {
         if !self.uffd.is_alive() {
