@@ -162,8 +162,12 @@ impl Guarded {
         let begun = Instant::now();
         loop {
             if self.is_abandoned()? {
-                self.adopt()?;
-                return Ok(Recovery::Adopted);
+                match self.adopt() {
+                    Ok(()) => return Ok(Recovery::Adopted),
+                    // One that was executing its program all that time had no environment to be told by.
+                    Err(error) if error.to_string().contains("served already") => {}
+                    Err(error) => return Err(error),
+                }
             }
             let last = self.status();
             if let Ok(Status { pager_pid: Some(pager), .. }) = &last
