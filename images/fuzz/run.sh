@@ -14,7 +14,7 @@ export CARGO_TARGET_DIR="$target"
 cargo build --quiet --release --manifest-path "$here/Cargo.toml" --target "$host" --bins
 
 mkdir -p "$target/found"
-for name in image table pack frame working_set; do
+for name in image table pack frame working_set criu; do
     echo "fuzz $name for $seconds s"
     mkdir -p "$target/corpus/$name"
     "$target/$host/release/$name" -max_total_time="$seconds" -max_len=65536 -rss_limit_mb=2048 -malloc_limit_mb=512 -timeout=10 \

@@ -1,4 +1,4 @@
-//! What a manifest must keep to before anybody acts on it: [`memory`], [`process`] and [`files`] in turn.
+//! What a manifest must keep to before anybody acts on it: [`memory`], [`process`], [`files`] and [`dump`] in turn.
 //!
 //! A check is a rule that every kernel keeps (a signal is 1 to 64, regions do not overlap), so that no process that can be
 //! captured is refused, and whoever reads a checked manifest may index and add without looking again. What depends on the
@@ -6,6 +6,7 @@
 //!
 //! Memory alone (no process, threads, descriptors) is a valid image too, for those who restore something else than a process.
 
+mod dump;
 mod files;
 mod memory;
 mod process;
@@ -18,7 +19,7 @@ use std::hash::Hash;
 /// Longest path, PATH_MAX.
 const PATH_MAX_BYTES: usize = 4096;
 /// Longest name of a thread or a region; the kernel's are shorter (16 and 80), but unprintable bytes may have grown to three.
-const NAME_MAX_BYTES: usize = 255;
+pub(crate) const NAME_MAX_BYTES: usize = 255;
 /// First address past user space with five-level page tables; sums of two addresses below it cannot overflow.
 const ADDRESS_END: u64 = 1 << 56;
 /// Highest signal number.
@@ -32,7 +33,8 @@ const SIGINFO_BYTES: usize = 128;
 pub fn check(manifest: &Manifest, chunks: u64) -> Result<(), ImageError> {
     memory::check(manifest, chunks)?;
     process::check(manifest)?;
-    files::check(manifest)
+    files::check(manifest)?;
+    dump::check(manifest)
 }
 
 /// `what` is named in the error unless `kept`.

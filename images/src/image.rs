@@ -26,6 +26,8 @@ use prost::Message;
 
 const MAGIC: &[u8; 8] = b"DFROSTIM";
 const VERSION: u32 = 1;
+/// Incompatible feature: the snapshot is a dump of CRIU's, whose memory lies where `criu::Layout` puts it.
+const CRIU_DUMP: u32 = 1;
 /// Bytes in front of the manifest.
 pub const HEADER_BYTES: usize = 48;
 const DIGEST_BYTES: usize = 32;
@@ -48,7 +50,7 @@ impl Image {
         let body_bytes = manifest.encoded_len() + table.len() * DIGEST_BYTES;
         let mut out = Vec::with_capacity(HEADER_BYTES + body_bytes);
         out.extend(MAGIC);
-        for word in [VERSION, 0, 0, 0] {
+        for word in [VERSION, 0, 0, features(manifest)] {
             out.extend(word.to_le_bytes());
         }
         out.extend((manifest.encoded_len() as u64).to_le_bytes());
@@ -70,9 +72,17 @@ impl Image {
     pub fn parse_known(bytes: &[u8], id: SnapshotId) -> Result<Self, ImageError> {
         let (table, manifest) = split(bytes)?;
         let manifest = Manifest::decode(manifest).map_err(|error| ImageError::Manifest(error.to_string()))?;
+        if word(bytes, 20) != features(&manifest) {
+            return Err(ImageError::Features(word(bytes, 20)));
+        }
         check(&manifest, table.len() as u64)?;
         Ok(Self { id, manifest, table })
     }
+}
+
+/// The incompatible features that a manifest uses.
+fn features(manifest: &Manifest) -> u32 {
+    if manifest.criu_dump.is_some() { CRIU_DUMP } else { 0 }
 }
 
 /// Digest and chunk table of a file, without its manifest.
@@ -104,7 +114,7 @@ fn header(bytes: &[u8]) -> Result<&[u8], ImageError> {
     if word(header, 8) != VERSION {
         return Err(ImageError::Version { what: "image", found: word(header, 8), known: VERSION });
     }
-    if word(header, 20) != 0 {
+    if word(header, 20) & !CRIU_DUMP != 0 {
         return Err(ImageError::Features(word(header, 20)));
     }
     Ok(header)

@@ -2,12 +2,14 @@
 //!
 //! A snapshot is one image file (header, manifest, chunk table: [`Image`]) and the chunks it names. A chunk is a run of pages,
 //! named by the BLAKE3 digest of its raw bytes ([`chunk_id`]), stored as one zstd frame ([`codec`]) in a pack ([`pack`]).
-//! [`PageMap`] tells which chunk holds a page, [`working_set`] which were touched first. Reading is total: any bytes give an error or a valid value, in bounded memory.
+//! [`PageMap`] tells which chunk holds a page, [`working_set`] which were touched first. [`criu`] reads a foreign kind, whose page data
+//! becomes chunks as well. Reading is total: any bytes give an error or a valid value, in bounded memory.
 #![forbid(unsafe_code)]
 
 mod check;
 mod chunk;
 pub mod codec;
+pub mod criu;
 mod cut;
 mod error;
 mod image;
@@ -26,7 +28,10 @@ pub use error::ImageError;
 pub use image::{HEADER_BYTES, Image, count_chunks, digest, parse_table};
 pub use map::PageMap;
 
-use pages::ChunkId;
+use pages::{ChunkId, PAGE_SIZE_BYTES};
+
+/// First page number past user space with five-level page tables: no image has pages from there on.
+pub(crate) const PAGES_END: u64 = (1 << 56) / PAGE_SIZE_BYTES;
 
 /// The name of a chunk: BLAKE3-256 of its raw pages.
 #[must_use]

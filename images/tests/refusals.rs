@@ -169,3 +169,45 @@ fn headers_are_checked_in_the_order_of_their_fields() {
     longer.push(0);
     assert_eq!(parse_table(&longer).err(), Some(ImageError::Surplus { what: "image", surplus: 1 }));
 }
+
+#[test]
+fn a_dump_is_checked() {
+    let parse = |manifest: &Manifest| Image::parse(&Image::encode(manifest, &sample::table(2)));
+    assert_eq!(parse(&sample::criu()).map(|image| image.manifest), Ok(sample::criu()));
+    fn folder(manifest: &mut Manifest, at: usize) -> &mut Vec<CriuFile> {
+        &mut manifest.criu_dump.as_mut().expect("is in the sample").folders[at].files
+    }
+    let changes: [(&str, Change); 12] = [
+        ("a dump of CRIU's", |m| {
+            let Manifest { host, process, threads, files, descriptors, .. } = sample::process();
+            *m = Manifest { host, process, threads, files, descriptors, ..m.clone() };
+        }),
+        ("file \"../x\"", |m| folder(m, 0)[0].name = "../x".to_owned()),
+        ("file \"\"", |m| folder(m, 0)[0].name = String::new()),
+        ("file \"..\"", |m| folder(m, 0)[0].name = "..".to_owned()),
+        ("file \"parent\"", |m| folder(m, 0)[5].name = "parent".to_owned()),
+        ("file \"dump.log\"", |m| folder(m, 0).swap(0, 1)),
+        ("file \"dump.log\"", |m| folder(m, 0)[0].body = None),
+        ("inventory.img", |m| drop(folder(m, 0).remove(1))),
+        ("parent/pages-1.img", |m| folder(m, 1)[1].body = Some(criu_file::Body::StoredBytes(8192))),
+        ("pagemap-7.img, record 2", |m| drop(m.criu_dump.as_mut().map(|dump| dump.folders.pop()))),
+        ("page data", |m| m.regions[0].end += 4096),
+        ("page data", |m| m.regions[1].prot = 1),
+    ];
+    for (what, change) in changes {
+        let mut manifest = sample::criu();
+        change(&mut manifest);
+        match parse(&manifest) {
+            Err(ImageError::Manifest(why)) => assert!(why.contains(what), "{what}: {why}"),
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+    // The bit without the dump, and the dump without the bit.
+    for manifest in [sample::criu(), sample::memory()] {
+        let mut bytes = Image::encode(&manifest, &sample::table(2)).to_vec();
+        bytes[20] ^= 1;
+        let head = crc32c::crc32c(&bytes[..44]);
+        bytes[44..48].copy_from_slice(&head.to_le_bytes());
+        assert!(matches!(Image::parse(&bytes), Err(ImageError::Features(_))));
+    }
+}

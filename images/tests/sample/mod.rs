@@ -15,9 +15,10 @@ pub const CHUNK_SIZE_BYTES: u32 = 16384;
 pub type Golden = (&'static str, fn() -> Vec<u8>);
 
 /// All golden files of the current format.
-pub const GOLDEN: [Golden; 5] = [
+pub const GOLDEN: [Golden; 6] = [
     ("v1-process.img", process_image),
     ("v1-memory.img", memory_image),
+    ("v1-criu.img", || Image::encode(&criu(), &table(2)).to_vec()),
     ("v1.pack", pack),
     ("v1-text.frame", || frames()[0].1.to_vec()),
     ("v1-bits.frame", || frames()[5].1.to_vec()),
@@ -48,6 +49,44 @@ fn process_image() -> Vec<u8> {
 
 fn memory_image() -> Vec<u8> {
     Image::encode(&memory(), &table(2)).to_vec()
+}
+
+/// A dump of CRIU's and its parent: five pages of a task, the second of which the parent has, and a log.
+pub fn criu() -> Manifest {
+    let image = |magics: &[u32], records: &[&[u8]]| {
+        let mut bytes: Vec<u8> = magics.iter().flat_map(|magic| magic.to_le_bytes()).collect();
+        for record in records {
+            bytes.extend((record.len() as u32).to_le_bytes());
+            bytes.extend(*record);
+        }
+        bytes
+    };
+    let page = |low: u8, flags: u8, pages: u8| vec![8, 0x80, 0x80 | (low << 5), low >> 2, 0x20, flags, 0x28, pages];
+    let pagemap = |entries: &[Vec<u8>]| {
+        let records: Vec<&[u8]> = std::iter::once(&[8, 1][..]).chain(entries.iter().map(Vec::as_slice)).collect();
+        image(&[0x5456_4319, 0x5608_4025], &records)
+    };
+    let file = |name: &str, contents: Vec<u8>| CriuFile { name: name.to_owned(), body: Some(criu_file::Body::Contents(contents)) };
+    let stored = |name: &str, bytes| CriuFile { name: name.to_owned(), body: Some(criu_file::Body::StoredBytes(bytes)) };
+    let mapping = [0x72, 13, 8, 0x80, 0x80, 1, 0x10, 0x80, 0x80, 4, 0x30, 0x22, 0x38, 0x81, 4];
+    let folders = vec![
+        CriuFolder {
+            files: vec![
+                file("dump.log", b"(00.000001) a line".to_vec()),
+                file("inventory.img", image(&[0x5831_3116], &[&[8, 2]])),
+                file("mm-7.img", image(&[0x5456_4319, 0x5749_2820], &[&mapping])),
+                file("pagemap-7.img", pagemap(&[page(4, 6, 1), page(5, 3, 1), page(6, 6, 2), page(8, 4, 1)])),
+                stored("pages-1.img", 4 * 4096),
+                file("pstree.img", image(&[0x5456_4319, 0x5027_3030], &[&[8, 7]])),
+            ],
+        },
+        CriuFolder { files: vec![file("pagemap-7.img", pagemap(&[page(5, 6, 1)])), stored("pages-1.img", 4096)] },
+    ];
+    let criu_dump = CriuDump { folders };
+    let layout = images::criu::Dump::of(&criu_dump).and_then(|dump| images::criu::Layout::new(&dump)).expect("is whole");
+    let extents = vec![Extent { start: 0x10_4000, pages: 1, first_chunk: 0 }, Extent { start: 0x20_5000, pages: 1, first_chunk: 1 }];
+    let (chunk_size_bytes, created_unix_s) = (CHUNK_SIZE_BYTES, 1_700_000_000);
+    Manifest { regions: layout.regions(), extents, chunk_size_bytes, created_unix_s, criu_dump: Some(criu_dump), ..Manifest::default() }
 }
 
 /// Frames of six chunks and their pack, at a level that is fast and one that is not.
@@ -98,6 +137,7 @@ pub fn process() -> Manifest {
         descriptors: (0..14).map(|n| Descriptor { fd: n * n, file: n, close_on_exec: n % 2 == 1 }).collect(),
         chunk_size_bytes: CHUNK_SIZE_BYTES,
         created_unix_s: 1_800_000_000,
+        criu_dump: None,
     }
 }
 
