@@ -10,6 +10,7 @@
 //! What a pager's death must not take along is in its [`keep`]: a [`journal`] for each space, and a [`mailbox`] in the process itself;
 //! what neither has yet when everybody dies is stopped by the [`brake`].
 //! A [`supervisor`] starts another pager, which takes over what it finds there ([`adopt`]); at the end [`farewell`] takes it all away.
+//! A [`frontend`] brings userfaultfds of others: of `criu restore --lazy-pages`.
 #![forbid(unsafe_code)]
 
 mod adopt;
@@ -21,6 +22,7 @@ pub mod crash;
 pub mod daemon;
 mod farewell;
 mod fault_loop;
+pub mod frontend;
 pub mod journal;
 pub mod keep;
 mod ledger;

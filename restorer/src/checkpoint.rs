@@ -11,7 +11,7 @@ mod error;
 mod freeze;
 mod proc;
 
-pub use capture::Compression;
+pub use crate::intake::Compression;
 pub use error::CheckpointError;
 
 use crate::phases::Phases;

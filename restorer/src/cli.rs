@@ -47,15 +47,61 @@ pub struct CheckpointArgs {
     /// Let the process go on afterwards
     #[arg(long)]
     pub leave_running: bool,
+    #[command(flatten)]
+    pub compression: CompressionArgs,
+    /// Print a report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How page data is stored.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct CompressionArgs {
     /// zstd level, 1 to 22, or a negative one, which is faster (with literals coded all the same)
     #[arg(long, default_value_t = -8, allow_negative_numbers = true)]
     pub level: i32,
     /// Bytes of a chunk: a power of two, 4096 to 1048576
     #[arg(long, default_value_t = 16384, value_parser = chunk_size)]
     pub chunk_size: u32,
-    /// Print a report as JSON
-    #[arg(long)]
-    pub json: bool,
+}
+
+/// What can be imported.
+#[derive(Debug, Subcommand)]
+pub enum Import {
+    /// A dump of CRIU's: the folder that `criu dump` wrote its images to, and its parents
+    Criu {
+        /// The folder
+        dir: PathBuf,
+        /// NAME or NAME:TAG
+        name: SnapshotName,
+        #[command(flatten)]
+        store: StoreArg,
+        #[command(flatten)]
+        compression: CompressionArgs,
+        /// Print a report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What can be exported.
+#[derive(Debug, Subcommand)]
+pub enum Export {
+    /// A dump of CRIU's, byte for byte; parents become folders named parent
+    Criu {
+        /// NAME or NAME:TAG
+        name: SnapshotName,
+        /// The folder to make
+        dir: PathBuf,
+        #[command(flatten)]
+        store: StoreArg,
+        /// Without the pages that `criu restore --lazy-pages` waits for
+        #[arg(long)]
+        lazy: bool,
+        /// Print a report as JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// What `restore` takes.
@@ -142,6 +188,16 @@ pub enum Verb {
         /// Print a report as JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Make a snapshot of what another checkpointer wrote
+    Import {
+        #[command(subcommand)]
+        kind: Import,
+    },
+    /// Write a snapshot back as what it was imported from
+    Export {
+        #[command(subcommand)]
+        kind: Export,
     },
     /// Free packs that no snapshot needs
     Gc {

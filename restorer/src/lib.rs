@@ -5,7 +5,9 @@
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+pub mod criu;
 pub mod demo;
+mod intake;
 pub mod phases;
 mod process;
 pub mod restore;

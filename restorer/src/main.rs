@@ -7,7 +7,7 @@ mod verbs;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use cli::{Cli, Verb};
+use cli::{Cli, Export, Import, Verb};
 use std::io::{ErrorKind, IsTerminal as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -56,6 +56,12 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Verify(one) => verbs::snapshots::verify(one)?,
         Verb::Remove(one) => verbs::snapshots::remove(one)?,
         Verb::Copy { name, from, to, json } => verbs::snapshots::copy(&name, from, to, json)?,
+        Verb::Import { kind: Import::Criu { dir, name, store, compression, json } } => {
+            verbs::foreign::import_criu(&dir, &name, store, compression, json)?;
+        }
+        Verb::Export { kind: Export::Criu { name, dir, store, lazy, json } } => {
+            verbs::foreign::export_criu(&name, &dir, lazy, store, json)?
+        }
         Verb::Gc { store, json } => verbs::snapshots::gc(store, json)?,
         Verb::Demo { values } => defrost_restorer::demo::run(values)?,
         Verb::Pager { adopt: Some(pid), .. } => verbs::live::adopt(pid)?,

@@ -1,13 +1,15 @@
 //! The verbs of the command line: [`process`] checkpoints and restores, [`live`] asks the pagers of live restores, [`snapshots`] looks
-//! after what a store holds, [`inspect`] shows what is in one. Each prints for people, or JSON for machines.
+//! after what a store holds, [`inspect`] shows what is in one, [`foreign`] brings in and out what others made. Each prints for people, or JSON for machines.
 
+pub mod foreign;
 pub mod inspect;
 pub mod live;
 pub mod process;
 pub mod snapshots;
 
-use crate::cli::StoreArg;
+use crate::cli::{CompressionArgs, StoreArg};
 use anyhow::{Context as _, Result};
+use defrost_restorer::checkpoint::Compression;
 use defrost_restorer::restore::AUTHORITY;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -43,6 +45,12 @@ pub fn open(address: &str, access: Access, class: Class) -> Result<Arc<dyn Store
 /// Open the store that was named, or the default one, for everything but demand.
 fn open_named(store: StoreArg, access: Access) -> Result<Arc<dyn Store>> {
     Ok(open(&address_of(store.store)?, access, Class::Bulk)?)
+}
+
+impl From<CompressionArgs> for Compression {
+    fn from(CompressionArgs { level, chunk_size }: CompressionArgs) -> Self {
+        Self { level, chunk_size_bytes: chunk_size }
+    }
 }
 
 /// Print a report: as one line of JSON, or in words.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod criu;
 pub mod guarded;
 pub mod live_pager;
 pub mod netns;

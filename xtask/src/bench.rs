@@ -1,9 +1,10 @@
 //! Starting benches: what they need is built and fetched first, the report is made afterwards.
 
 use crate::cargo::cargo;
-use crate::{criu, packages, report};
+use crate::{packages, report};
 use anyhow::Result;
 use clap::Subcommand;
+use defrost_tests::criu;
 
 /// Where records are kept.
 pub const RECORDS: &str = "docs/benchmarks";

@@ -3,7 +3,6 @@
 
 mod bench;
 mod cargo;
-mod criu;
 mod packages;
 mod report;
 

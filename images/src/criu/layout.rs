@@ -26,7 +26,7 @@ pub struct Placed {
     pub size_bytes: u64,
     /// All its runs, and the gaps between them.
     pub range: PageRange,
-    /// (page of the file, where its run is), ascending in both.
+    /// (page of the file, where its run is), ascending in both and apart.
     runs: Vec<(u64, PageRange)>,
 }
 
@@ -69,7 +69,13 @@ impl Layout {
                 let mut push = |file_page: u64, at: u64, pages: u64| {
                     let range = PageRange::with_len(PageAddr::from_number(at), pages).filter(|range| range.end().number() <= PAGES_END);
                     let range = range.ok_or_else(|| DumpError::file(name, "there is more than an image can hold").below(folder))?;
-                    runs.push((file_page, range));
+                    // Runs that touch do so in the file as well, and are cut as one.
+                    match runs.last_mut() {
+                        Some((_, last)) if last.end() == range.start() => {
+                            *last = PageRange::new(last.start(), range.end()).unwrap_or(*last)
+                        }
+                        _ => runs.push((file_page, range)),
+                    }
                     Ok(range.end().number())
                 };
                 match dump.pagemap_of(folder, name) {

@@ -30,6 +30,9 @@ pub enum RestoreError {
     /// The image holds something this version does not build.
     #[error("snapshot {0}: restore it with the defrost that made it")]
     Image(String),
+    /// CRIU's process.
+    #[error("the snapshot is a dump of CRIU's: write it back with `defrost export criu`, and restore it with `criu restore`")]
+    OfCriu,
     /// The image cannot be read.
     #[error("snapshot image: {0}; run `defrost verify` and checkpoint again")]
     BadImage(#[from] images::ImageError),

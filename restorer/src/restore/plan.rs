@@ -17,6 +17,7 @@ const HIGHEST: u64 = 0x7fff_ffff_f000;
 pub fn whole(manifest: &Manifest) -> Result<(), RestoreError> {
     let missing = |what: &str| Err(RestoreError::Image(format!("has no {what}")));
     match manifest {
+        Manifest { criu_dump: Some(_), .. } => Err(RestoreError::OfCriu),
         Manifest { process: None, .. } => missing("process"),
         Manifest { host: None, .. } => missing("host"),
         m if m.threads.is_empty() => missing("threads"),

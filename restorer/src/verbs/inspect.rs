@@ -4,6 +4,7 @@ use super::{open_named, show};
 use crate::cli::OneSnapshot;
 use anyhow::{Context as _, Result};
 use images::Image;
+use images::criu::Dump;
 use images::manifest::description::Kind;
 use images::manifest::{Backing, Description, Manifest, Region};
 use pages::{PAGE_SIZE_BYTES, SnapshotId};
@@ -26,6 +27,16 @@ struct Summary {
     memory: Memory,
     regions: Vec<RegionLine>,
     files: Vec<FileLine>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    criu_dump: Option<CriuDump>,
+}
+
+/// In place of a process.
+#[derive(Serialize)]
+struct CriuDump {
+    tasks: Vec<u32>,
+    folders: u64,
+    files: u64,
 }
 
 #[derive(Serialize)]
@@ -95,6 +106,12 @@ fn summary(name: String, id: SnapshotId, image: &Image) -> Summary {
         },
         regions,
         files: manifest.files.iter().enumerate().map(|(index, file)| file_line(index as u32, file, manifest)).collect(),
+        // A checked image's dump is whole.
+        criu_dump: manifest.criu_dump.as_ref().and_then(|kept| Dump::of(kept).ok()).map(|dump| CriuDump {
+            tasks: dump.tasks().to_vec(),
+            folders: dump.folders().count() as u64,
+            files: dump.folders().map(|folder| folder.len() as u64).sum(),
+        }),
     }
 }
 
@@ -149,8 +166,12 @@ fn file_line(index: u32, file: &Description, manifest: &Manifest) -> FileLine {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}  {}", self.name, self.id)?;
-        writeln!(f, "process {} ({}), {} threads, of kernel {}", self.pid, self.comm, self.threads.len(), self.kernel_release)?;
-        writeln!(f, "  exe {}\n  cwd {}", self.exe, self.cwd)?;
+        if let Some(CriuDump { tasks, folders, files }) = &self.criu_dump {
+            writeln!(f, "a dump of CRIU's, {} tasks, {files} files in {folders} folders", tasks.len())?;
+        } else {
+            writeln!(f, "process {} ({}), {} threads, of kernel {}", self.pid, self.comm, self.threads.len(), self.kernel_release)?;
+            writeln!(f, "  exe {}\n  cwd {}", self.exe, self.cwd)?;
+        }
         let m = &self.memory;
         writeln!(f, "memory: {} bytes mapped, {} with contents, {} of them lazy", m.mapped_bytes, m.contents_bytes, m.lazy_bytes)?;
         writeln!(f, "  {} chunks of at most {} bytes, {} different", m.chunks, m.chunk_size_bytes, m.different_chunks)?;
@@ -158,7 +179,9 @@ impl fmt::Display for Summary {
             let lazy = if r.lazy { " lazy" } else { "" };
             writeln!(f, "  {:x}-{:x} {} {}{lazy} {} {}", r.start, r.end, r.prot, r.backing, r.contents_bytes, r.path)?;
         }
-        writeln!(f, "files:")?;
+        if self.criu_dump.is_none() {
+            writeln!(f, "files:")?;
+        }
         for file in &self.files {
             let fds: Vec<String> = file.fds.iter().map(u32::to_string).collect();
             writeln!(f, "  {} {}", fds.join(","), file.kind)?;

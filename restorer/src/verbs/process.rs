@@ -4,7 +4,7 @@ use super::{address_of, authority, bar, open, open_named, show};
 use crate::cli::{CheckpointArgs, RestoreArgs};
 use crate::foreground::Following;
 use anyhow::Result;
-use defrost_restorer::checkpoint::{self, Compression};
+use defrost_restorer::checkpoint;
 use defrost_restorer::restore::{self, RestoreError, Stdio};
 use pager::Policy;
 use serde_json::json;
@@ -13,7 +13,7 @@ use store::{Access, Class};
 
 /// Freeze a process and store it.
 pub fn checkpoint(args: CheckpointArgs) -> Result<()> {
-    let compression = Compression { level: args.level, chunk_size_bytes: args.chunk_size };
+    let compression = args.compression.into();
     let request = checkpoint::Request { pid: args.pid, name: args.name, leave_running: args.leave_running, compression };
     let store = open_named(args.store, Access::Write)?;
     let bar = bar(0, "{spinner} {bytes} read, {bytes_per_sec}");

@@ -4,8 +4,9 @@
 //! lists and settings of its own, from the mirror that the machine's apt uses; a wrapper starts the program through the unpacked
 //! dynamic loader, so that the machine's own libraries stay out of it. Only x86-64, like defrost.
 
-use crate::cargo::run;
 use anyhow::{Context as _, Result, ensure};
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -44,8 +45,14 @@ const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
 /// The program, fetched and unpacked if it is not there yet.
 pub fn program() -> Result<PathBuf> {
-    let home = std::env::current_dir()?.join("target/peers");
+    let home = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?.join("target/peers");
     let wrapper = home.join("criu");
+    if works(&wrapper) {
+        return Ok(wrapper);
+    }
+    std::fs::create_dir_all(&home)?;
+    // Whoever comes second finds it there.
+    let lock = Flock::lock(File::create(home.join("lock"))?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
     if works(&wrapper) {
         return Ok(wrapper);
     }
@@ -75,7 +82,15 @@ pub fn program() -> Result<PathBuf> {
     std::fs::write(&wrapper, script)?;
     std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755))?;
     ensure!(works(&wrapper), "{} does not start: run it to see why", wrapper.display());
+    drop(lock);
     Ok(wrapper)
+}
+
+/// Run a command and expect success.
+fn run(mut command: Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 fn works(program: &Path) -> bool {

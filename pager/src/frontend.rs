@@ -1,0 +1,3 @@
+//! Who brings userfaultfds to the pager other than our own restores.
+
+pub mod criu;

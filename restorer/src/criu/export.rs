@@ -1,0 +1,185 @@
+//! Export: the files again, in a folder that appears under its name only once everything is in it.
+//!
+//! Complete, every folder of the dump is written. Lazily, one folder is: pagemaps have no parents any more, and pages that a lazy restore
+//! waits for are neither there nor said to be there, so that a restore that is not lazy fails instead of reading zeros.
+
+use super::ExportError;
+use images::codec::{Decoder, Verified};
+use images::criu::{Body, Dump, Layout, Origin};
+use images::{Image, PageMap};
+use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange, SnapshotName};
+use std::fs::{DirBuilder, File};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use store::{Store, sound_chunk};
+
+/// What was exported.
+#[derive(Debug, serde::Serialize)]
+pub struct ExportReport {
+    /// The snapshot's name.
+    pub name: String,
+    /// The folder.
+    pub dir: PathBuf,
+    /// Files written.
+    pub files: u64,
+    /// Bytes of page data written, zeros left out.
+    pub page_bytes: u64,
+    /// Without what a lazy restore waits for.
+    pub lazy: bool,
+}
+
+impl std::fmt::Display for ExportReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { name, dir, files, page_bytes, .. } = self;
+        write!(f, "{name}: {files} files in {}, {page_bytes} bytes of pages", dir.display())
+    }
+}
+
+/// Write the dump `name` to `dir`, which is empty or not there yet.
+pub fn export(name: &SnapshotName, dir: &Path, lazy: bool, store: &dyn Store) -> Result<ExportReport, ExportError> {
+    let image = Image::parse(&store.image(&store.resolve(name)?)?).map_err(|source| ExportError::Image { name: name.clone(), source })?;
+    let kept = image.manifest.criu_dump.as_ref().ok_or_else(|| ExportError::NoDump(name.clone()))?;
+    let wrong = |source| ExportError::Dump { name: name.clone(), source };
+    let dump = Dump::of(kept).map_err(wrong)?;
+    let layout = Layout::new(&dump).map_err(wrong)?;
+    let dir = std::path::absolute(dir).map_err(write(dir))?;
+    let is_free = match dir.read_dir() {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    if !is_free {
+        return Err(ExportError::Taken(dir));
+    }
+    let beside = dir.parent().unwrap_or(&dir);
+    let partial = tempfile::Builder::new().prefix(".defrost-export-").tempdir_in(beside).map_err(write(beside))?;
+    let pages = Pages { name, store, map: PageMap::new(&image), image, decoder: Decoder::new(), chunk: Verified::default() };
+    let mut writer = Writer { pages, files: 0, page_bytes: 0 };
+    if lazy {
+        writer.lazily(&dump, &layout, partial.path())?
+    } else {
+        writer.completely(&dump, &layout, partial.path())?
+    };
+    std::fs::rename(partial.path(), &dir).map_err(write(&dir))?;
+    let _ = partial.keep(); // it has another name now
+    Ok(ExportReport { name: name.to_string(), dir, files: writer.files, page_bytes: writer.page_bytes, lazy })
+}
+
+fn write(path: &Path) -> impl FnOnce(std::io::Error) -> ExportError {
+    let path = path.to_owned();
+    move |source| ExportError::Write { path, source }
+}
+
+/// A new file; memory is nobody else's to read.
+fn create(path: &Path) -> Result<File, ExportError> {
+    File::options().write(true).create_new(true).mode(0o600).open(path).map_err(write(path))
+}
+
+struct Writer<'a> {
+    pages: Pages<'a>,
+    files: u64,
+    page_bytes: u64,
+}
+
+impl Writer<'_> {
+    fn completely(&mut self, dump: &Dump, layout: &Layout, to: &Path) -> Result<(), ExportError> {
+        let mut path = to.to_owned();
+        for (folder, files) in dump.folders().enumerate() {
+            if folder > 0 {
+                path.push("parent");
+                DirBuilder::new().mode(0o700).create(&path).map_err(write(&path))?;
+            }
+            for (name, body) in files {
+                self.whole(layout, folder, name, body, &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lazily(&mut self, dump: &Dump, layout: &Layout, to: &Path) -> Result<(), ExportError> {
+        for (name, body) in dump.folders().next().into_iter().flatten() {
+            if dump.pagemap_of(0, name).is_none() && !dump.pagemaps(0).any(|(pagemap, _)| pagemap == name) {
+                self.whole(layout, 0, name, body, to)?;
+            }
+        }
+        for (name, _) in dump.pagemaps(0) {
+            let source = |source| ExportError::Dump { name: self.pages.name.clone(), source };
+            let (pagemap, eager) = dump.without_lazy(name).map_err(source)?;
+            self.bytes(&to.join(name), &pagemap.encode())?;
+            let path = to.join(pagemap.pages_file());
+            let (file, mut page) = (create(&path)?, 0);
+            for piece in &eager {
+                let Origin::File { folder, page: first } = piece.origin else { continue };
+                let placed = dump.pages_file(folder, name).and_then(|file| layout.file(folder, &file));
+                let mut done = 0;
+                // A piece may lie in several runs.
+                while let Some(at) = placed.and_then(|placed| placed.find(first + done)).filter(|_| done < piece.range.pages()) {
+                    let part = at.pages().min(piece.range.pages() - done);
+                    let range = PageRange::with_len(at.start(), part).unwrap_or(at);
+                    self.page_bytes += self.pages.copy(range, &file, (page + done) * PAGE_SIZE_BYTES, u64::MAX, &path)?;
+                    done += part;
+                }
+                page += piece.range.pages();
+            }
+            file.set_len(page * PAGE_SIZE_BYTES).map_err(write(&path))?;
+            self.files += 1;
+        }
+        Ok(())
+    }
+
+    /// A file as it was.
+    fn whole(&mut self, layout: &Layout, folder: usize, name: &str, body: &Body, to: &Path) -> Result<(), ExportError> {
+        let path = to.join(name);
+        let size_bytes = match body {
+            Body::Described(bytes) => return self.bytes(&path, bytes),
+            Body::Stored { size_bytes } => *size_bytes,
+        };
+        let file = create(&path)?;
+        file.set_len(size_bytes).map_err(write(&path))?;
+        for (first, range) in layout.file(folder, name).map_or(&[][..], |placed| placed.runs()) {
+            self.page_bytes += self.pages.copy(*range, &file, first * PAGE_SIZE_BYTES, size_bytes, &path)?;
+        }
+        self.files += 1;
+        Ok(())
+    }
+
+    fn bytes(&mut self, path: &Path, bytes: &[u8]) -> Result<(), ExportError> {
+        self.files += 1;
+        create(path)?.write_all(bytes).map_err(write(path))
+    }
+}
+
+/// The image's pages.
+struct Pages<'a> {
+    name: &'a SnapshotName,
+    store: &'a dyn Store,
+    image: Image,
+    map: PageMap,
+    decoder: Decoder,
+    chunk: Verified,
+}
+
+impl Pages<'_> {
+    /// Write what `range` has to `file` from `offset` on, but nothing at or behind `end`; pages of zeros are left out. Yields how many bytes.
+    fn copy(&mut self, range: PageRange, file: &File, offset: u64, end: u64, path: &Path) -> Result<u64, ExportError> {
+        let (mut next, mut written) = (range.start(), 0);
+        while next < range.end() {
+            let Some((index, of_chunk)) = self.map.chunk_of(next) else {
+                next = PageAddr::from_number(next.number() + 1);
+                continue;
+            };
+            let id = self.image.table[index as usize];
+            let wrong = |source| ExportError::Chunk { name: self.name.clone(), chunk: id.to_string(), source: Box::new(source) };
+            sound_chunk(self.store, &id, of_chunk.bytes() as usize, &mut self.decoder, &mut self.chunk).map_err(wrong)?;
+            let part_end = of_chunk.end().min(range.end());
+            let bytes_at = |page: PageAddr, from: PageAddr| ((page.number() - from.number()) * PAGE_SIZE_BYTES) as usize;
+            let part = &self.chunk[bytes_at(next, of_chunk.start())..bytes_at(part_end, of_chunk.start())];
+            let at = offset + bytes_at(next, range.start()) as u64;
+            let part = &part[..part.len().min(end.saturating_sub(at) as usize)];
+            file.write_all_at(part, at).map_err(write(path))?;
+            written += part.len() as u64;
+            next = part_end;
+        }
+        Ok(written)
+    }
+}
