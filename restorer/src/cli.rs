@@ -104,6 +104,38 @@ pub enum Export {
     },
 }
 
+/// Whose memory the pager brings, other than our own restores'.
+#[derive(Debug, Subcommand)]
+pub enum Frontend {
+    /// In place of `criu lazy-pages`: serve one `criu restore --lazy-pages` with the same work folder
+    Criu(CriuArgs),
+}
+
+/// What `pager criu` takes.
+#[derive(Debug, Args)]
+pub struct CriuArgs {
+    /// The folder of the images, whose page data is served unless a snapshot is named
+    #[arg(long, required_unless_present = "snapshot", value_name = "DIR")]
+    pub images: Option<PathBuf>,
+    /// Where the restore finds the socket, lazy-pages.socket [default: the images]
+    #[arg(long, required_unless_present = "images", value_name = "DIR")]
+    pub work_dir: Option<PathBuf>,
+    /// Serve the pages of this snapshot, which `import criu` made; restore from what `export criu --lazy` wrote
+    #[arg(long, value_name = "NAME[:TAG]")]
+    pub snapshot: Option<SnapshotName>,
+    #[command(flatten)]
+    pub store: StoreArg,
+    /// Write a zero byte to this descriptor, and close it, once the restore can connect
+    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(1..))]
+    pub status_fd: Option<i32>,
+    /// Write our pid there
+    #[arg(long, value_name = "FILE")]
+    pub pidfile: Option<PathBuf>,
+    /// Go on in the background once the restore can connect
+    #[arg(long, conflicts_with = "status_fd")]
+    pub daemon: bool,
+}
+
 /// What `restore` takes.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
@@ -214,6 +246,7 @@ pub enum Verb {
         values: usize,
     },
     /// The daemon that brings a restored process its memory: restore starts it; take over for one that died
+    #[command(args_conflicts_with_subcommands = true)]
     Pager {
         /// Take over the restore of this process, all of whose daemons died
         #[arg(long, value_name = "PID")]
@@ -221,6 +254,9 @@ pub enum Verb {
         /// Be the daemon that takes over
         #[arg(long, value_name = "PID", hide = true, conflicts_with = "adopt")]
         take_over: Option<u32>,
+        /// Whose memory is brought
+        #[command(subcommand)]
+        frontend: Option<Frontend>,
     },
     /// The first process of a pid namespace
     #[command(hide = true, name = defrost_restorer::restore::namespace::INIT_VERB)]

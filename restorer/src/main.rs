@@ -7,7 +7,7 @@ mod verbs;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use cli::{Cli, Export, Import, Verb};
+use cli::{Cli, Export, Frontend, Import, Verb};
 use std::io::{ErrorKind, IsTerminal as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -64,6 +64,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Gc { store, json } => verbs::snapshots::gc(store, json)?,
         Verb::Demo { values } => defrost_restorer::demo::run(values)?,
+        Verb::Pager { frontend: Some(Frontend::Criu(args)), .. } => verbs::frontend::criu(args)?,
         Verb::Pager { adopt: Some(pid), .. } => verbs::live::adopt(pid)?,
         Verb::Pager { take_over, .. } => return verbs::live::pager(take_over, standard_input().ok()),
         Verb::NamespaceInit => defrost_restorer::restore::namespace::init(&standard_input()?)?,

@@ -1,7 +1,9 @@
 //! The verbs of the command line: [`process`] checkpoints and restores, [`live`] asks the pagers of live restores, [`snapshots`] looks
-//! after what a store holds, [`inspect`] shows what is in one, [`foreign`] brings in and out what others made. Each prints for people, or JSON for machines.
+//! after what a store holds, [`inspect`] shows what is in one, [`foreign`] brings in and out what others
+//! made, [`frontend`] serves their restores. Each prints for people, or JSON for machines.
 
 pub mod foreign;
+pub mod frontend;
 pub mod inspect;
 pub mod live;
 pub mod process;

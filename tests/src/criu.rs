@@ -1,9 +1,11 @@
 //! The real CRIU: dumps of victims, restores of them, and dumps made into chains of parents.
 
 mod chain;
+mod lazy_pages;
 mod package;
 
 pub use chain::split;
+pub use lazy_pages::{LazyPages, in_background};
 pub use package::program;
 
 use crate::watched::Running;

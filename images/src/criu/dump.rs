@@ -204,6 +204,12 @@ impl Dump {
         self.pagemaps.get(folder)?.get(pagemap).map(Pagemap::pages_file)
     }
 
+    /// Whether a folder has a file whose bytes are elsewhere.
+    #[must_use]
+    pub fn is_stored(&self, folder: usize, name: &str) -> bool {
+        matches!(self.folders.get(folder).and_then(|files| files.get(name)), Some(Body::Stored { .. }))
+    }
+
     /// Where each page that a pagemap of the dump tells of is; ascending.
     #[must_use]
     pub fn pieces(&self, pagemap: &str) -> &[Piece] {

@@ -1,7 +1,9 @@
 //! Export: the files again, in a folder that appears under its name only once everything is in it.
 //!
 //! Complete, every folder of the dump is written. Lazily, one folder is: pagemaps have no parents any more, and pages that a lazy restore
-//! waits for are neither there nor said to be there, so that a restore that is not lazy fails instead of reading zeros.
+//! waits for are neither there nor said to be there, so that a restore that is not lazy never reads zeros for them.
+//!
+//! Known hole: CRIU 4.2.1 then reads at the end of the pages file for ever, instead of failing; the process never runs.
 
 use super::ExportError;
 use images::codec::{Decoder, Verified};

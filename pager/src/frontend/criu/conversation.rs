@@ -1,0 +1,132 @@
+//! The socket that CRIU's restore speaks over: it talks, we listen.
+//!
+//! ```text
+//!   4  a task's pid, as the task sees itself; negative for a dead one, which has no memory
+//!   1  any byte, and with it the task's userfaultfd (SCM_RIGHTS); not behind a negative pid
+//!   …  for each task, in any order
+//!   4  0x52535446: all tasks run
+//! ```
+//!
+//! Numbers are the host's. One restore is served: whoever comes second finds nobody listening. A thread of its own reads, so that a
+//! restore that stops in the middle of a message keeps nobody waiting.
+
+use super::{FrontendError, SOCKET};
+use kernel::uffd::Uffd;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signalfd::SignalFd;
+use std::io::{ErrorKind, Read as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+/// "RSTF": the restore is finished.
+const FINISHED: u32 = 0x5253_5446;
+
+/// Where the restore will find us.
+pub(super) struct Listening(UnixListener);
+
+/// What it says.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// A task, and the userfaultfd of its memory.
+    Task(u32, Uffd),
+    /// A task that is dead.
+    Dead(u32),
+    /// All tasks run.
+    Finished,
+    /// Nothing more.
+    HungUp,
+}
+
+impl Listening {
+    /// Make the socket in the folder, which becomes our working directory.
+    pub fn open(work_dir: &Path) -> Result<Self, FrontendError> {
+        let failed = |source| FrontendError::Listen { path: work_dir.join(SOCKET), source };
+        std::env::set_current_dir(work_dir).map_err(failed)?;
+        // An earlier daemon's: neither CRIU nor we remove it at the end.
+        match std::fs::remove_file(SOCKET) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        UnixListener::bind(SOCKET).map(Self).map_err(failed)
+    }
+
+    /// Wait for the restore of so many tasks, or for a signal that ends us.
+    pub fn accept(self, tasks: usize, signals: &SignalFd) -> Result<Conversation, FrontendError> {
+        loop {
+            let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                other => other.map_err(std::io::Error::from)?,
+            };
+            if fds[1].any() == Some(true) {
+                return Err(FrontendError::Told);
+            }
+            if fds[0].any() == Some(true) {
+                break;
+            }
+        }
+        let (stream, _) = self.0.accept()?;
+        Ok(Conversation { stream, tasks, finished: false })
+    }
+}
+
+/// A restore that has connected.
+pub(super) struct Conversation {
+    stream: UnixStream,
+    /// How many it has yet to announce.
+    tasks: usize,
+    finished: bool,
+}
+
+impl Conversation {
+    /// The other end of what is read, to hang up by.
+    pub fn line(&self) -> std::io::Result<UnixStream> {
+        self.stream.try_clone()
+    }
+
+    /// The next thing it says.
+    pub fn next(&mut self) -> Result<Said, FrontendError> {
+        let mut word = [0; 4];
+        match self.stream.read_exact(&mut word) {
+            // Reset: it ended without reading something that we never sent.
+            Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => return self.ended(),
+            other => other?,
+        }
+        let word = u32::from_ne_bytes(word);
+        if self.finished {
+            return Err(FrontendError::Nonsense(word));
+        }
+        if self.tasks == 0 {
+            self.finished = word == FINISHED;
+            return if self.finished { Ok(Said::Finished) } else { Err(FrontendError::Nonsense(word)) };
+        }
+        self.tasks -= 1;
+        match word as i32 {
+            pid @ i32::MIN..0 => Ok(Said::Dead(pid.unsigned_abs())),
+            0 => Err(FrontendError::Stranger(0)),
+            pid => self.uffd(pid as u32).map(|uffd| Said::Task(pid as u32, uffd)),
+        }
+    }
+
+    fn ended(&self) -> Result<Said, FrontendError> {
+        if self.finished { Ok(Said::HungUp) } else { Err(FrontendError::HungUp) }
+    }
+
+    /// The descriptor behind a pid.
+    fn uffd(&self, pid: u32) -> Result<Uffd, FrontendError> {
+        let received = match kernel::handoff::recv_fds(&self.stream, 1) {
+            Err(Errno::EBADMSG) => return Err(FrontendError::NoUffd(pid)),
+            other => other.map_err(std::io::Error::from)?,
+        };
+        let found = received.into_iter().next().filter(is_userfaultfd).ok_or(FrontendError::NoUffd(pid))?;
+        // CRIU makes it so; a read that waits would keep everybody else waiting.
+        nix::fcntl::fcntl(&found, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).map_err(std::io::Error::from)?;
+        Ok(Uffd::adopt(found))
+    }
+}
+
+fn is_userfaultfd(fd: &OwnedFd) -> bool {
+    crate::table::ours().any(|open| open.fd == fd.as_raw_fd() && open.is_userfaultfd())
+}

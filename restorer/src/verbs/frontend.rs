@@ -1,0 +1,108 @@
+//! Pagers for the restores of others.
+
+use super::{address_of, open};
+use crate::cli::CriuArgs;
+use anyhow::{Context as _, Result, bail};
+use images::Image;
+use images::criu::{Dump, Layout};
+use nix::unistd::{dup2_stderr, dup2_stdout};
+use pager::frontend::criu::{Daemon, DumpDir, FromFolder, FromStore, Held, Plan, Source, Take};
+use pages::SnapshotName;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use store::{Access, Class};
+
+/// The daemon of one `criu restore --lazy-pages`.
+pub fn criu(args: CriuArgs) -> Result<()> {
+    // Before anything else is open: whatever has the number now was given to us.
+    if let Some(fd) = args.status_fd {
+        std::fs::symlink_metadata(format!("/proc/self/fd/{fd}"))
+            .with_context(|| format!("--status-fd {fd}: no such descriptor is open"))?;
+    }
+    let work_dir = args.work_dir.as_deref().or(args.images.as_deref()).context("name a folder with --work-dir")?;
+    let work_dir = work_dir.canonicalize().with_context(|| format!("--work-dir {}", work_dir.display()))?;
+    if args.daemon {
+        return in_background(&work_dir);
+    }
+    let held = Held::hold()?;
+    // The working directory changes below.
+    let pidfile = args.pidfile.map(std::path::absolute).transpose()?;
+    let (plan, demand, bulk) = match (args.snapshot, args.images) {
+        (Some(name), _) => snapshot(&name, &address_of(args.store.store)?)?,
+        (None, Some(images)) => {
+            let dir = DumpDir::open(&images, Take::Memory)?;
+            let plan = Plan::new(dir.dump())?;
+            let source = || -> Result<Box<dyn Source>> { Ok(Box::new(FromFolder::open(&dir, &plan)?)) };
+            let (demand, bulk) = (source()?, source()?);
+            (plan, demand, bulk)
+        }
+        (None, None) => bail!("name --images or --snapshot"),
+    };
+    let daemon = Daemon::listen(plan, &work_dir, held)?;
+    if let Some(path) = pidfile {
+        std::fs::write(&path, format!("{}\n", std::process::id())).with_context(|| format!("write {}", path.display()))?;
+    }
+    if let Some(fd) = args.status_fd {
+        tell_ready(fd).with_context(|| format!("write to --status-fd {fd}"))?;
+    }
+    let served = daemon.serve(demand, bulk)?;
+    tracing::info!(?served, "all memory is there");
+    Ok(())
+}
+
+type Planned = (Plan, Box<dyn Source>, Box<dyn Source>);
+
+/// A snapshot that an import made.
+fn snapshot(name: &SnapshotName, address: &str) -> Result<Planned> {
+    let (demand, bulk) = (open(address, Access::Read, Class::Demand)?, open(address, Access::Read, Class::Bulk)?);
+    let image = Image::parse(&bulk.image(&bulk.resolve(name)?)?).with_context(|| format!("snapshot {name}"))?;
+    let Some(kept) = &image.manifest.criu_dump else {
+        bail!("snapshot {name} is a process that defrost froze, not a dump of CRIU's: bring it back with `defrost restore {name}`");
+    };
+    let dump = Dump::of(kept).with_context(|| format!("snapshot {name}"))?;
+    let layout = Arc::new(Layout::new(&dump).with_context(|| format!("snapshot {name}"))?);
+    let plan = Plan::new(&dump)?;
+    let (image, dump) = (Arc::new(image), Arc::new(dump));
+    let source = |store| -> Box<dyn Source> { Box::new(FromStore::new(&image, &dump, &layout, store)) };
+    Ok((plan, source(demand), source(bulk)))
+}
+
+/// A zero byte, as CRIU's own daemon writes, and then the descriptor is closed: who waits sees both.
+fn tell_ready(fd: i32) -> Result<()> {
+    let nothing = File::options().write(true).open("/dev/null")?;
+    match fd {
+        1 => {
+            let mut out = std::io::stdout();
+            out.write_all(&[0])?;
+            out.flush()?;
+            dup2_stdout(nothing)?;
+        }
+        2 => {
+            std::io::stderr().write_all(&[0])?;
+            dup2_stderr(nothing)?;
+        }
+        fd => File::from(kernel::handoff::own(fd)).write_all(&[0])?,
+    }
+    Ok(())
+}
+
+/// The same command again as a process of its own, which is ready once we return.
+fn in_background(work_dir: &Path) -> Result<()> {
+    let path = work_dir.join("defrost-pager.log");
+    let log = File::create(&path).with_context(|| format!("write {}", path.display()))?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(std::env::args_os().skip(1).filter(|arg| arg != "--daemon")).args(["--status-fd", "1"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0).spawn()?;
+    let mut told = Vec::new();
+    child.stdout.take().context("its output is piped")?.read_to_end(&mut told)?;
+    if told == [0] {
+        return Ok(());
+    }
+    child.wait()?;
+    let said = std::fs::read_to_string(&path).unwrap_or_default();
+    bail!("{}", said.lines().last().unwrap_or("it ended without a word").trim_start_matches("defrost: "))
+}

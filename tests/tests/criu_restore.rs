@@ -1,0 +1,199 @@
+//! The real `criu restore --lazy-pages` with our daemon in place of `criu lazy-pages`: two processes, a dead one and threads come back and
+//! compare all their memory, whether it comes from the images, a chain of parents, or a snapshot over gRPC.
+
+use anyhow::{Context as _, Result, ensure};
+use defrost_tests::criu::{self, LazyPages};
+use defrost_tests::{Server, Victim, defrost_fails, defrost_ok, eventually, need_root};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use std::io::{IoSlice, Write as _};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// A tree of processes that was dumped, and is dead.
+struct Dumped {
+    victim: Victim,
+    folder: TempDir,
+}
+
+impl Dumped {
+    fn tree(mib: usize) -> Result<Self> {
+        need_root()?;
+        let dumped = Self { victim: criu::tree(mib)?, folder: tempfile::tempdir()? };
+        criu::dump(&dumped.victim, &dumped.images(), &[])?;
+        dumped.reaped()
+    }
+
+    fn reaped(mut self) -> Result<Self> {
+        self.victim.reap()?;
+        Ok(self)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn images(&self) -> PathBuf {
+        self.path("images")
+    }
+
+    /// Import it, write back what a lazy restore needs, and remove the images.
+    fn moved_to(&self, store: &str) -> Result<PathBuf> {
+        let lazy = self.path("lazy");
+        defrost_ok(&["import", "criu", &self.images().display().to_string(), "tree", "--store", store])?;
+        defrost_ok(&["export", "criu", "tree", &lazy.display().to_string(), "--lazy", "--store", store])?;
+        std::fs::remove_dir_all(self.images())?;
+        Ok(lazy)
+    }
+
+    /// Restore lazily from `images`, compare everything, and end it.
+    fn proves(&mut self, images: &Path, daemon: LazyPages) -> Result<String> {
+        let restored = criu::restore_with(images, images, &["--lazy-pages"]);
+        restored.with_context(|| daemon.said())?;
+        self.victim.check("").with_context(|| daemon.said())?;
+        let said = daemon.has_served()?;
+        self.victim.end()?;
+        Ok(said)
+    }
+}
+
+#[test]
+fn memory_comes_from_the_images() -> Result<()> {
+    let mut dumped = Dumped::tree(16)?;
+    let images = dumped.images();
+    // Several times: nothing is used up.
+    for _ in 0..3 {
+        let daemon = LazyPages::start(&images, &["--images", &images.display().to_string()])?;
+        let said = dumped.proves(&images, daemon)?;
+        ensure!(LazyPages::number(&said, "tasks")? == 2, "{said}");
+        ensure!(LazyPages::number(&said, "demand_faults")? > 0, "nothing was lazy: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn memory_comes_from_a_chain_of_parents() -> Result<()> {
+    let mut dumped = Dumped::tree(8)?;
+    let images = dumped.images();
+    criu::split(&images, &dumped.path("before"))?;
+    let daemon = LazyPages::start(&images, &["--images", &images.display().to_string()])?;
+    dumped.proves(&images, daemon).map(drop)
+}
+
+#[test]
+fn memory_comes_from_a_page_server() -> Result<()> {
+    let mut dumped = Dumped::tree(16)?;
+    let server = Server::start(&dumped.path("store"))?;
+    let lazy = dumped.moved_to(&server.store())?;
+    for _ in 0..2 {
+        let daemon = LazyPages::start(&lazy, &["--snapshot", "tree", "--store", &server.store()])?;
+        let said = dumped.proves(&lazy, daemon)?;
+        ensure!(LazyPages::number(&said, "demand_faults")? > 0, "nothing was lazy: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_chain_of_parents_comes_from_a_store() -> Result<()> {
+    let mut dumped = Dumped::tree(8)?;
+    criu::split(&dumped.images(), &dumped.path("before"))?;
+    let store = dumped.path("store").display().to_string();
+    let lazy = dumped.moved_to(&store)?;
+    let daemon = LazyPages::start(&lazy, &["--snapshot", "tree", "--store", &store])?;
+    dumped.proves(&lazy, daemon).map(drop)
+}
+
+#[test]
+fn a_daemon_in_the_background_serves_as_well() -> Result<()> {
+    let mut dumped = Dumped::tree(4)?;
+    let (images, work, pidfile) = (dumped.images(), dumped.path("work"), dumped.path("pid"));
+    std::fs::create_dir(&work)?;
+    criu::in_background(&work, &["--images", &images.display().to_string(), "--pidfile", &pidfile.display().to_string()])?;
+    let pid = std::fs::read_to_string(&pidfile)?;
+    criu::restore_with(&images, &work, &["--lazy-pages"])?;
+    dumped.victim.check("")?;
+    let proc = Path::new("/proc").join(pid.trim());
+    eventually("the daemon ends", || !proc.exists())?;
+    dumped.victim.end()
+}
+
+type Behaviour<'a> = &'a dyn Fn(UnixStream) -> Result<()>;
+
+/// What the daemon says at its end to a restore that behaves like this.
+fn told(images: &Path, how: impl FnOnce(UnixStream) -> Result<()>) -> Result<String> {
+    let daemon = LazyPages::start(images, &["--images", &images.display().to_string()])?;
+    how(UnixStream::connect(images.join("lazy-pages.socket"))?)?;
+    let (status, said) = daemon.ended()?;
+    ensure!(status.code() == Some(1), "{status}: {said}");
+    Ok(said.lines().last().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn a_restore_that_makes_no_sense_is_refused() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let images = folder.path().join("images");
+    let victim = Victim::c("memory", &["1"])?;
+    criu::dump(&victim, &images, &["--leave-running"])?;
+    let pid = victim.pid() as i32;
+    let cases: [(&str, Behaviour<'_>); 5] = [
+        ("hung up before it was finished", &|_| Ok(())),
+        ("task 4194305, which these images do not have", &|line| {
+            // A dead one, so that no userfaultfd is wanted.
+            Ok((&line).write_all(&(-4_194_305_i32).to_ne_bytes())?)
+        }),
+        ("no userfaultfd for task", &|line| {
+            (&line).write_all(&pid.to_ne_bytes())?;
+            send_descriptor(&line, &std::fs::File::open("/dev/null")?)
+        }),
+        ("no userfaultfd for task", &|line| Ok((&line).write_all(&pid.to_ne_bytes())?)),
+        ("0x1234 where it should have said that it is finished", &|line| {
+            (&line).write_all(&(-pid).to_ne_bytes())?;
+            Ok((&line).write_all(&0x1234_u32.to_ne_bytes())?)
+        }),
+    ];
+    for (what, how) in cases {
+        let said = told(&images, how)?;
+        ensure!(said.contains(what), "not {what:?}: {said}");
+    }
+    // One restore is served, and nobody else finds anybody listening.
+    let daemon = LazyPages::start(&images, &["--images", &images.display().to_string()])?;
+    let first = UnixStream::connect(images.join("lazy-pages.socket"))?;
+    eventually("nobody listens any more", || UnixStream::connect(images.join("lazy-pages.socket")).is_err())?;
+    drop(first);
+    ensure!(!daemon.ended()?.0.success());
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_cannot_serve_says_why() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let (images, store) = (folder.path().join("images"), folder.path().join("store").display().to_string());
+    let victim = Victim::c("memory", &["1"])?;
+    let pid = victim.pid().to_string();
+    criu::dump(&victim, &images, &["--leave-running"])?;
+    defrost_ok(&["checkpoint", &pid, "ours", "--leave-running", "--store", &store])?;
+    let images = images.display().to_string();
+    let cases: [(&[&str], &str); 5] = [
+        (&["--images", "/nowhere/at-all"], "/nowhere/at-all"),
+        (&["--images", &images, "--work-dir", "/nowhere/at-all"], "--work-dir /nowhere/at-all"),
+        (&["--images", &images, "--status-fd", "77"], "no such descriptor"),
+        (&["--work-dir", &images, "--snapshot", "ours", "--store", &store], "defrost restore ours"),
+        (&["--images", &images, "--daemon", "--snapshot", "nobody", "--store", &store], "nobody"),
+    ];
+    for (how, what) in cases {
+        let said = defrost_fails(&[&["pager", "criu"], how].concat())?;
+        ensure!(said.contains(what), "not {what:?}: {said}");
+    }
+    Ok(())
+}
+
+/// A descriptor, with the one byte that CRIU sends along.
+fn send_descriptor(line: &UnixStream, fd: &impl AsRawFd) -> Result<()> {
+    let fds = [fd.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&fds)];
+    sendmsg::<()>(line.as_raw_fd(), &[IoSlice::new(&[0])], &rights, MsgFlags::empty(), None)?;
+    Ok(())
+}
