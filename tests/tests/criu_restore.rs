@@ -3,7 +3,9 @@
 
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::criu::{self, LazyPages};
+use defrost_tests::redis::Redis;
 use defrost_tests::{Server, Victim, defrost_fails, defrost_ok, eventually, need_root};
+use images::criu::Pagemap;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use std::io::{IoSlice, Write as _};
 use std::os::fd::AsRawFd;
@@ -102,6 +104,73 @@ fn a_chain_of_parents_comes_from_a_store() -> Result<()> {
     let lazy = dumped.moved_to(&store)?;
     let daemon = LazyPages::start(&lazy, &["--snapshot", "tree", "--store", &store])?;
     dumped.proves(&lazy, daemon).map(drop)
+}
+
+/// A program of `tests/victims/`, dumped by CRIU and restored lazily with pages from a page server; it must find itself right.
+fn proves(source: &str, args: &[&str]) -> Result<()> {
+    need_root()?;
+    let dumped = Dumped { victim: Victim::c(source, args)?, folder: tempfile::tempdir()? };
+    criu::dump(&dumped.victim, &dumped.images(), &[])?;
+    let mut dumped = dumped.reaped()?;
+    let server = Server::start(&dumped.path("store"))?;
+    let lazy = dumped.moved_to(&server.store())?;
+    let daemon = LazyPages::start(&lazy, &["--snapshot", "tree", "--store", &server.store()])?;
+    dumped.proves(&lazy, daemon).map(drop)
+}
+
+/// Tests named for what they prove.
+macro_rules! victims {
+    ($($name:ident: $source:literal $(, $arg:literal)*;)*) => {
+        $(#[test]
+        fn $name() -> Result<()> {
+            proves($source, &[$($arg),*])
+        })*
+    };
+}
+
+victims! {
+    memory_of_every_sort_comes_back: "memory", "64";
+    forks_share_missing_pages: "fork";
+    mappings_move_while_pages_are_missing: "mremap";
+    mappings_go_while_pages_are_missing: "munmap";
+    pages_are_dropped_while_pages_are_missing: "dontneed";
+    protections_change_while_pages_are_missing: "mprotect";
+    the_stack_grows_while_pages_are_missing: "stack";
+    the_heap_grows_and_shrinks_while_pages_are_missing: "brk";
+}
+
+#[test]
+fn redis_answers_with_every_value() -> Result<()> {
+    const VALUES: usize = 40_000;
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let (images, mut redis) = (folder.path().join("images"), Redis::start(VALUES)?);
+    criu::dump(&redis.victim, &images, &[])?;
+    redis.victim.reap()?;
+    let daemon = LazyPages::start(&images, &["--images", &images.display().to_string()])?;
+    criu::restore_with(&images, &images, &["--lazy-pages"])?;
+    redis.compare(VALUES)?;
+    daemon.has_served()?;
+    redis.victim.end()
+}
+
+#[test]
+fn pages_that_cannot_be_read_are_no_zeros() -> Result<()> {
+    // Enough that it cannot all be there by the time that its file is cut off.
+    let mut dumped = Dumped::tree(64)?;
+    let images = dumped.images();
+    let name = format!("pagemap-{}.img", dumped.victim.pid());
+    let pages_file = Pagemap::parse(&name, &std::fs::read(images.join(&name))?)?.pages_file();
+    let file = std::fs::File::options().write(true).open(images.join(pages_file))?;
+    let daemon = LazyPages::start(&images, &["--images", &images.display().to_string()])?;
+    criu::restore_with(&images, &images, &["--lazy-pages"])?;
+    file.set_len(file.metadata()?.len() / 8)?;
+    let (status, said) = daemon.ended()?;
+    ensure!(status.code() == Some(1) && said.contains("pages-"), "{status}: {said}");
+    // What came before is right, and what is missing ends the process.
+    let why = dumped.victim.check("").err().context("it found memory that nobody brought")?;
+    ensure!(format!("{why:#}").contains("ended without a verdict"), "it read something: {why:#}");
+    dumped.victim.end()
 }
 
 #[test]
