@@ -174,6 +174,27 @@ fn pages_that_cannot_be_read_are_no_zeros() -> Result<()> {
 }
 
 #[test]
+fn a_restore_whose_first_pages_cannot_be_read_leaves_nothing_wrong() -> Result<()> {
+    let mut dumped = Dumped::tree(4)?;
+    let images = dumped.images();
+    let name = format!("pagemap-{}.img", dumped.victim.pid());
+    let path = images.join(Pagemap::parse(&name, &std::fs::read(images.join(&name))?)?.pages_file());
+    let file = std::fs::File::options().write(true).open(&path)?;
+    let daemon = LazyPages::start(&images, &["--images", &images.display().to_string()])?;
+    // CRIU finds the pages that it brings itself; the file that the daemon has open is empty.
+    let copy = dumped.path("copy");
+    std::fs::copy(&path, &copy)?;
+    std::fs::rename(&copy, &path)?;
+    file.set_len(0)?;
+    let restored = criu::restore_with(&images, &images, &["--lazy-pages"]);
+    let (status, said) = daemon.ended()?;
+    ensure!(status.code() == Some(1) && said.contains("pages-"), "{status}: {said}");
+    let why = dumped.victim.check("").err().with_context(|| format!("it found memory that nobody brought: {restored:?}"))?;
+    ensure!(format!("{why:#}").contains("ended without a verdict"), "it read something: {why:#}");
+    dumped.victim.end()
+}
+
+#[test]
 fn a_daemon_in_the_background_serves_as_well() -> Result<()> {
     let mut dumped = Dumped::tree(4)?;
     let (images, work, pidfile) = (dumped.images(), dumped.path("work"), dumped.path("pid"));
