@@ -131,6 +131,9 @@ pub struct CriuArgs {
     /// Write our pid there
     #[arg(long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,
+    /// Write what there is to say there instead of to standard error; a name alone is one in the work folder
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
     /// Go on in the background once the restore can connect
     #[arg(long, conflicts_with = "status_fd")]
     pub daemon: bool,

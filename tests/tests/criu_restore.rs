@@ -4,13 +4,14 @@
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::criu::{self, LazyPages};
 use defrost_tests::redis::Redis;
-use defrost_tests::{Server, Victim, defrost_fails, defrost_ok, eventually, need_root};
+use defrost_tests::{Server, Victim, binary, defrost_fails, defrost_ok, eventually, need_root};
 use images::criu::Pagemap;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use std::io::{IoSlice, Write as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 /// A tree of processes that was dumped, and is dead.
@@ -191,6 +192,34 @@ fn a_restore_whose_first_pages_cannot_be_read_leaves_nothing_wrong() -> Result<(
     ensure!(status.code() == Some(1) && said.contains("pages-"), "{status}: {said}");
     let why = dumped.victim.check("").err().with_context(|| format!("it found memory that nobody brought: {restored:?}"))?;
     ensure!(format!("{why:#}").contains("ended without a verdict"), "it read something: {why:#}");
+    dumped.victim.end()
+}
+
+#[test]
+fn a_criu_whose_daemon_is_ours_restores() -> Result<()> {
+    let mut dumped = Dumped::tree(4)?;
+    let (images, work) = (dumped.images(), dumped.path("work"));
+    std::fs::create_dir(&work)?;
+    let ours = |args: &[&str]| -> Result<std::process::Output> {
+        let mut command = Command::new(binary("defrost-criu")?);
+        command.args(args).arg("-D").arg(&images).arg("-W").arg(&work).env("DEFROST_CRIU", criu::program()?);
+        Ok(command.stdin(Stdio::null()).output()?)
+    };
+    let pidfile = dumped.path("pid").display().to_string();
+    let daemon = ours(&["lazy-pages", "-d", "-v4", "-o", "lazy.log", "--pidfile", &pidfile])?;
+    ensure!(daemon.status.success(), "{daemon:?}");
+    criu::pids_are_free(&images)?;
+    let restored = ours(&["restore", "--lazy-pages", "--restore-detached", "-o", "restore.log"])?;
+    ensure!(restored.status.success(), "{restored:?}");
+    dumped.victim.check("")?;
+    let proc = Path::new("/proc").join(std::fs::read_to_string(&pidfile)?.trim());
+    eventually("the daemon ends", || !proc.exists())?;
+    let log = std::fs::read_to_string(work.join("lazy.log"))?;
+    ensure!(log.contains("all memory is there"), "{log}");
+    // What we do not have is an error.
+    let unknown = ours(&["lazy-pages", "--page-server", "--address", "127.0.0.1"])?;
+    ensure!(!unknown.status.success() && String::from_utf8_lossy(&unknown.stderr).contains("--page-server"), "{unknown:?}");
+    ensure!(!ours(&["page-server", "--lazy-pages"])?.status.success());
     dumped.victim.end()
 }
 

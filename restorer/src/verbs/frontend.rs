@@ -26,7 +26,11 @@ pub fn criu(args: CriuArgs) -> Result<()> {
     let work_dir = args.work_dir.as_deref().or(args.images.as_deref()).context("name a folder with --work-dir")?;
     let work_dir = work_dir.canonicalize().with_context(|| format!("--work-dir {}", work_dir.display()))?;
     if args.daemon {
-        return in_background(&work_dir);
+        return in_background(&work_dir.join(args.log_file.as_deref().unwrap_or(Path::new("defrost-pager.log"))));
+    }
+    if let Some(file) = &args.log_file {
+        let path = work_dir.join(file);
+        dup2_stderr(File::create(&path).with_context(|| format!("write {}", path.display()))?)?;
     }
     let held = Held::hold()?;
     // The working directory changes below.
@@ -91,9 +95,8 @@ fn tell_ready(fd: i32) -> Result<()> {
 }
 
 /// The same command again as a process of its own, which is ready once we return.
-fn in_background(work_dir: &Path) -> Result<()> {
-    let path = work_dir.join("defrost-pager.log");
-    let log = File::create(&path).with_context(|| format!("write {}", path.display()))?;
+fn in_background(path: &Path) -> Result<()> {
+    let log = File::create(path).with_context(|| format!("write {}", path.display()))?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(std::env::args_os().skip(1).filter(|arg| arg != "--daemon")).args(["--status-fd", "1"]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0).spawn()?;
@@ -103,6 +106,6 @@ fn in_background(work_dir: &Path) -> Result<()> {
         return Ok(());
     }
     child.wait()?;
-    let said = std::fs::read_to_string(&path).unwrap_or_default();
+    let said = std::fs::read_to_string(path).unwrap_or_default();
     bail!("{}", said.lines().last().unwrap_or("it ended without a word").trim_start_matches("defrost: "))
 }
