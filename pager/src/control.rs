@@ -189,6 +189,9 @@ fn unattended(pid: u32) -> Option<Status> {
         supervisor_pid: 0,
         waiting_since_unix_s: None,
         endpoint: None,
+        hedges: 0,
+        hedges_won: 0,
+        fail_overs: 0,
     })
 }
 

@@ -11,6 +11,7 @@
 //! what neither has yet when everybody dies is stopped by the [`brake`].
 //! A [`supervisor`] starts another pager, which takes over what it finds there ([`adopt`]); at the end [`farewell`] takes it all away.
 //! A [`frontend`] brings userfaultfds of others: of `criu restore --lazy-pages`.
+//! Both ask the kernel to be ended last when memory runs out ([`oom`]).
 #![forbid(unsafe_code)]
 
 mod adopt;
@@ -28,6 +29,7 @@ pub mod keep;
 mod ledger;
 pub mod mailbox;
 mod neighbours;
+pub mod oom;
 pub mod origins;
 mod outage;
 mod pager;

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
-use store::Store;
+use store::{Store, Tally};
 
 /// Pause while an event is in the way of poison.
 const PAUSE: Duration = Duration::from_micros(200);
@@ -26,6 +26,8 @@ const PAUSE: Duration = Duration::from_micros(200);
 pub(crate) struct Outage {
     policy: Policy,
     demand: Arc<dyn Store>,
+    /// Another connection, or the same.
+    bulk: Arc<dyn Store>,
     /// Nothing is fetched any more.
     pub(crate) over: AtomicBool,
     known: Mutex<Known>,
@@ -53,8 +55,8 @@ impl Drop for Awaiting<'_> {
 }
 
 impl Outage {
-    pub(crate) fn new(policy: Policy, demand: Arc<dyn Store>) -> Self {
-        Self { policy, demand, over: AtomicBool::new(false), known: Mutex::default(), changed: Condvar::new() }
+    pub(crate) fn new(policy: Policy, demand: Arc<dyn Store>, bulk: Arc<dyn Store>) -> Self {
+        Self { policy, demand, bulk, over: AtomicBool::new(false), known: Mutex::default(), changed: Condvar::new() }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -92,6 +94,13 @@ impl Outage {
     /// The server that is asked first now.
     pub(crate) fn endpoint(&self) -> Option<String> {
         self.demand.in_use()
+    }
+
+    /// What several servers were used for: hedges are the demand connection's, fail-overs those of both.
+    pub(crate) fn tally(&self) -> Tally {
+        let demand = self.demand.tally();
+        let others = if Arc::ptr_eq(&self.demand, &self.bulk) { 0 } else { self.bulk.tally().fail_overs };
+        Tally { fail_overs: demand.fail_overs + others, ..demand }
     }
 
     /// Fetch no more.

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use store::{Store, StoreError};
+use store::{Store, StoreError, Tally};
 
 /// What to serve.
 pub struct Config {
@@ -131,7 +131,7 @@ impl Pager {
             faulted_us: AtomicU64::new(0),
             begun: Instant::now(),
             stalls: Mutex::default(),
-            outage: Outage::new(config.policy, config.demand.clone()),
+            outage: Outage::new(config.policy, config.demand.clone(), config.bulk.clone()),
             state: Mutex::new((State::Lazy, None)),
             changed: Condvar::new(),
             pid: config.pid,
@@ -293,6 +293,7 @@ impl Shared {
         let state = if waiting_since_unix_s.is_some() { State::Waiting } else { state };
         let (stall_p50_us, stall_p99_us) = self.stalls.lock().unwrap_or_else(PoisonError::into_inner).percentiles();
         let missing: u64 = self.spaces().first().map_or(0, |space| space.owed_pages());
+        let Tally { hedges, hedges_won, fail_overs } = self.outage.tally();
         Status {
             pid: self.pid,
             snapshot: self.name.clone(),
@@ -310,6 +311,9 @@ impl Shared {
             supervisor_pid: nix::unistd::getppid().as_raw() as u32,
             waiting_since_unix_s,
             endpoint: self.outage.endpoint(),
+            hedges,
+            hedges_won,
+            fail_overs,
         }
     }
 }

@@ -72,6 +72,15 @@ pub struct Status {
     /// The server that is asked first now; none where the store is a directory.
     #[serde(default)]
     pub endpoint: Option<String>,
+    /// Demand reads that went to a second server because the first was late.
+    #[serde(default)]
+    pub hedges: u64,
+    /// Of these, those that the second answered first.
+    #[serde(default)]
+    pub hedges_won: u64,
+    /// How often another server came to be asked first.
+    #[serde(default)]
+    pub fail_overs: u64,
 }
 
 impl std::fmt::Display for Status {
@@ -81,6 +90,13 @@ impl std::fmt::Display for Status {
         write!(f, "{pid} {snapshot} {state}: {missing_bytes} of {total_bytes} bytes to come, {demand_faults} faults ")?;
         write!(f, "(p50 {stall_p50_us} µs, p99 {stall_p99_us} µs), {zero_faults} zero faults, from {store}")?;
         self.endpoint.iter().filter(|endpoint| *endpoint != store).try_for_each(|endpoint| write!(f, ", now {endpoint}"))?;
+        let Self { hedges, hedges_won, fail_overs, .. } = self;
+        if *hedges > 0 {
+            write!(f, ", {hedges} reads hedged ({hedges_won} won)")?;
+        }
+        if *fail_overs > 0 {
+            write!(f, ", {fail_overs} fail-overs")?;
+        }
         if let Some(since) = self.waiting_since_unix_s {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(since, |now| now.as_secs());
             write!(f, "; no answer for {} s", now.saturating_sub(since))?;

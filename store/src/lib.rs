@@ -55,6 +55,17 @@ pub struct SnapshotInfo {
     pub chunks: u64,
 }
 
+/// What several servers were used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Requests that went to a second server because the first was late.
+    pub hedges: u64,
+    /// Of these, those that the second answered first.
+    pub hedges_won: u64,
+    /// How often another server came to be asked first.
+    pub fail_overs: u64,
+}
+
 /// What a collection freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GcReport {
@@ -102,6 +113,10 @@ pub trait Store: Send + Sync {
     /// The server that is asked now, where there is one.
     fn in_use(&self) -> Option<String> {
         None
+    }
+    /// What was done so far to have answers in time.
+    fn tally(&self) -> Tally {
+        Tally::default()
     }
     /// All names, sorted.
     fn list(&self) -> Result<Vec<SnapshotInfo>, StoreError>;

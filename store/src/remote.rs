@@ -149,6 +149,17 @@ impl RemoteStore {
         })
     }
 
+    fn fetch_image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
+        let answered = self.link.wait(DEADLINE, "fetching an image", self.link.snapshots()?.get_image(wire::SnapshotId::from(*id)))?;
+        let mut pieces = self.of_snapshot(id, answered)?.into_inner();
+        let mut image = Vec::new();
+        while let Some(piece) = self.link.call("fetching an image", pieces.message())? {
+            image.extend_from_slice(&piece.data);
+        }
+        check_image(&image, id).map_err(|source| StoreError::Damaged { path: PathBuf::from(self.link.address()), source })?;
+        Ok(Bytes::from(image))
+    }
+
     fn snapshot_id(&self, message: wire::SnapshotId) -> Result<SnapshotId, StoreError> {
         SnapshotId::try_from(message).map_err(|error| self.link.protocol(error))
     }
@@ -198,15 +209,15 @@ impl Store for RemoteStore {
         self.snapshot_id(self.named(name, answered)?.into_inner())
     }
 
+    /// A server checks what it stores before it sends it: what is wrong here was damaged on its way, and may be right the next time.
     fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
-        let answered = self.link.wait(DEADLINE, "fetching an image", self.link.snapshots()?.get_image(wire::SnapshotId::from(*id)))?;
-        let mut pieces = self.of_snapshot(id, answered)?.into_inner();
-        let mut image = Vec::new();
-        while let Some(piece) = self.link.call("fetching an image", pieces.message())? {
-            image.extend_from_slice(&piece.data);
+        match self.fetch_image(id) {
+            Err(error @ StoreError::Damaged { .. }) => {
+                tracing::info!(snapshot = %id, %error, "fetching the image again");
+                self.fetch_image(id)
+            }
+            answer => answer,
         }
-        check_image(&image, id).map_err(|source| StoreError::Damaged { path: PathBuf::from(self.link.address()), source })?;
-        Ok(Bytes::from(image))
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {

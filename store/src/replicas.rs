@@ -13,7 +13,7 @@
 use crate::backoff::Backoff;
 use crate::latency::Latency;
 use crate::remote::{RemoteStore, link};
-use crate::{Ahead, GcReport, SnapshotInfo, Store, StoreError, Upload};
+use crate::{Ahead, GcReport, SnapshotInfo, Store, StoreError, Tally, Upload};
 use bytes::Bytes;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use proto::Address;
@@ -37,6 +37,8 @@ pub struct Replicas {
     latency: Mutex<Latency>,
     hedging: bool,
     hedges: AtomicU64,
+    hedges_won: AtomicU64,
+    fail_overs: AtomicU64,
 }
 
 struct Server {
@@ -117,14 +119,11 @@ impl Replicas {
             latency: Mutex::default(),
             hedging: options.class == Class::Demand,
             hedges: AtomicU64::new(0),
+            hedges_won: AtomicU64::new(0),
+            fail_overs: AtomicU64::new(0),
         };
         replicas.in_turn(RemoteStore::connect)?;
         Ok(replicas)
-    }
-
-    /// How often a second server was asked because the first was late.
-    pub fn hedges(&self) -> u64 {
-        self.hedges.load(Ordering::Relaxed)
     }
 
     /// Those that may be asked now, the one in use first.
@@ -138,6 +137,7 @@ impl Replicas {
     fn use_from_now_on(&self, which: usize, why: &str) {
         let before = self.in_use.swap(which, Ordering::Relaxed);
         if let (true, Some(old), Some(new)) = (before != which, self.servers.get(before), self.servers.get(which)) {
+            self.fail_overs.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(from = old.store.address(), to = new.store.address(), why, "another page server is asked first");
         }
     }
@@ -220,6 +220,7 @@ impl Replicas {
                 answer.ok()
             }
             (second, frames) = second => {
+                self.hedges_won.fetch_add(1, Ordering::Relaxed);
                 let times = { let mut health = lock(overtaken); health.overtaken += 1; health.overtaken };
                 if times >= OVERTAKEN {
                     lock(overtaken).overtaken = 0;
@@ -296,6 +297,11 @@ impl Store for Replicas {
 
     fn in_use(&self) -> Option<String> {
         self.servers.get(self.in_use.load(Ordering::Relaxed)).map(|server| server.store.address())
+    }
+
+    fn tally(&self) -> Tally {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Tally { hedges: read(&self.hedges), hedges_won: read(&self.hedges_won), fail_overs: read(&self.fail_overs) }
     }
 
     fn list(&self) -> Result<Vec<SnapshotInfo>, StoreError> {

@@ -219,6 +219,11 @@ fn a_server_that_hangs_is_overtaken() -> Result<()> {
         let log = twice.log()?;
         ensure!(log.iter().any(|line| line.contains("the other is late") && line.contains(&first)), "{log:#?}");
         ensure!(!log.iter().any(|line| line.contains("a page server is lost")), "{log:#?}");
+        let [hedges, won, fail_overs] = ["hedges", "hedges_won", "fail_overs"].map(|name| twice.field(name).ok().and_then(|v| v.as_u64()));
+        println!("{hedges:?} hedges, {won:?} won, {fail_overs:?} fail-overs");
+        ensure!(hedges >= won && won >= Some(3) && fail_overs >= Some(1), "{hedges:?} hedges, {won:?} won, {fail_overs:?} fail-overs");
+        let words = defrost_ok(&["status", &twice.victim.pid().to_string()])?;
+        ensure!(words.contains(" reads hedged (") && words.contains(" fail-overs"), "{words}");
         Ok(())
     })?;
     twice.signal(0, Signal::SIGCONT)

@@ -230,6 +230,8 @@ struct State {
     seed: AtomicU64,
     /// One bit of so many bytes on average; 0: none.
     one_in: AtomicU64,
+    /// Where in what the server sends on a connection a bit is flipped.
+    places: Mutex<Vec<u64>>,
     flipped: AtomicU64,
     /// Connections since bits were last let alone.
     connections: AtomicU64,
@@ -246,6 +248,7 @@ impl FlippingProxy {
             upstream,
             seed: zero(),
             one_in: zero(),
+            places: Mutex::default(),
             flipped: zero(),
             connections: zero(),
             stop: AtomicBool::new(false),
@@ -277,6 +280,11 @@ impl FlippingProxy {
         }
     }
 
+    /// From now on, on each connection, at these places of what comes from the server.
+    fn flip_at(&self, places: impl IntoIterator<Item = u64>) {
+        *self.state.places.lock().unwrap_or_else(PoisonError::into_inner) = places.into_iter().collect();
+    }
+
     fn flipped(&self) -> u64 {
         self.state.flipped.load(Ordering::Relaxed)
     }
@@ -303,6 +311,7 @@ impl State {
     fn pass(&self, mut from: &TcpStream, mut to: &TcpStream, way: u64) -> Result<()> {
         let mut buffer = vec![0; 64 << 10];
         let mut random: Option<fastrand::Rng> = None;
+        let mut passed = 0;
         loop {
             let count = from.read(&mut buffer)?;
             if count == 0 {
@@ -318,6 +327,15 @@ impl State {
                     }
                 }
             }
+            if way % 2 == 1 {
+                for place in self.places.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                    if let Some(byte) = place.checked_sub(passed).and_then(|at| buffer[..count].get_mut(at as usize)) {
+                        *byte ^= 1;
+                        self.flipped.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+            passed += count as u64;
             to.write_all(&buffer[..count])?;
         }
     }
@@ -379,6 +397,46 @@ fn flipped_bits_never_reach_the_process() -> Result<()> {
     }
     println!("{right} right, {ended} ended with an error, {refused} not restored, {} bits flipped", proxy.flipped());
     ensure!(right > 0 && proxy.flipped() > 10, "the rates are no longer what they were meant for");
+    Ok(())
+}
+
+/// Within the second of HTTP/2's frames of 16 KiB and 9 bytes, which on these connections are pieces of the image: its chunk table.
+const IN_IMAGE: u64 = 20_000;
+const NEXT_FRAME: u64 = (16 << 10) + 9;
+
+/// An image that was damaged on its way is asked for once more; from another server if need be.
+#[test]
+fn an_image_that_came_wrong_is_fetched_again() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let server = Server::start(folder.path())?;
+    let proxy = FlippingProxy::start(server.store().trim_start_matches("grpc://").parse()?)?;
+    let mut victim = Victim::c("memory", &["24"])?;
+    checkpoint(&mut victim, "victim:v", &server.store())?;
+    let often = || (0..40).map(|frame| IN_IMAGE + frame * NEXT_FRAME);
+    let restore = |store: &str| defrost(&["restore", "victim:v", "--store", store, "--detach", "--no-background"]);
+    // Twice wrong is wrong.
+    proxy.flip_at(often());
+    let said = restore(&proxy.store())?;
+    let told = String::from_utf8_lossy(&said.stderr).into_owned();
+    println!("{} flipped: {}", proxy.flipped(), told.trim_end());
+    ensure!(said.status.code() == Some(1) && told.lines().count() == 1 && told.contains("checksum"), "{} {told}", said.status);
+    ensure!(proxy.flipped() >= 2, "only {} bits were flipped", proxy.flipped());
+    victim.left_nothing()?;
+    let both = format!("{},{}", proxy.store(), server.store());
+    for (store, places) in [(proxy.store(), vec![IN_IMAGE]), (both, often().collect())] {
+        let before = proxy.flipped();
+        proxy.flip_at(places);
+        let said = restore(&store)?;
+        ensure!(said.status.success(), "{store}: {}", String::from_utf8_lossy(&said.stderr));
+        let flipped = proxy.flipped() - before;
+        println!("{store}: {flipped} flipped");
+        ensure!(flipped >= 1, "{store}: no bit was flipped");
+        proxy.flip_at([]);
+        victim.check("").with_context(|| store.clone())?;
+        victim.end()?;
+        eventually("its socket is gone", || victim.no_socket().is_ok())?;
+    }
     Ok(())
 }
 

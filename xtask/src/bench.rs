@@ -27,6 +27,14 @@ pub enum Bench {
         #[arg(long, default_value = "512")]
         mib: String,
     },
+    /// What a pager, its supervisor and a page server take of the host's memory
+    Memory {
+        #[arg(long, default_value = "3")]
+        rounds: String,
+        /// MiB of the processes, separated by commas
+        #[arg(long, default_value = "64,512,2048")]
+        mib: String,
+    },
     /// Kill our processes and the server at random times under a program that checks every byte; a wrong one fails it
     Torture {
         #[arg(long, default_value = "500")]
@@ -61,6 +69,7 @@ impl Bench {
                 bench("resume", &["--rounds", &rounds, "--values", &values, "--criu", &criu])?;
             }
             Self::Fault { rounds, mib } => bench("fault", &["--rounds", &rounds, "--mib", &mib])?,
+            Self::Memory { rounds, mib } => bench("memory", &["--rounds", &rounds, "--mib", &mib])?,
             Self::Torture { kills, mib, seed } => {
                 let seed = seed.iter().flat_map(|seed| ["--seed", seed.as_str()]);
                 let args: Vec<&str> = ["--kills", &kills, "--mib", &mib].into_iter().chain(seed).collect();

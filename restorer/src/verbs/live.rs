@@ -16,6 +16,7 @@ fn ask(pid: u32, how: impl Fn(u32) -> std::io::Result<Status>) -> Result<Status>
 
 /// Be a pager's supervisor, and the pager: over the socket that a restore gave us, or to take over.
 pub fn pager(take_over: Option<u32>, socket: Option<UnixStream>) -> Result<ExitCode> {
+    pager::oom::spare_us();
     if let Some(place) = std::env::var_os("DEFROST_CRASH_AT") {
         pager::crash::arm(&place.to_string_lossy());
     }

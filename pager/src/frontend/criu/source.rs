@@ -124,14 +124,15 @@ impl Source for FromStore {
             Some(error) => tracing::warn!(%error, "the store does not answer: the restored processes wait"),
             None => tracing::warn!("the store answers again"),
         };
-        let result = self.chunks.fetch_run(&run, stop, &lost, &mut |range, chunk| {
+        let result = self.chunks.fetch_run(&run, &[], stop, &lost, &mut |(_, range), chunk| {
             // Where a chunk holds pages of another piece as well, these are left out.
             let Some(part) = range.intersect(&whole).filter(|part| !part.is_empty()) else { return true };
             let skip = ((part.start().number() - range.start().number()) * PAGE_SIZE_BYTES) as usize;
             let here = PageRange::new(back(part.start()), back(part.end()));
             here.is_none_or(|here| install(here, &chunk[skip..skip + part.bytes() as usize]))
         });
-        Ok(result?)
+        result?;
+        Ok(())
     }
 }
 
