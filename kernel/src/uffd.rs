@@ -102,7 +102,7 @@ pub enum Filled {
         /// Filled before it.
         bytes: u64,
     },
-    /// An event must be read first; try again after that (EAGAIN). Also a short count.
+    /// An event must be read first; try again after that (EAGAIN). Also a short count, and a call that was interrupted (EINTR).
     Changing {
         /// Filled so far.
         bytes: u64,
@@ -124,7 +124,7 @@ impl Filled {
         match result {
             Ok(_) if bytes == wanted => Self::Done,
             Ok(_) => Self::Changing { bytes },
-            Err(Errno::EAGAIN) => Self::Changing { bytes },
+            Err(Errno::EAGAIN | Errno::EINTR) => Self::Changing { bytes },
             Err(Errno::EEXIST) => Self::Exists { bytes },
             Err(Errno::ENOENT) => Self::Unmapped,
             Err(Errno::ESRCH) => Self::Gone,
@@ -286,6 +286,7 @@ mod tests {
             (Ok(0), 0, Filled::Changing { bytes: 0 }),
             (Err(Errno::EAGAIN), -11, Filled::Changing { bytes: 0 }),
             (Err(Errno::EAGAIN), 2048, Filled::Changing { bytes: 2048 }),
+            (Err(Errno::EINTR), -4, Filled::Changing { bytes: 0 }),
             (Err(Errno::EEXIST), -17, Filled::Exists { bytes: 0 }),
             (Err(Errno::ENOENT), -2, Filled::Unmapped),
             (Err(Errno::ESRCH), -3, Filled::Gone),

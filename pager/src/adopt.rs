@@ -19,6 +19,7 @@ use crate::unwatched::{self, Search};
 use images::Image;
 use kernel::handoff::{own, pidfd_getfd, pidfd_kill, pidfd_open};
 use kernel::uffd::Uffd;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
@@ -60,7 +61,7 @@ impl Births for Found {
 /// Find everything of the restore of `pid`.
 pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> Result<Adopted, DaemonError> {
     // One that has ended and is not reaped yet has nothing any more.
-    let pidfd = pidfd_open(Pid::from_raw(pid as i32)).ok().filter(|pidfd| !has_ended(pidfd));
+    let pidfd = or_gone(pidfd_open(Pid::from_raw(pid as i32)))?.filter(|pidfd| !has_ended(pidfd));
     let own_table: Vec<Open> = table::ours().collect();
     let find = |inode: u64| find(inode, &own_table, pid, pidfd.as_ref());
     let mailbox = mailbox(record, &find)?;
@@ -72,7 +73,7 @@ pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> 
     let (brake, fell) = brake(pid, record, &own_table, &mailbox)?;
     let keep = Keep::new(place.clone(), Arc::new(lazy_origins(image)), mailbox, record.uffd_inode, next_id).with_brake(brake);
     let keep = Arc::new(keep);
-    let uffd = find(record.uffd_inode).map(Uffd::adopt);
+    let uffd = find(record.uffd_inode)?.map(Uffd::adopt);
     let is_stray = |open: &&Open| open.is_userfaultfd() && open.inode != record.uffd_inode && !in_mailbox.contains(&open.inode);
     let strays = own_table.iter().filter(is_stray).cloned().collect();
     // What the dead pager had open of children that the mailbox keeps: with it open their memory would be watched for ever.
@@ -177,29 +178,44 @@ fn signalled(count: u32) -> Result<OwnedFd, DaemonError> {
 }
 
 /// A descriptor of this inode: ours already, or the process's.
-fn find(inode: u64, own_table: &[Open], pid: u32, pidfd: Option<&OwnedFd>) -> Option<OwnedFd> {
+fn find(inode: u64, own_table: &[Open], pid: u32, pidfd: Option<&OwnedFd>) -> std::io::Result<Option<OwnedFd>> {
     if let Some(open) = own_table.iter().find(|open| open.inode == inode) {
-        return Some(own(open.fd));
+        return Ok(Some(own(open.fd)));
     }
-    let theirs = table::of_process(pid).find(|open| open.inode == inode)?;
-    pidfd_getfd(pidfd?, theirs.fd).ok()
+    match (table::of_process(pid)?.find(|open| open.inode == inode), pidfd) {
+        (Some(theirs), Some(pidfd)) => or_gone(pidfd_getfd(pidfd, theirs.fd)),
+        _ => Ok(None),
+    }
+}
+
+/// The process or its descriptor may be gone. A call that failed for want of something says nothing of that.
+fn or_gone<T>(answer: Result<T, Errno>) -> std::io::Result<Option<T>> {
+    match answer {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::ESRCH | Errno::EBADF | Errno::EPERM) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// The mailbox; a new one where the program closed it, or it was done with.
-fn mailbox(record: &Record, find: &dyn Fn(u64) -> Option<OwnedFd>) -> Result<Mailbox, DaemonError> {
-    let [receiving, sending] = record.mailbox_inodes.map(|inode| find(inode).or_else(|| anybodys(inode)));
-    match (receiving, sending) {
+fn mailbox(record: &Record, find: &dyn Fn(u64) -> std::io::Result<Option<OwnedFd>>) -> Result<Mailbox, DaemonError> {
+    let end = |inode| find(inode)?.map_or_else(|| anybodys(inode), |found| Ok(Some(found)));
+    let [receiving, sending] = record.mailbox_inodes.map(end);
+    match (receiving?, sending?) {
         (Some(receiving), Some(sending)) => Ok(Mailbox::over(receiving, sending)),
         _ => Ok(Mailbox::new().map_err(std::io::Error::from)?),
     }
 }
 
 /// A descriptor that some process has: forked children inherit the mailbox.
-fn anybodys(inode: u64) -> Option<OwnedFd> {
-    let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.into_iter().find_map(|pid| {
-        let open = table::of_process(pid).find(|open| open.inode == inode)?;
-        let pidfd = pidfd_open(Pid::from_raw(pid as i32)).ok()?;
-        pidfd_getfd(&pidfd, open.fd).ok()
-    })
+fn anybodys(inode: u64) -> std::io::Result<Option<OwnedFd>> {
+    let pids = std::fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    for pid in pids {
+        let Some(open) = table::of_process(pid)?.find(|open| open.inode == inode) else { continue };
+        let Some(pidfd) = or_gone(pidfd_open(Pid::from_raw(pid as i32)))? else { continue };
+        if let Some(found) = or_gone(pidfd_getfd(&pidfd, open.fd))? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }

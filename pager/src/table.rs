@@ -1,5 +1,6 @@
 //! Tables of open descriptors, ours and others', as /proc shows them: how a userfaultfd or a mailbox is found again by its inode.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 
 /// One open descriptor.
@@ -28,9 +29,13 @@ pub fn ours() -> impl Iterator<Item = Open> {
     all.into_iter()
 }
 
-/// Everything open in the table of process `pid`; nothing where that is gone.
-pub fn of_process(pid: u32) -> impl Iterator<Item = Open> {
-    of(&pid.to_string())
+/// Everything open in the table of process `pid`; nothing where that is gone or may not be looked at. Any other failure is not to be
+/// taken for a table without what is looked for.
+pub fn of_process(pid: u32) -> std::io::Result<impl Iterator<Item = Open>> {
+    match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => Err(error),
+        _ => Ok(of(&pid.to_string())),
+    }
 }
 
 fn of(whose: &str) -> impl Iterator<Item = Open> + use<> {
