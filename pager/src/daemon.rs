@@ -129,6 +129,7 @@ pub fn spawn(socket: UnixStream, options: &[&str], variable: Option<(&str, &OsSt
 
 /// Do `work` until the process has ended.
 pub fn serve(work: &Work, told: &Told, open: Open<'_>) -> Result<(), DaemonError> {
+    die_whole();
     match work {
         Work::Start(socket) => start(socket, told, open),
         Work::TakeOver(pid, socket) => {
@@ -140,6 +141,16 @@ pub fn serve(work: &Work, told: &Told, open: Open<'_>) -> Result<(), DaemonError
             })
         }
     }
+}
+
+/// Whichever thread panics ends the pager at once, and another takes over. Unwinding would go on without that thread; or, in the first
+/// thread, close descriptors that are the supervisor's.
+fn die_whole() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        tell(info);
+        std::process::abort();
+    }));
 }
 
 fn start(mut socket: &UnixStream, told: &Told, open: Open<'_>) -> Result<(), DaemonError> {
