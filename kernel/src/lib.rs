@@ -3,8 +3,8 @@
 //! One system call to a function, errno translated here into named outcomes, so that no caller ever sees a raw errno it has to
 //! know the meaning of. [`tracee`] owns the states of a traced thread, [`remote`] runs system calls in one, [`spawn`] makes the
 //! process that a restore fills; [`memory`] and [`pagemap`] look into a process, [`uffd`] answers its missing pages, [`handoff`]
-//! moves descriptors between processes, [`hangup`] leaves a signal to the kernel, [`sockopt`] looks at sockets, [`mapped_file`] lends out a pack and [`shared_words`] keep what must
-//! outlive us.
+//! moves descriptors between processes, [`hangup`] leaves a signal to the kernel, [`sockopt`] looks at sockets, [`mapped_file`]
+//! lends out a pack and [`shared_words`] keep what must outlive us.
 
 pub mod handoff;
 pub mod hangup;

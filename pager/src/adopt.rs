@@ -8,7 +8,7 @@
 
 use crate::brake::Brake;
 use crate::daemon::DaemonError;
-use crate::journal::Phase;
+use crate::journal::{Journal, Phase};
 use crate::keep::{Keep, Place, Record};
 use crate::ledger::{Births, Ledger, Pumped};
 use crate::mailbox::{Child, Mailbox};
@@ -24,7 +24,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::sync::Arc;
 
@@ -125,17 +125,23 @@ fn rebuild(
     kept: Vec<(Child, Uffd)>,
     strays: Vec<Open>,
 ) -> Result<Rebuilt, DaemonError> {
-    let births: HashMap<u32, u64> = ids.iter().filter_map(|id| Some((*id, keep.journal(*id).ok()?.births()))).collect();
+    let mut journals: BTreeMap<u32, std::io::Result<Journal>> = ids.iter().map(|id| (*id, keep.journal(*id))).collect();
+    let births: HashMap<u32, u64> = journals.iter().filter_map(|(id, journal)| Some((*id, journal.as_ref().ok()?.births()))).collect();
     let is_applied = |child: &Child| births.get(&child.parent).is_none_or(|births| child.elders < *births);
     let (applied, unapplied): (Vec<_>, Vec<_>) = kept.into_iter().partition(|(child, _)| is_applied(child));
     let unapplied = unapplied.into_iter().map(|(child, uffd)| ((child.parent, child.elders), (child.id, uffd))).collect();
     let mut applied: HashMap<u32, Uffd> = applied.into_iter().map(|(child, uffd)| (child.id, uffd)).collect();
     // One that the mailbox has no child for was done with, or is written anew once its birth is applied.
-    let (ids, done): (Vec<u32>, Vec<u32>) = ids.iter().partition(|id| **id == 0 || applied.contains_key(id));
-    done.into_iter().for_each(|id| keep.place().remove_journal(id));
+    journals.retain(|id, _| {
+        let needed = *id == 0 || applied.contains_key(id);
+        if !needed {
+            keep.place().remove_journal(*id);
+        }
+        needed
+    });
     let (mut found, mut rebuilt) = (Found { unapplied, strays }, Rebuilt::default());
-    for id in ids {
-        let journal = keep.journal(id)?;
+    for (id, journal) in journals {
+        let journal = journal?;
         rebuilt.stopped.extend(Some(journal.braked_group()).filter(|group| *group != 0));
         let mut ledger = Ledger::kept(journal.residency(regions), journal, keep.clone());
         let mut pumped = Pumped::default();

@@ -11,11 +11,12 @@ use crate::neighbours::Neighbours;
 use crate::pager::Shared;
 use crate::space::{Outcome, Space};
 use crate::status::State;
+use crate::watched;
 use crate::window::Window;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
-use pages::{PageAddr, PageRange};
+use pages::PageAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -299,7 +300,7 @@ pub(crate) fn release(shared: &Shared) -> bool {
     let spaces = shared.spaces();
     if let Some(space) = spaces.first() {
         space.enter_settled();
-        let watched = watched_ranges(shared.pid());
+        let watched = watched::ranges(shared.pid());
         if !watched.is_empty() {
             watched.into_iter().for_each(|range| space.unregister(range));
             return false; // look again
@@ -312,19 +313,4 @@ pub(crate) fn release(shared: &Shared) -> bool {
     }
     shared.enter(State::Resident);
     true
-}
-
-fn watched_ranges(pid: u32) -> Vec<PageRange> {
-    let Ok(smaps) = std::fs::read_to_string(format!("/proc/{pid}/smaps")) else { return Vec::new() };
-    let (mut found, mut current) = (Vec::new(), None);
-    for line in smaps.lines() {
-        let first = line.split(' ').next().unwrap_or("");
-        if let Some((start, end)) = first.split_once('-') {
-            let parse = |hex| u64::from_str_radix(hex, 16).ok();
-            current = parse(start).zip(parse(end)).and_then(|(start, end)| PageRange::from_addrs(start, end));
-        } else if line.starts_with("VmFlags:") && line.split(' ').any(|flag| flag == "um") {
-            found.extend(current);
-        }
-    }
-    found
 }

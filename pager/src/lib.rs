@@ -40,6 +40,7 @@ mod status;
 pub mod supervisor;
 pub mod table;
 mod unwatched;
+mod watched;
 mod window;
 
 pub use pager::{Config, Pager, lazy_origins, lazy_regions};

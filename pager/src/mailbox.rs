@@ -82,18 +82,14 @@ impl Mailbox {
 
     /// Keep the userfaultfd `uffd` of a child.
     pub fn keep(&self, child: Child, uffd: RawFd) -> Result<(), Errno> {
-        self.send(child, uffd)
+        let (bytes, rights) = (child.to_bytes(), [uffd]);
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        sendmsg::<()>(self.sending.as_raw_fd(), &[IoSlice::new(&bytes)], &[ControlMessage::ScmRights(&rights)], flags, None).map(drop)
     }
 
     /// Keep the end of the brake that must outlive us.
     pub fn keep_brake(&self, end: &OwnedFd) -> Result<(), Errno> {
-        self.send(Child { id: BRAKE, parent: BRAKE, elders: 0 }, end.as_raw_fd())
-    }
-
-    fn send(&self, child: Child, fd: RawFd) -> Result<(), Errno> {
-        let (bytes, rights) = (child.to_bytes(), [fd]);
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        sendmsg::<()>(self.sending.as_raw_fd(), &[IoSlice::new(&bytes)], &[ControlMessage::ScmRights(&rights)], flags, None).map(drop)
+        self.keep(Child { id: BRAKE, parent: BRAKE, elders: 0 }, end.as_raw_fd())
     }
 
     /// All children in it, which stay there.

@@ -4,6 +4,7 @@
 //! descendants, and of the groups that the `brake` stopped, those with the restored process's own memory layout (they run no program of
 //! their own) of which nothing is watched, or, where it is not known what a watched child misses, all with that layout.
 
+use crate::watched;
 use images::manifest::MemoryMap;
 use nix::libc;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -42,7 +43,7 @@ impl Search<'_> {
             std::thread::sleep(LOOK);
         }
         for child in self.family().into_iter().filter(|child| *child != self.pid) {
-            if (unknown > 0 || !is_watched(child)) && self.is_laid_out_alike(child) {
+            if (unknown > 0 || watched::ranges(child).is_empty()) && self.is_laid_out_alike(child) {
                 let _ = kill(Pid::from_raw(child as i32), Signal::SIGKILL); // it may have ended by itself
             }
         }
@@ -108,9 +109,4 @@ fn is_forking(pid: u32) -> bool {
         let call = call.split(' ').next().and_then(|number| number.parse::<i64>().ok());
         state == "R" || (state == "D" && call.is_some_and(|call| FORKS.contains(&call)))
     })
-}
-
-fn is_watched(pid: u32) -> bool {
-    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
-    smaps.lines().any(|line| line.starts_with("VmFlags:") && line.split(' ').any(|flag| flag == "um"))
 }

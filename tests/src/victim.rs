@@ -249,3 +249,14 @@ fn compiled(source: &str) -> Result<PathBuf> {
     std::fs::rename(&partial, &program)?;
     Ok(program)
 }
+
+/// Tests named for what they prove, each one victim with its arguments, by the `proves` of whoever names them.
+#[macro_export]
+macro_rules! victims {
+    ($($name:ident: $source:literal $(, $arg:literal)*;)*) => {
+        $(#[test]
+        fn $name() -> anyhow::Result<()> {
+            proves($source, &[$($arg),*])
+        })*
+    };
+}

@@ -4,7 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::criu::{self, LazyPages};
 use defrost_tests::redis::Redis;
-use defrost_tests::{Server, Victim, binary, defrost_fails, defrost_ok, eventually, need_root};
+use defrost_tests::{Server, Victim, binary, defrost_fails, defrost_ok, eventually, need_root, victims};
 use images::criu::Pagemap;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use std::io::{IoSlice, Write as _};
@@ -117,16 +117,6 @@ fn proves(source: &str, args: &[&str]) -> Result<()> {
     let lazy = dumped.moved_to(&server.store())?;
     let daemon = LazyPages::start(&lazy, &["--snapshot", "tree", "--store", &server.store()])?;
     dumped.proves(&lazy, daemon).map(drop)
-}
-
-/// Tests named for what they prove.
-macro_rules! victims {
-    ($($name:ident: $source:literal $(, $arg:literal)*;)*) => {
-        $(#[test]
-        fn $name() -> Result<()> {
-            proves($source, &[$($arg),*])
-        })*
-    };
 }
 
 victims! {

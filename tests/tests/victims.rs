@@ -1,17 +1,7 @@
 //! Small programs, one per feature, which are frozen, brought back lazily over gRPC, and check themselves.
 
 use anyhow::Result;
-use defrost_tests::{Victim, frozen_and_back, need_root, proves};
-
-/// Tests named for what they prove, each one victim with its arguments.
-macro_rules! victims {
-    ($($name:ident: $source:literal $(, $arg:literal)*;)*) => {
-        $(#[test]
-        fn $name() -> Result<()> {
-            proves($source, &[$($arg),*])
-        })*
-    };
-}
+use defrost_tests::{Victim, frozen_and_back, need_root, proves, victims};
 
 victims! {
     memory_of_every_sort_comes_back: "memory", "64";
