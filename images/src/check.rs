@@ -1,4 +1,4 @@
-//! What a manifest must keep to before anybody acts on it: [`memory`], [`process`], [`files`] and [`dump`] in turn.
+//! What a manifest must keep to before anybody acts on it: [`memory`], [`process`], [`files`], [`dump`] and [`memory_file`] in turn.
 //!
 //! A check is a rule that every kernel keeps (a signal is 1 to 64, regions do not overlap), so that no process that can be
 //! captured is refused, and whoever reads a checked manifest may index and add without looking again. What depends on the
@@ -9,6 +9,7 @@
 mod dump;
 mod files;
 mod memory;
+mod memory_file;
 mod process;
 
 use crate::error::ImageError;
@@ -34,7 +35,8 @@ pub fn check(manifest: &Manifest, chunks: u64) -> Result<(), ImageError> {
     memory::check(manifest, chunks)?;
     process::check(manifest)?;
     files::check(manifest)?;
-    dump::check(manifest)
+    dump::check(manifest)?;
+    memory_file::check(manifest)
 }
 
 /// `what` is named in the error unless `kept`.

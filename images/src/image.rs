@@ -28,6 +28,8 @@ const MAGIC: &[u8; 8] = b"DFROSTIM";
 const VERSION: u32 = 1;
 /// Incompatible feature: the snapshot is a dump of CRIU's, whose memory lies where `criu::Layout` puts it.
 const CRIU_DUMP: u32 = 1;
+/// Incompatible feature: the snapshot is a virtual machine's memory, whose pages lie at their offsets.
+const MEMORY_FILE: u32 = 2;
 /// Bytes in front of the manifest.
 pub const HEADER_BYTES: usize = 48;
 const DIGEST_BYTES: usize = 32;
@@ -82,7 +84,8 @@ impl Image {
 
 /// The incompatible features that a manifest uses.
 fn features(manifest: &Manifest) -> u32 {
-    if manifest.criu_dump.is_some() { CRIU_DUMP } else { 0 }
+    let feature = |used: bool, bit: u32| if used { bit } else { 0 };
+    feature(manifest.criu_dump.is_some(), CRIU_DUMP) | feature(manifest.memory_file.is_some(), MEMORY_FILE)
 }
 
 /// Digest and chunk table of a file, without its manifest.
@@ -114,7 +117,7 @@ fn header(bytes: &[u8]) -> Result<&[u8], ImageError> {
     if word(header, 8) != VERSION {
         return Err(ImageError::Version { what: "image", found: word(header, 8), known: VERSION });
     }
-    if word(header, 20) & !CRIU_DUMP != 0 {
+    if word(header, 20) & !(CRIU_DUMP | MEMORY_FILE) != 0 {
         return Err(ImageError::Features(word(header, 20)));
     }
     Ok(header)

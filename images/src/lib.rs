@@ -14,6 +14,7 @@ mod cut;
 mod error;
 mod image;
 mod map;
+pub mod memory_file;
 pub mod pack;
 pub mod working_set;
 

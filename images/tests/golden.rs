@@ -12,6 +12,7 @@ use images::{Image, PageMap, chunk_id, parse_table};
 
 const PROCESS: &[u8] = include_bytes!("golden/v1-process.img");
 const MEMORY: &[u8] = include_bytes!("golden/v1-memory.img");
+const MACHINE: &[u8] = include_bytes!("golden/v1-machine.img");
 const CRIU: &[u8] = include_bytes!("golden/v1-criu.img");
 const PACK: &[u8] = include_bytes!("golden/v1.pack");
 const TEXT: &[u8] = include_bytes!("golden/v1-text.frame");
@@ -19,7 +20,7 @@ const BITS: &[u8] = include_bytes!("golden/v1-bits.frame");
 
 #[test]
 fn golden_files_are_those_committed() {
-    let digests = [PROCESS, MEMORY, PACK, TEXT, BITS, CRIU].map(|bytes| chunk_id(bytes).to_string());
+    let digests = [PROCESS, MEMORY, PACK, TEXT, BITS, CRIU, MACHINE].map(|bytes| chunk_id(bytes).to_string());
     assert_eq!(
         digests,
         [
@@ -29,13 +30,16 @@ fn golden_files_are_those_committed() {
             "a334b7a3fbca880512dbeb03f3e2f2959e4700586d53f197194d48037bcde5ca",
             "f46085d2b8c63db88ed1a09895a79b94bdeab0c53ae7bbbbcba1f9a8f163c5f4",
             "501c767afe067b666ca275a817c3e5daa9ef81dce4f1901f32f7b9ee65a65b18",
+            "b8f09d2066cf98ba9c2993a1ab5da2109fa339c3b368ea6f5dafa4fc2e7f91fe",
         ]
     );
 }
 
 #[test]
 fn golden_images_open_and_are_written_the_same_again() {
-    for (bytes, manifest, chunks) in [(PROCESS, sample::process(), 4), (MEMORY, sample::memory(), 2), (CRIU, sample::criu(), 2)] {
+    for (bytes, manifest, chunks) in
+        [(PROCESS, sample::process(), 4), (MEMORY, sample::memory(), 2), (CRIU, sample::criu(), 2), (MACHINE, sample::machine(), 2)]
+    {
         let image = Image::parse(bytes).expect("is whole");
         assert_eq!(image.id.0, chunk_id(bytes).0);
         assert_eq!(image.manifest, manifest);

@@ -171,6 +171,37 @@ fn headers_are_checked_in_the_order_of_their_fields() {
 }
 
 #[test]
+fn a_machine_is_checked() {
+    let parse = |manifest: &Manifest| Image::parse(&Image::encode(manifest, &sample::table(2)));
+    assert_eq!(parse(&sample::machine()).map(|image| image.manifest), Ok(sample::machine()));
+    fn file(manifest: &mut Manifest) -> &mut images::manifest::MemoryFile {
+        manifest.memory_file.as_mut().expect("is in the sample")
+    }
+    let changes: [(&str, Change); 9] = [
+        ("a virtual machine and something else", |m| {
+            let Manifest { host, process, threads, files, descriptors, .. } = sample::process();
+            *m = Manifest { host, process, threads, files, descriptors, ..m.clone() };
+        }),
+        ("memory of 0 bytes", |m| file(m).memory_bytes = 0),
+        ("memory of 4097 bytes", |m| file(m).memory_bytes = 4097),
+        ("memory of 18446744073709547520 bytes", |m| file(m).memory_bytes = u64::MAX - 4095),
+        ("memory of", |m| file(m).state_start += 4096),
+        ("memory and state", |m| file(m).state_bytes = 9000),
+        ("memory of", |m| file(m).state_bytes = u64::MAX),
+        ("memory and state", |m| m.regions[0].lazy = true),
+        ("memory and state", |m| m.regions[1].name = "other".to_owned()),
+    ];
+    for (what, change) in changes {
+        let mut manifest = sample::machine();
+        change(&mut manifest);
+        match parse(&manifest) {
+            Err(ImageError::Manifest(why)) => assert!(why.contains(what), "{what}: {why}"),
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_dump_is_checked() {
     let parse = |manifest: &Manifest| Image::parse(&Image::encode(manifest, &sample::table(2)));
     assert_eq!(parse(&sample::criu()).map(|image| image.manifest), Ok(sample::criu()));

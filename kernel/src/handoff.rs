@@ -47,6 +47,23 @@ pub fn send_fds(socket: &UnixStream, fds: &[RawFd]) -> Result<(), Errno> {
     sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&[0])], &rights, MsgFlags::empty(), None).map(drop)
 }
 
+/// Receive what has come, at least a byte unless the other end has hung up: bytes are added to `bytes`, descriptors to `fds`. Yields how
+/// many bytes.
+pub fn recv_some(socket: &UnixStream, bytes: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> Result<usize, Errno> {
+    let mut room = [0; 64 << 10];
+    let mut space = nix::cmsg_space!([RawFd; 8]);
+    let mut buffer = [IoSliceMut::new(&mut room)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut buffer, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(found) = control {
+            fds.extend(found.into_iter().map(own));
+        }
+    }
+    let count = message.bytes;
+    bytes.extend(&room[..count]);
+    Ok(count)
+}
+
 /// Receive `count` descriptors and their byte; `EBADMSG` where fewer came.
 pub fn recv_fds(socket: &UnixStream, count: usize) -> Result<Vec<OwnedFd>, Errno> {
     let mut byte = [0];

@@ -4,10 +4,11 @@
 //! know the meaning of. [`tracee`] owns the states of a traced thread, [`remote`] runs system calls in one, [`spawn`] makes the
 //! process that a restore fills; [`memory`] and [`pagemap`] look into a process, [`uffd`] answers its missing pages, [`handoff`]
 //! moves descriptors between processes, [`hangup`] leaves a signal to the kernel, [`sockopt`] looks at sockets, [`mapped_file`]
-//! lends out a pack and [`shared_words`] keep what must outlive us.
+//! lends out a pack, [`shared_words`] keep what must outlive us and [`lazy_memory`] is filled by others.
 
 pub mod handoff;
 pub mod hangup;
+pub mod lazy_memory;
 pub mod mapped_file;
 pub mod memory;
 pub mod pagemap;

@@ -33,9 +33,7 @@ impl Scratch {
 
     /// Watch all of it.
     pub fn watch(&self) -> Result<Uffd, Errno> {
-        // SAFETY: flags in, a descriptor out.
-        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
-        let uffd = Uffd::api(crate::handoff::own(Errno::result(fd)? as i32))?;
+        let uffd = Uffd::open()?;
         uffd.register(self.0)?;
         Ok(uffd)
     }

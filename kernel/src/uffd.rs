@@ -147,6 +147,13 @@ impl Uffd {
         Ok(uffd)
     }
 
+    /// One for our own memory.
+    pub fn open() -> Result<Self, Errno> {
+        // SAFETY: flags in, a descriptor out.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
+        Self::api(crate::handoff::own(Errno::result(fd)? as RawFd))
+    }
+
     /// A descriptor on which features are settled.
     #[must_use]
     pub fn adopt(fd: OwnedFd) -> Self {
@@ -259,6 +266,12 @@ impl Message {
             EVENT_UNMAP => PageRange::from_addrs(a, b).map(Event::Unmap),
             _ => None,
         }
+    }
+}
+
+impl From<Uffd> for OwnedFd {
+    fn from(uffd: Uffd) -> Self {
+        uffd.0
     }
 }
 

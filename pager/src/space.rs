@@ -47,6 +47,8 @@ pub enum Outcome {
 pub struct Space {
     uffd: Uffd,
     ledger: Mutex<Ledger>,
+    /// What one COPY fills at least, and in multiples of what: 1 but for huge pages.
+    granule_pages: u64,
 }
 
 impl Space {
@@ -54,6 +56,12 @@ impl Space {
     #[must_use]
     pub fn new(uffd: Uffd, residency: Residency) -> Self {
         Self::over(uffd, Ledger::new(residency))
+    }
+
+    /// The same for memory whose own pages are larger; what is owed is whole ones.
+    #[must_use]
+    pub(crate) fn of_granules(uffd: Uffd, residency: Residency, granule_pages: u64) -> Self {
+        Self { granule_pages, ..Self::new(uffd, residency) }
     }
 
     /// The same, with a journal that outlives us.
@@ -65,7 +73,17 @@ impl Space {
     /// The same with what it owes as a ledger.
     #[must_use]
     pub(crate) fn over(uffd: Uffd, ledger: Ledger) -> Self {
-        Self { uffd, ledger: Mutex::new(ledger) }
+        Self { uffd, ledger: Mutex::new(ledger), granule_pages: 1 }
+    }
+
+    /// How large its own pages are, in pages of 4 KiB.
+    pub(crate) fn granule_pages(&self) -> u64 {
+        self.granule_pages
+    }
+
+    /// Its own page that `page` is in.
+    fn granule(&self, page: PageAddr) -> Option<PageRange> {
+        PageRange::with_len(PageAddr::from_number(page.number() - page.number() % self.granule_pages), self.granule_pages)
     }
 
     fn lock(&self) -> MutexGuard<'_, Ledger> {
@@ -147,7 +165,7 @@ impl Space {
             while next < run.pages {
                 let at = PageAddr::from_number(run.at.number() + next);
                 let origin = PageAddr::from_number(run.origin.number() + next);
-                let pages = if by_page { 1 } else { run.pages - next };
+                let pages = if by_page { self.granule_pages } else { run.pages - next };
                 let filled = one(&self.uffd, at, origin, pages);
                 point("after-copy");
                 let done = match filled {
@@ -155,18 +173,18 @@ impl Space {
                     Filled::Exists { bytes } => {
                         let single = PageAddr::from_number(at.number() + bytes / PAGE_SIZE_BYTES);
                         self.wake(single);
-                        bytes / PAGE_SIZE_BYTES + 1
+                        bytes / PAGE_SIZE_BYTES + self.granule_pages
                     }
                     Filled::Changing { bytes } => {
                         ledger.settle(origin, bytes / PAGE_SIZE_BYTES);
                         return Outcome::Retry;
                     }
                     // One COPY must stay within one mapping: mprotect may have split it. A single page that has no mapping is gone.
-                    Filled::Unmapped if pages > 1 => {
+                    Filled::Unmapped if pages > self.granule_pages => {
                         by_page = true;
                         continue;
                     }
-                    Filled::Unmapped => 1,
+                    Filled::Unmapped => self.granule_pages,
                     Filled::Gone => {
                         ledger.forget();
                         return Outcome::Gone;
@@ -187,8 +205,13 @@ impl Space {
         if ledger.residency().owed_at(page).is_some() {
             return Outcome::Retry;
         }
-        let Some(range) = PageRange::with_len(page, 1) else { return Outcome::Settled };
-        match self.uffd.zero(range) {
+        let Some(range) = self.granule(page) else { return Outcome::Settled };
+        let filled = match self.granule_pages {
+            1 => self.uffd.zero(range),
+            // There is no zero page of that size to be shared.
+            _ => self.uffd.copy(range.start(), &vec![0; range.bytes() as usize]),
+        };
+        match filled {
             Filled::Done => Outcome::Settled,
             Filled::Exists { .. } | Filled::Unmapped => {
                 self.wake(page);
@@ -203,7 +226,7 @@ impl Space {
 
     /// Let threads that wait for `page` look again.
     pub fn wake(&self, page: PageAddr) {
-        if let Some(range) = PageRange::with_len(page, 1) {
+        if let Some(range) = self.granule(page) {
             // It fails only for a range that nobody can wait in.
             let _ = self.uffd.wake(range);
         }

@@ -1,6 +1,7 @@
 //! Tables of open descriptors, ours and others', as /proc shows them: how a userfaultfd or a mailbox is found again by its inode.
 
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 
 /// One open descriptor.
@@ -48,6 +49,12 @@ fn of(whose: &str) -> impl Iterator<Item = Open> + use<> {
         let inode = std::fs::metadata(entry.path()).ok()?.ino();
         Some(Open { fd, link, inode })
     })
+}
+
+/// Whether a descriptor of ours is a userfaultfd.
+#[must_use]
+pub fn is_userfaultfd(fd: &std::os::fd::OwnedFd) -> bool {
+    ours().any(|open| open.fd == fd.as_raw_fd() && open.is_userfaultfd())
 }
 
 /// The inode behind a descriptor of ours.

@@ -82,6 +82,28 @@ pub enum Import {
         #[arg(long)]
         json: bool,
     },
+    /// A microVM's snapshot: the files that Firecracker's snapshot/create wrote
+    Firecracker(ImportFirecrackerArgs),
+}
+
+/// What `import firecracker` takes.
+#[derive(Debug, Args)]
+pub struct ImportFirecrackerArgs {
+    /// Its memory (mem_file_path)
+    #[arg(long, value_name = "FILE")]
+    pub memory: PathBuf,
+    /// Its state (snapshot_path), to be kept with it
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
+    /// NAME or NAME:TAG
+    pub name: SnapshotName,
+    #[command(flatten)]
+    pub store: StoreArg,
+    #[command(flatten)]
+    pub compression: CompressionArgs,
+    /// Print a report as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What can be exported.
@@ -102,6 +124,26 @@ pub enum Export {
         #[arg(long)]
         json: bool,
     },
+    /// A microVM's files: all that `pager firecracker` leaves to be had is its state
+    Firecracker(ExportFirecrackerArgs),
+}
+
+/// What `export firecracker` takes.
+#[derive(Debug, Args)]
+pub struct ExportFirecrackerArgs {
+    /// NAME or NAME:TAG
+    pub name: SnapshotName,
+    /// Write the memory there
+    #[arg(long, value_name = "FILE", required_unless_present = "state")]
+    pub memory: Option<PathBuf>,
+    /// Write the state there
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
+    #[command(flatten)]
+    pub store: StoreArg,
+    /// Print a report as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Whose memory the pager brings, other than our own restores'.
@@ -109,6 +151,24 @@ pub enum Export {
 pub enum Frontend {
     /// In place of `criu lazy-pages`: serve one `criu restore --lazy-pages` with the same work folder
     Criu(CriuArgs),
+    /// In place of Firecracker's page-fault handler: serve microVMs of one snapshot, whose mem_backend is of type Uffd
+    Firecracker(FirecrackerArgs),
+}
+
+/// What `pager firecracker` takes.
+#[derive(Debug, Args)]
+pub struct FirecrackerArgs {
+    /// Where VMs connect: their backend_path
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// Whose memory they get, which `import firecracker` made
+    #[arg(long, value_name = "NAME[:TAG]")]
+    pub snapshot: SnapshotName,
+    #[command(flatten)]
+    pub store: StoreArg,
+    /// Only what they touch
+    #[arg(long)]
+    pub no_background: bool,
 }
 
 /// What `pager criu` takes.

@@ -1,12 +1,13 @@
 //! The process side: checkpoint and restore.
 //!
 //! [`checkpoint`] turns a running process into a snapshot in a store; [`restore`] builds a process from one and hands its memory to
-//! the pager. [`process`] reads what /proc says. `main` is the command line over both, and [`demo`] the whole story.
+//! the pager. [`process`] reads what /proc says. `main` is the command line over both, and [`demo`] the whole story;
+//! [`foreign`] takes in what others checkpointed.
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
-pub mod criu;
 pub mod demo;
+pub mod foreign;
 mod intake;
 pub mod phases;
 mod process;

@@ -59,12 +59,15 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Import { kind: Import::Criu { dir, name, store, compression, json } } => {
             verbs::foreign::import_criu(&dir, &name, store, compression, json)?;
         }
+        Verb::Import { kind: Import::Firecracker(args) } => verbs::foreign::import_firecracker(args)?,
+        Verb::Export { kind: Export::Firecracker(args) } => verbs::foreign::export_firecracker(args)?,
         Verb::Export { kind: Export::Criu { name, dir, store, lazy, json } } => {
             verbs::foreign::export_criu(&name, &dir, lazy, store, json)?
         }
         Verb::Gc { store, json } => verbs::snapshots::gc(store, json)?,
         Verb::Demo { values } => defrost_restorer::demo::run(values)?,
         Verb::Pager { frontend: Some(Frontend::Criu(args)), .. } => verbs::frontend::criu(args)?,
+        Verb::Pager { frontend: Some(Frontend::Firecracker(args)), .. } => verbs::frontend::firecracker(args)?,
         Verb::Pager { adopt: Some(pid), .. } => verbs::live::adopt(pid)?,
         Verb::Pager { take_over, .. } => return verbs::live::pager(take_over, standard_input().ok()),
         Verb::NamespaceInit => defrost_restorer::restore::namespace::init(&standard_input()?)?,

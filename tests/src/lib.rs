@@ -8,6 +8,7 @@ pub mod command;
 pub mod criu;
 pub mod guarded;
 pub mod live_pager;
+pub mod machines;
 pub mod netns;
 pub mod record;
 pub mod redis;

@@ -183,17 +183,19 @@ impl Victim {
         Ok(())
     }
 
-    /// What the kernel says of its threads, for a failure's message; `None` if it is gone. An orphan's child may carry its name on.
+    /// What the kernel says of its threads, for a failure's message; `None` if it is gone, or has ended and is not reaped. An orphan's child
+    /// may carry its name on.
     fn state(&self) -> Option<String> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid)).ok()?;
-        let mut told = String::new();
+        let (mut told, mut ended) = (String::new(), true);
         for task in tasks.flatten() {
             let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
             let stat = read("stat");
             let state = stat.rsplit(')').next().unwrap_or_default().trim_start().chars().next().unwrap_or('?');
+            ended &= state == 'Z';
             told.push_str(&format!("{} {state} {} {}; ", task.file_name().to_string_lossy(), read("wchan"), read("syscall").trim_end()));
         }
-        Some(told)
+        (!ended).then_some(told)
     }
 
     /// End it wherever it runs, forget what it said, and wait until its pid is free: ready for another restore.

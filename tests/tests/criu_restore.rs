@@ -69,7 +69,7 @@ fn memory_comes_from_the_images() -> Result<()> {
     for _ in 0..3 {
         let daemon = LazyPages::start(&images, &["--images", &images.display().to_string()])?;
         let said = dumped.proves(&images, daemon)?;
-        ensure!(LazyPages::number(&said, "tasks")? == 2, "{said}");
+        ensure!(LazyPages::number(&said, "spaces")? == 2, "{said}");
         ensure!(LazyPages::number(&said, "demand_faults")? > 0, "nothing was lazy: {said}");
     }
     Ok(())

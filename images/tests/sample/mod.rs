@@ -15,10 +15,11 @@ pub const CHUNK_SIZE_BYTES: u32 = 16384;
 pub type Golden = (&'static str, fn() -> Vec<u8>);
 
 /// All golden files of the current format.
-pub const GOLDEN: [Golden; 6] = [
+pub const GOLDEN: [Golden; 7] = [
     ("v1-process.img", process_image),
     ("v1-memory.img", memory_image),
     ("v1-criu.img", || Image::encode(&criu(), &table(2)).to_vec()),
+    ("v1-machine.img", || Image::encode(&machine(), &table(2)).to_vec()),
     ("v1.pack", pack),
     ("v1-text.frame", || frames()[0].1.to_vec()),
     ("v1-bits.frame", || frames()[5].1.to_vec()),
@@ -125,6 +126,20 @@ pub fn memory() -> Manifest {
     }
 }
 
+/// A virtual machine's memory, and its state.
+pub fn machine() -> Manifest {
+    let (memory_bytes, state_bytes) = (0x28_1000, 5000);
+    let (state_start, regions) = images::memory_file::regions(memory_bytes, state_bytes).expect("is memory");
+    Manifest {
+        regions,
+        extents: vec![Extent { start: 0x8000, pages: 4, first_chunk: 0 }, Extent { start: 0x30_0000, pages: 2, first_chunk: 1 }],
+        chunk_size_bytes: CHUNK_SIZE_BYTES,
+        created_unix_s: 1_700_000_001,
+        memory_file: Some(images::memory_file::describe(memory_bytes, state_start, state_bytes)),
+        ..Manifest::default()
+    }
+}
+
 /// A process with something of everything.
 pub fn process() -> Manifest {
     Manifest {
@@ -138,6 +153,7 @@ pub fn process() -> Manifest {
         chunk_size_bytes: CHUNK_SIZE_BYTES,
         created_unix_s: 1_800_000_000,
         criu_dump: None,
+        memory_file: None,
     }
 }
 

@@ -33,6 +33,9 @@ pub enum RestoreError {
     /// CRIU's process.
     #[error("the snapshot is a dump of CRIU's: write it back with `defrost export criu`, and restore it with `criu restore`")]
     OfCriu,
+    /// The snapshot is of something that only its own kind can run.
+    #[error("it is the memory of a microVM: serve it with `defrost pager firecracker --socket PATH --snapshot NAME`")]
+    OfMachine,
     /// The image cannot be read.
     #[error("snapshot image: {0}; run `defrost verify` and checkpoint again")]
     BadImage(#[from] images::ImageError),

@@ -18,6 +18,7 @@ pub fn whole(manifest: &Manifest) -> Result<(), RestoreError> {
     let missing = |what: &str| Err(RestoreError::Image(format!("has no {what}")));
     match manifest {
         Manifest { criu_dump: Some(_), .. } => Err(RestoreError::OfCriu),
+        Manifest { memory_file: Some(_), .. } => Err(RestoreError::OfMachine),
         Manifest { process: None, .. } => missing("process"),
         Manifest { host: None, .. } => missing("host"),
         m if m.threads.is_empty() => missing("threads"),

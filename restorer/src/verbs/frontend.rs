@@ -1,12 +1,12 @@
 //! Pagers for the restores of others.
 
 use super::{address_of, open};
-use crate::cli::CriuArgs;
+use crate::cli::{CriuArgs, FirecrackerArgs};
 use anyhow::{Context as _, Result, bail};
-use images::Image;
 use images::criu::{Dump, Layout};
 use nix::unistd::{dup2_stderr, dup2_stdout};
-use pager::frontend::criu::{Daemon, DumpDir, FromFolder, FromStore, Held, Plan, Source, Take};
+use pager::frontend::criu::{Daemon, DumpDir, FromFolder, FromStore, Plan, Take};
+use pager::frontend::{Held, Snapshot, Source, firecracker};
 use pages::SnapshotName;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -39,7 +39,7 @@ pub fn criu(args: CriuArgs) -> Result<()> {
         (Some(name), _) => snapshot(&name, &address_of(args.store.store)?)?,
         (None, Some(images)) => {
             let dir = DumpDir::open(&images, Take::Memory)?;
-            let plan = Plan::new(dir.dump())?;
+            let plan = Arc::new(Plan::new(dir.dump())?);
             let source = || -> Result<Box<dyn Source>> { Ok(Box::new(FromFolder::open(&dir, &plan)?)) };
             let (demand, bulk) = (source()?, source()?);
             (plan, demand, bulk)
@@ -58,21 +58,31 @@ pub fn criu(args: CriuArgs) -> Result<()> {
     Ok(())
 }
 
-type Planned = (Plan, Box<dyn Source>, Box<dyn Source>);
+type Planned = (Arc<Plan>, Box<dyn Source>, Box<dyn Source>);
 
 /// A snapshot that an import made.
 fn snapshot(name: &SnapshotName, address: &str) -> Result<Planned> {
     let (demand, bulk) = (open(address, Access::Read, Class::Demand)?, open(address, Access::Read, Class::Bulk)?);
-    let image = Image::parse(&bulk.image(&bulk.resolve(name)?)?).with_context(|| format!("snapshot {name}"))?;
-    let Some(kept) = &image.manifest.criu_dump else {
+    let snapshot = Snapshot::open(name, bulk.as_ref())?;
+    let Some(kept) = &snapshot.image().manifest.criu_dump else {
         bail!("snapshot {name} is a process that defrost froze, not a dump of CRIU's: bring it back with `defrost restore {name}`");
     };
     let dump = Dump::of(kept).with_context(|| format!("snapshot {name}"))?;
     let layout = Arc::new(Layout::new(&dump).with_context(|| format!("snapshot {name}"))?);
-    let plan = Plan::new(&dump)?;
-    let (image, dump) = (Arc::new(image), Arc::new(dump));
-    let source = |store| -> Box<dyn Source> { Box::new(FromStore::new(&image, &dump, &layout, store)) };
-    Ok((plan, source(demand), source(bulk)))
+    let (plan, dump) = (Arc::new(Plan::new(&dump)?), Arc::new(dump));
+    let source = |store| -> Box<dyn Source> { Box::new(FromStore::new(&snapshot, &plan, &dump, &layout, store)) };
+    let (demand, bulk) = (source(demand), source(bulk));
+    Ok((plan, demand, bulk))
+}
+
+/// The handler of microVMs of one snapshot, until a signal comes.
+pub fn firecracker(args: FirecrackerArgs) -> Result<()> {
+    let held = Held::hold()?;
+    let address = address_of(args.store.store)?;
+    let (demand, bulk) = (open(&address, Access::Read, Class::Demand)?, open(&address, Access::Read, Class::Bulk)?);
+    let snapshot = Snapshot::open(&args.snapshot, bulk.as_ref())?;
+    let guest = firecracker::Guest::new(snapshot, demand, bulk, !args.no_background).with_context(|| args.snapshot.to_string())?;
+    Ok(firecracker::Daemon::listen(&args.socket, guest, held)?.serve()?)
 }
 
 /// A zero byte, as CRIU's own daemon writes, and then the descriptor is closed: who waits sees both.

@@ -29,6 +29,15 @@ struct Summary {
     files: Vec<FileLine>,
     #[serde(skip_serializing_if = "Option::is_none")]
     criu_dump: Option<CriuDump>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    machine: Option<Machine>,
+}
+
+/// In place of a process.
+#[derive(Serialize)]
+struct Machine {
+    memory_bytes: u64,
+    state_bytes: u64,
 }
 
 /// In place of a process.
@@ -112,6 +121,7 @@ fn summary(name: String, id: SnapshotId, image: &Image) -> Summary {
             folders: dump.folders().count() as u64,
             files: dump.folders().map(|folder| folder.len() as u64).sum(),
         }),
+        machine: manifest.memory_file.map(|file| Machine { memory_bytes: file.memory_bytes, state_bytes: file.state_bytes }),
     }
 }
 
@@ -168,6 +178,8 @@ impl fmt::Display for Summary {
         writeln!(f, "{}  {}", self.name, self.id)?;
         if let Some(CriuDump { tasks, folders, files }) = &self.criu_dump {
             writeln!(f, "a dump of CRIU's, {} tasks, {files} files in {folders} folders", tasks.len())?;
+        } else if let Some(Machine { memory_bytes, state_bytes }) = &self.machine {
+            writeln!(f, "a microVM, {memory_bytes} bytes of memory, {state_bytes} of state")?;
         } else {
             writeln!(f, "process {} ({}), {} threads, of kernel {}", self.pid, self.comm, self.threads.len(), self.kernel_release)?;
             writeln!(f, "  exe {}\n  cwd {}", self.exe, self.cwd)?;
@@ -179,7 +191,7 @@ impl fmt::Display for Summary {
             let lazy = if r.lazy { " lazy" } else { "" };
             writeln!(f, "  {:x}-{:x} {} {}{lazy} {} {}", r.start, r.end, r.prot, r.backing, r.contents_bytes, r.path)?;
         }
-        if self.criu_dump.is_none() {
+        if self.criu_dump.is_none() && self.machine.is_none() {
             writeln!(f, "files:")?;
         }
         for file in &self.files {

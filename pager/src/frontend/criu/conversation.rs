@@ -10,13 +10,12 @@
 //! Numbers are the host's. One restore is served: whoever comes second finds nobody listening. A thread of its own reads, so that a
 //! restore that stops in the middle of a message keeps nobody waiting.
 
-use super::{FrontendError, SOCKET};
-use kernel::uffd::Uffd;
+use super::{CriuError, SOCKET};
+use crate::frontend::Held;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signalfd::SignalFd;
 use std::io::{ErrorKind, Read as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
@@ -30,7 +29,7 @@ pub(super) struct Listening(UnixListener);
 #[derive(Debug)]
 pub(super) enum Said {
     /// A task, and the userfaultfd of its memory.
-    Task(u32, Uffd),
+    Task(u32, OwnedFd),
     /// A task that is dead.
     Dead(u32),
     /// All tasks run.
@@ -41,8 +40,8 @@ pub(super) enum Said {
 
 impl Listening {
     /// Make the socket in the folder, which becomes our working directory.
-    pub fn open(work_dir: &Path) -> Result<Self, FrontendError> {
-        let failed = |source| FrontendError::Listen { path: work_dir.join(SOCKET), source };
+    pub fn open(work_dir: &Path) -> Result<Self, CriuError> {
+        let failed = |source| CriuError::Listen { path: work_dir.join(SOCKET), source };
         std::env::set_current_dir(work_dir).map_err(failed)?;
         // An earlier daemon's: neither CRIU nor we remove it at the end.
         match std::fs::remove_file(SOCKET) {
@@ -53,7 +52,7 @@ impl Listening {
     }
 
     /// Wait for the restore of so many tasks, or for a signal that ends us.
-    pub fn accept(self, tasks: usize, signals: &SignalFd) -> Result<Conversation, FrontendError> {
+    pub fn accept(self, tasks: usize, signals: &Held) -> Result<Conversation, CriuError> {
         loop {
             let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::NONE) {
@@ -61,7 +60,7 @@ impl Listening {
                 other => other.map_err(std::io::Error::from)?,
             };
             if fds[1].any() == Some(true) {
-                return Err(FrontendError::Told);
+                return Err(CriuError::Told);
             }
             if fds[0].any() == Some(true) {
                 break;
@@ -87,7 +86,7 @@ impl Conversation {
     }
 
     /// The next thing it says.
-    pub fn next(&mut self) -> Result<Said, FrontendError> {
+    pub fn next(&mut self) -> Result<Said, CriuError> {
         let mut word = [0; 4];
         match self.stream.read_exact(&mut word) {
             // Reset: it ended without reading something that we never sent.
@@ -96,37 +95,33 @@ impl Conversation {
         }
         let word = u32::from_ne_bytes(word);
         if self.finished {
-            return Err(FrontendError::Nonsense(word));
+            return Err(CriuError::Nonsense(word));
         }
         if self.tasks == 0 {
             self.finished = word == FINISHED;
-            return if self.finished { Ok(Said::Finished) } else { Err(FrontendError::Nonsense(word)) };
+            return if self.finished { Ok(Said::Finished) } else { Err(CriuError::Nonsense(word)) };
         }
         self.tasks -= 1;
         match word as i32 {
             pid @ i32::MIN..0 => Ok(Said::Dead(pid.unsigned_abs())),
-            0 => Err(FrontendError::Stranger(0)),
+            0 => Err(CriuError::Stranger(0)),
             pid => self.uffd(pid as u32).map(|uffd| Said::Task(pid as u32, uffd)),
         }
     }
 
-    fn ended(&self) -> Result<Said, FrontendError> {
-        if self.finished { Ok(Said::HungUp) } else { Err(FrontendError::HungUp) }
+    fn ended(&self) -> Result<Said, CriuError> {
+        if self.finished { Ok(Said::HungUp) } else { Err(CriuError::HungUp) }
     }
 
     /// The descriptor behind a pid.
-    fn uffd(&self, pid: u32) -> Result<Uffd, FrontendError> {
+    fn uffd(&self, pid: u32) -> Result<OwnedFd, CriuError> {
         let received = match kernel::handoff::recv_fds(&self.stream, 1) {
-            Err(Errno::EBADMSG) => return Err(FrontendError::NoUffd(pid)),
+            Err(Errno::EBADMSG) => return Err(CriuError::NoUffd(pid)),
             other => other.map_err(std::io::Error::from)?,
         };
-        let found = received.into_iter().next().filter(is_userfaultfd).ok_or(FrontendError::NoUffd(pid))?;
+        let found = received.into_iter().next().filter(crate::table::is_userfaultfd).ok_or(CriuError::NoUffd(pid))?;
         // CRIU makes it so; a read that waits would keep everybody else waiting.
         nix::fcntl::fcntl(&found, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).map_err(std::io::Error::from)?;
-        Ok(Uffd::adopt(found))
+        Ok(found)
     }
-}
-
-fn is_userfaultfd(fd: &OwnedFd) -> bool {
-    crate::table::ours().any(|open| open.fd == fd.as_raw_fd() && open.is_userfaultfd())
 }

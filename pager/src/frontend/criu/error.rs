@@ -1,13 +1,13 @@
 //! What can stop a lazy-pages daemon.
 
 use super::DumpDirError;
-use crate::chunks::Unfit;
+use crate::frontend::FrontEndError;
 use images::criu::DumpError;
 use std::path::PathBuf;
 
 /// Why not all memory was brought. What is missing then was poisoned: a touch of it ends the process.
 #[derive(Debug, thiserror::Error)]
-pub enum FrontendError {
+pub enum CriuError {
     /// The images cannot be used.
     #[error(transparent)]
     Dir(#[from] DumpDirError),
@@ -21,6 +21,14 @@ pub enum FrontendError {
         pid: u32,
         /// Its pages.
         pages: pages::PageRange,
+    },
+    /// A page that no pagemap has.
+    #[error("page {page} of task {pid} is asked for, but no pagemap has it")]
+    NoPiece {
+        /// The task.
+        pid: u32,
+        /// Its page.
+        page: pages::PageAddr,
     },
     /// The socket cannot be made.
     #[error("listen at {path}: {source}: name a folder that exists and may be written to with --work-dir")]
@@ -61,17 +69,16 @@ pub enum FrontendError {
         /// Why.
         source: std::io::Error,
     },
-    /// A chunk that nobody may be given.
-    #[error("{0}; run `defrost verify` on the snapshot")]
-    Chunk(#[from] Unfit),
-    /// A page cannot be installed.
-    #[error("page {page} of task {pid} cannot be installed: {errno}")]
-    Install {
-        /// The task.
-        pid: u32,
-        /// The page.
-        page: pages::PageAddr,
-        /// Why.
-        errno: nix::errno::Errno,
-    },
+    /// It was begun and did not come to its end.
+    #[error(transparent)]
+    Serve(#[from] FrontEndError),
+}
+
+impl From<CriuError> for FrontEndError {
+    fn from(error: CriuError) -> Self {
+        match error {
+            CriuError::Serve(error) => error,
+            error => Self::Source(error.into()),
+        }
+    }
 }

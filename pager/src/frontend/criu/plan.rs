@@ -1,9 +1,8 @@
 //! What each task of a dump owes when it is restored lazily. Pure.
 
-use super::FrontendError;
-use crate::residency::Residency;
+use super::CriuError;
 use images::criu::{Dump, Memory, Origin, Piece};
-use pages::PageAddr;
+use pages::{PageAddr, PageRange};
 
 /// All tasks of a dump.
 #[derive(Debug)]
@@ -18,11 +17,11 @@ struct Task {
 
 impl Plan {
     /// What the tasks of `dump` owe.
-    pub fn new(dump: &Dump) -> Result<Self, FrontendError> {
+    pub fn new(dump: &Dump) -> Result<Self, CriuError> {
         let task = |pid: &u32| {
             let memory = dump.memory(*pid)?.unwrap_or(Memory { mappings: Vec::new(), lazy: Vec::new() });
             match memory.lazy.iter().find(|piece| piece.origin == Origin::Source) {
-                Some(piece) => Err(FrontendError::AtSource { pid: *pid, pages: piece.range }),
+                Some(piece) => Err(CriuError::AtSource { pid: *pid, pages: piece.range }),
                 None => Ok(Task { pid: *pid, memory }),
             }
         };
@@ -34,17 +33,23 @@ impl Plan {
         self.0.iter().map(|task| task.pid)
     }
 
-    /// The memory of a task that is about to run; `None` for a stranger.
-    pub(super) fn residency(&self, pid: u32) -> Option<Residency> {
+    /// What is watched of a task that is about to run, and what of it is owed; `None` for a stranger.
+    pub(super) fn memory(&self, pid: u32) -> Option<(Vec<PageRange>, Vec<PageRange>)> {
         let memory = &self.task(pid)?.memory;
-        Some(Residency::new(memory.mappings.iter().copied(), memory.lazy.iter().map(|piece| piece.range)))
+        Some((memory.mappings.clone(), memory.lazy.iter().map(|piece| piece.range).collect()))
     }
 
-    /// The run of pages with one origin that a page is in.
-    pub(super) fn piece(&self, pid: u32, page: PageAddr) -> Option<&Piece> {
-        let lazy = &self.task(pid)?.memory.lazy;
+    /// The run of pages with one origin that a page is in, which is owed and so of some piece.
+    pub(super) fn piece(&self, pid: u32, page: PageAddr) -> Result<&Piece, CriuError> {
+        let lazy = self.task(pid).map_or(&[][..], |task| &task.memory.lazy);
         let at = lazy.partition_point(|piece| piece.range.end() <= page);
-        lazy.get(at).filter(|piece| piece.range.contains(page))
+        lazy.get(at).filter(|piece| piece.range.contains(page)).ok_or(CriuError::NoPiece { pid, page })
+    }
+
+    /// What of `wanted` can be had with a page of it.
+    pub(super) fn wanted(&self, pid: u32, page: PageAddr, wanted: PageRange) -> Result<Piece, CriuError> {
+        let piece = self.piece(pid, page)?;
+        Ok(piece.within(&wanted).unwrap_or(*piece))
     }
 
     fn task(&self, pid: u32) -> Option<&Task> {

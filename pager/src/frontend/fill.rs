@@ -1,8 +1,9 @@
-//! Background fill: once all tasks run, one thread brings what nobody has asked for yet, task after task, behind each one's last fault.
+//! Background fill: once all memory is known, one thread brings what nobody has asked for yet, space after space, behind each one's last
+//! fault.
 
-use super::FrontendError;
+use super::FrontEndError;
+use super::granule::Whole;
 use super::serve::{News, ServedSpace, Shared};
-use super::source::Source;
 use crate::space::Outcome;
 use pages::{PageAddr, PageRange};
 use std::sync::Arc;
@@ -14,10 +15,12 @@ use std::time::Duration;
 const RUN_PAGES: u64 = 256;
 /// Pause after an event got in the way, which the main loop reads.
 const PAUSE: Duration = Duration::from_micros(200);
+/// Between two looks for children, once nothing is owed.
+const IDLE: Duration = Duration::from_millis(5);
 /// How low the thread ranks, as bulk of our own restores does.
 const NICE: i32 = 10;
 
-pub(super) fn spawn(shared: Arc<Shared>, news: Sender<News>, mut source: Box<dyn Source>) -> std::io::Result<()> {
+pub(super) fn spawn(shared: Arc<Shared>, news: Sender<News>, mut source: Whole) -> std::io::Result<()> {
     let run = move || {
         // Where it may not, it is merely in the way a little.
         let _ = kernel::sys::set_nice(NICE);
@@ -25,7 +28,7 @@ pub(super) fn spawn(shared: Arc<Shared>, news: Sender<News>, mut source: Box<dyn
             let (mut spaces, mut owed) = (shared.spaces(), 0);
             spaces.retain(|served| served.space.owed_pages() > 0);
             for served in &spaces {
-                if let Err(error) = step(&shared, served, source.as_mut()) {
+                if let Err(error) = step(&shared, served, &mut source) {
                     return shared.tell(&news, News::Bulk(Err(error)));
                 }
                 let left = served.space.owed_pages();
@@ -34,25 +37,25 @@ pub(super) fn spawn(shared: Arc<Shared>, news: Sender<News>, mut source: Box<dyn
                     shared.tell(&news, News::Bulk(Ok(())));
                 }
             }
-            drop(spaces);
             if owed == 0 {
-                // The main loop ends once it sees the same; a child may be born before.
-                shared.tell(&news, News::Bulk(Ok(())));
-                std::thread::sleep(PAUSE);
+                // The main loop ends once it sees the same; a child may be born before, or others' memory stay.
+                if !spaces.is_empty() {
+                    shared.tell(&news, News::Bulk(Ok(())));
+                }
+                std::thread::sleep(IDLE);
             }
         }
     };
     std::thread::Builder::new().name("bulk".to_owned()).spawn(run).map(drop)
 }
 
-/// Bring one run of a task.
-fn step(shared: &Shared, served: &ServedSpace, source: &mut dyn Source) -> Result<(), FrontendError> {
+/// Bring one run of a space.
+fn step(shared: &Shared, served: &ServedSpace, source: &mut Whole) -> Result<(), FrontEndError> {
     let hot = PageAddr::from_number(served.hot.load(Ordering::Relaxed));
     let Some(origin) = served.space.next_owed(hot) else { return Ok(()) };
-    let Some(piece) = shared.plan.piece(served.pid, origin) else { return Ok(()) };
-    let run = PageRange::with_len(origin, RUN_PAGES).and_then(|run| run.intersect(&piece.range)).unwrap_or(piece.range);
+    let Some(run) = PageRange::with_len(origin, RUN_PAGES) else { return Ok(()) };
     let mut failed = Ok(());
-    source.bring(served.pid, piece, run, &shared.stop, &mut |range, data| {
+    source.bring(served, origin, run, &shared.stop, &mut |range, data| {
         let before = served.space.owed_pages();
         loop {
             match served.space.install(range, data) {
@@ -61,7 +64,7 @@ fn step(shared: &Shared, served: &ServedSpace, source: &mut dyn Source) -> Resul
                 Outcome::Settled => break,
                 Outcome::Gone => return false,
                 Outcome::Failed(errno) => {
-                    failed = Err(FrontendError::Install { pid: served.pid, page: range.start(), errno });
+                    failed = Err(FrontEndError::Install { id: served.id, page: range.start(), errno });
                     return false;
                 }
             }

@@ -5,16 +5,16 @@
 //!
 //! Known hole: CRIU 4.2.1 then reads at the end of the pages file for ever, instead of failing; the process never runs.
 
-use super::ExportError;
-use images::codec::{Decoder, Verified};
+use crate::foreign::ExportError;
+use crate::foreign::outtake::{Pages, create, write};
+use images::Image;
 use images::criu::{Body, Dump, Layout, Origin};
-use images::{Image, PageMap};
-use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange, SnapshotName};
-use std::fs::{DirBuilder, File};
+use pages::{PAGE_SIZE_BYTES, PageRange, SnapshotName};
+use std::fs::DirBuilder;
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use store::{Store, sound_chunk};
+use store::Store;
 
 /// What was exported.
 #[derive(Debug, serde::Serialize)]
@@ -55,8 +55,7 @@ pub fn export(name: &SnapshotName, dir: &Path, lazy: bool, store: &dyn Store) ->
     }
     let beside = dir.parent().unwrap_or(&dir);
     let partial = tempfile::Builder::new().prefix(".defrost-export-").tempdir_in(beside).map_err(write(beside))?;
-    let pages = Pages { name, store, map: PageMap::new(&image), image, decoder: Decoder::new(), chunk: Verified::default() };
-    let mut writer = Writer { pages, files: 0, page_bytes: 0 };
+    let mut writer = Writer { pages: Pages::new(name, store, &image), files: 0, page_bytes: 0 };
     if lazy {
         writer.lazily(&dump, &layout, partial.path())?
     } else {
@@ -65,16 +64,6 @@ pub fn export(name: &SnapshotName, dir: &Path, lazy: bool, store: &dyn Store) ->
     std::fs::rename(partial.path(), &dir).map_err(write(&dir))?;
     let _ = partial.keep(); // it has another name now
     Ok(ExportReport { name: name.to_string(), dir, files: writer.files, page_bytes: writer.page_bytes, lazy })
-}
-
-fn write(path: &Path) -> impl FnOnce(std::io::Error) -> ExportError {
-    let path = path.to_owned();
-    move |source| ExportError::Write { path, source }
-}
-
-/// A new file; memory is nobody else's to read.
-fn create(path: &Path) -> Result<File, ExportError> {
-    File::options().write(true).create_new(true).mode(0o600).open(path).map_err(write(path))
 }
 
 struct Writer<'a> {
@@ -105,7 +94,7 @@ impl Writer<'_> {
             }
         }
         for (name, _) in dump.pagemaps(0) {
-            let source = |source| ExportError::Dump { name: self.pages.name.clone(), source };
+            let source = |source| ExportError::Dump { name: self.pages.name().clone(), source };
             let (pagemap, eager) = dump.without_lazy(name).map_err(source)?;
             self.bytes(&to.join(name), &pagemap.encode())?;
             let path = to.join(pagemap.pages_file());
@@ -148,40 +137,5 @@ impl Writer<'_> {
     fn bytes(&mut self, path: &Path, bytes: &[u8]) -> Result<(), ExportError> {
         self.files += 1;
         create(path)?.write_all(bytes).map_err(write(path))
-    }
-}
-
-/// The image's pages.
-struct Pages<'a> {
-    name: &'a SnapshotName,
-    store: &'a dyn Store,
-    image: Image,
-    map: PageMap,
-    decoder: Decoder,
-    chunk: Verified,
-}
-
-impl Pages<'_> {
-    /// Write what `range` has to `file` from `offset` on, but nothing at or behind `end`; pages of zeros are left out. Yields how many bytes.
-    fn copy(&mut self, range: PageRange, file: &File, offset: u64, end: u64, path: &Path) -> Result<u64, ExportError> {
-        let (mut next, mut written) = (range.start(), 0);
-        while next < range.end() {
-            let Some((index, of_chunk)) = self.map.chunk_of(next) else {
-                next = PageAddr::from_number(next.number() + 1);
-                continue;
-            };
-            let id = self.image.table[index as usize];
-            let wrong = |source| ExportError::Chunk { name: self.name.clone(), chunk: id.to_string(), source: Box::new(source) };
-            sound_chunk(self.store, &id, of_chunk.bytes() as usize, &mut self.decoder, &mut self.chunk).map_err(wrong)?;
-            let part_end = of_chunk.end().min(range.end());
-            let bytes_at = |page: PageAddr, from: PageAddr| ((page.number() - from.number()) * PAGE_SIZE_BYTES) as usize;
-            let part = &self.chunk[bytes_at(next, of_chunk.start())..bytes_at(part_end, of_chunk.start())];
-            let at = offset + bytes_at(next, range.start()) as u64;
-            let part = &part[..part.len().min(end.saturating_sub(at) as usize)];
-            file.write_all_at(part, at).map_err(write(path))?;
-            written += part.len() as u64;
-            next = part_end;
-        }
-        Ok(written)
     }
 }

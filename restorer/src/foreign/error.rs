@@ -22,8 +22,16 @@ pub enum ImportError {
         /// What is wrong.
         source: DumpError,
     },
+    /// A file is none that can be imported.
+    #[error("{path}: {what}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        what: String,
+    },
     /// Page data cannot be read.
-    #[error("{0}: dump the process again, or take another dump")]
+    #[error("{0}: take another dump or snapshot, or make it again")]
     Pages(String),
     /// No worker can be started.
     #[error("no further thread can be made: raise ulimit -u, or the limit of the pid namespace")]
@@ -49,8 +57,11 @@ pub enum ExportError {
     /// Another kind of snapshot.
     #[error("snapshot {0} is a process that defrost froze, not a dump of CRIU's: bring it back with `defrost restore {0}`")]
     NoDump(SnapshotName),
+    /// Another kind of snapshot.
+    #[error("snapshot {0} is not of a microVM's memory: only what `defrost import firecracker` made can be exported so")]
+    NoMemoryFile(SnapshotName),
     /// There is something.
-    #[error("{0} is there already: name a folder that is not, or is empty")]
+    #[error("{0} is there already: name something that is not, or an empty folder")]
     Taken(PathBuf),
     /// The image is bad.
     #[error("snapshot {name}: {source}; run `defrost verify {name}`")]

@@ -4,10 +4,8 @@
 //! else in the store, and all other files are kept as they are. An export is the same files again, byte for byte; `parent` links become
 //! folders within the folder. A lazy export leaves out the pages that `criu restore --lazy-pages` asks for.
 
-mod error;
 mod export;
 mod import;
 
-pub use error::{ExportError, ImportError};
 pub use export::{ExportReport, export};
 pub use import::{ImportReport, import};

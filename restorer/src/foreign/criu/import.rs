@@ -1,6 +1,6 @@
 //! Import: read and check the folder, lay its page data out, take that in, commit the image.
 
-use super::ImportError;
+use crate::foreign::ImportError;
 use crate::intake::{Compression, Source, take_in};
 use images::Image;
 use images::criu::Layout;

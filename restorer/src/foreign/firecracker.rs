@@ -1,0 +1,134 @@
+//! A microVM's snapshot in our stores: its memory file, page for page at its offsets, and its state file, which is any bytes to us.
+
+use super::outtake::{Pages, write};
+use super::{ExportError, ImportError};
+use crate::intake::{Compression, Source, take_in};
+use images::Image;
+use images::manifest::Manifest;
+use images::memory_file;
+use pages::{PAGE_SIZE_BYTES, PageRange, SnapshotName};
+use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::time::SystemTime;
+use store::{Store, StoreError};
+
+/// What was imported or exported.
+#[derive(Debug, serde::Serialize)]
+pub struct Report {
+    /// The snapshot's name.
+    pub name: String,
+    /// Its digest.
+    pub snapshot: String,
+    /// How long the memory is.
+    pub memory_bytes: u64,
+    /// How long the state is.
+    pub state_bytes: u64,
+    /// Bytes of pages with contents.
+    pub contents_bytes: u64,
+    /// Compressed bytes that the store did not have.
+    pub sent_bytes: u64,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, snapshot, memory_bytes, state_bytes, contents_bytes, sent_bytes } = self;
+        write!(f, "{name} is {snapshot}: {memory_bytes} bytes of memory and {state_bytes} of state, ")?;
+        write!(f, "{contents_bytes} of them not zero; {sent_bytes} bytes sent")
+    }
+}
+
+/// Make a snapshot of a memory file, and of the state file that belongs to it; `progress` is told of bytes read.
+pub fn import(
+    memory: &Path,
+    state: Option<&Path>,
+    name: &SnapshotName,
+    compression: Compression,
+    store: &dyn Store,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Report, ImportError> {
+    match store.resolve(name) {
+        Ok(_) => return Err(StoreError::NameTaken(name.clone()).into()),
+        Err(StoreError::NotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let (memory_bytes, memory_file) = open(memory)?;
+    let opened = state.map(open).transpose()?;
+    let state_bytes = opened.as_ref().map_or(0, |(bytes, _)| *bytes);
+    let wrong = || ImportError::File {
+        path: memory.to_owned(),
+        what: format!("{memory_bytes} bytes are no guest memory, which has whole pages: name the file that was given as mem_file_path"),
+    };
+    let (state_start, regions) = memory_file::regions(memory_bytes, state_bytes).ok_or_else(wrong)?;
+    let files: Vec<(&Path, u64, &File)> = std::iter::once((memory, memory_bytes, &memory_file))
+        .chain(state.zip(opened.as_ref()).map(|(path, (bytes, file))| (path, *bytes, file)))
+        .collect();
+    let runs: Vec<PageRange> = regions.iter().filter_map(|region| PageRange::from_addrs(region.start, region.end)).collect();
+    let source = || -> Source<'_> {
+        Box::new(|range, raw| {
+            let at = usize::from(range.start().addr() >= state_start);
+            let (path, size_bytes, file) = files.get(at).ok_or_else(|| format!("pages {range} lie nowhere"))?;
+            let offset = range.start().addr() - if at == 0 { 0 } else { state_start };
+            let length = (size_bytes - offset.min(*size_bytes)).min(raw.len() as u64) as usize;
+            let (contents, beyond) = raw.split_at_mut(length);
+            beyond.fill(0);
+            file.read_exact_at(contents, offset).map_err(|error| format!("{}, page {}: {error}", path.display(), offset / PAGE_SIZE_BYTES))
+        })
+    };
+    let taken = take_in(&runs, &regions, &source, compression, store, progress)?;
+    let manifest = Manifest {
+        regions,
+        extents: taken.extents,
+        chunk_size_bytes: compression.chunk_size_bytes,
+        created_unix_s: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+        memory_file: Some(memory_file::describe(memory_bytes, state_start, state_bytes)),
+        ..Manifest::default()
+    };
+    let snapshot = store.commit(Image::encode(&manifest, &taken.table), name)?;
+    let contents_bytes = manifest.extents.iter().map(|extent| extent.pages * PAGE_SIZE_BYTES).sum();
+    let (name, snapshot) = (name.to_string(), snapshot.to_string());
+    Ok(Report { name, snapshot, memory_bytes, state_bytes, contents_bytes, sent_bytes: taken.sent_bytes })
+}
+
+/// A file and its length.
+fn open(path: &Path) -> Result<(u64, File), ImportError> {
+    let failed = |what: String| ImportError::File { path: path.to_owned(), what };
+    let cannot = |error: std::io::Error| failed(format!("{error}: name a file that can be read"));
+    let file = File::open(path).map_err(cannot)?;
+    let found = file.metadata().map_err(cannot)?;
+    if found.is_file() { Ok((found.len(), file)) } else { Err(failed("it is no plain file".to_owned())) }
+}
+
+/// Write the files again, those that are named; pages of zeros become holes.
+pub fn export(name: &SnapshotName, memory: Option<&Path>, state: Option<&Path>, store: &dyn Store) -> Result<Report, ExportError> {
+    let snapshot = store.resolve(name)?;
+    let image = Image::parse(&store.image(&snapshot)?).map_err(|source| ExportError::Image { name: name.clone(), source })?;
+    let kept = image.manifest.memory_file.ok_or_else(|| ExportError::NoMemoryFile(name.clone()))?;
+    let mut pages = Pages::new(name, store, &image);
+    let mut contents_bytes = 0;
+    for (path, start, bytes) in [(memory, 0, kept.memory_bytes), (state, kept.state_start, kept.state_bytes)] {
+        let Some(path) = path else { continue };
+        contents_bytes += file(&mut pages, path, start, bytes)?;
+    }
+    let (memory_bytes, state_bytes) = (kept.memory_bytes, kept.state_bytes);
+    Ok(Report { name: name.to_string(), snapshot: snapshot.to_string(), memory_bytes, state_bytes, contents_bytes, sent_bytes: 0 })
+}
+
+/// One file, which appears under its name once it is whole. Yields how many bytes were written.
+fn file(pages: &mut Pages<'_>, path: &Path, start: u64, bytes: u64) -> Result<u64, ExportError> {
+    if path.symlink_metadata().is_ok() {
+        return Err(ExportError::Taken(path.to_owned()));
+    }
+    let parent = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => path,
+    };
+    let beside = tempfile::Builder::new().prefix(".defrost-export-").tempfile_in(parent).map_err(write(path))?;
+    beside.as_file().set_len(bytes).map_err(write(path))?;
+    let range = PageRange::from_addrs(start, (start + bytes).next_multiple_of(PAGE_SIZE_BYTES)).filter(|range| !range.is_empty());
+    let written = range.map_or(Ok(0), |range| pages.copy(range, beside.as_file(), 0, bytes, path))?;
+    beside.persist_noclobber(path).map_err(|failed| write(path)(failed.error))?;
+    Ok(written)
+}
