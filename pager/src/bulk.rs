@@ -2,7 +2,7 @@
 //!
 //! Each takes a run of chunks that some space owes, fetches it in one request, and installs chunk after chunk in every space that
 //! owes it. There are more threads than cores, so that while some decode, others have requests under way and the connection is never
-//! idle. They wait until the process runs and then run behind everybody else ([`BULK_NICE`]), so that neither the end of the rebuild
+//! idle. They wait until the process runs and what is known of its working set was replayed, and then run behind everybody else ([`BULK_NICE`]), so that neither the end of the rebuild
 //! nor a fault nor the process itself waits for them. Chunks under way are marked, so that no two of these threads bring the same one; a demand fault does not look at the marks,
 //! as it must not wait for bulk.
 //!
@@ -57,7 +57,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, store: &Arc<dyn Store>, priority: Prio
                     // Where it may not, it is merely in the way a little.
                     let _ = kernel::sys::set_nice(BULK_NICE);
                 }
-                shared.wait_runs();
+                shared.wait_for_bulk();
                 run(&shared, store, &under_way, priority);
             })
         })
@@ -100,7 +100,7 @@ fn step_aside(shared: &Shared, priority: Priority) {
 }
 
 /// Install a chunk wherever it is owed; waits for the fault loop to read an event that is in the way.
-fn install(shared: &Shared, range: PageRange, chunk: &[u8]) -> Option<(PageRange, Errno)> {
+pub(crate) fn install(shared: &Shared, range: PageRange, chunk: &[u8]) -> Option<(PageRange, Errno)> {
     for space in shared.spaces() {
         loop {
             match space.install(range, chunk) {

@@ -192,6 +192,8 @@ fn unattended(pid: u32) -> Option<Status> {
         hedges: 0,
         hedges_won: 0,
         fail_overs: 0,
+        working_set_bytes: 0,
+        replayed_bytes: 0,
     })
 }
 

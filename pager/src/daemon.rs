@@ -17,6 +17,7 @@ use crate::keep::{Keep, Place, Record};
 use crate::mailbox::Mailbox;
 use crate::pager::{Config, Pager, lazy_origins};
 use crate::policy::Policy;
+use crate::replay::Recording;
 use crate::status::State;
 use crate::supervisor::{Told, Work};
 use crate::table;
@@ -64,6 +65,12 @@ pub struct Start {
     /// What to do about pages that do not come.
     #[serde(default)]
     pub policy: Policy,
+    /// Bring what earlier restores touched first.
+    #[serde(default)]
+    pub replay: bool,
+    /// What to do with what this one touches.
+    #[serde(default)]
+    pub recording: Recording,
 }
 
 /// Why a pager ended early.
@@ -227,6 +234,9 @@ fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Told, open: Open<'_>)
     told.serves(pid);
     record.adopted += 1;
     record.start.prefetch.clear();
+    if record.start.recording == Recording::Anew {
+        record.start.recording = Recording::Add; // what the dead pager saw is lost, and what this one sees is not all
+    }
     place.write(&record)?;
     let (image, stores) = loop {
         match prepare(&record.start, None, open) {
@@ -306,6 +316,9 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
         keep: Some(keep),
         adopted,
         policy: start.policy,
+        // With everything brought at once there is no order to keep to, nor to be seen.
+        replay: start.replay && !start.eager,
+        recording: if start.eager { Recording::Off } else { start.recording },
     }
 }
 
@@ -317,6 +330,6 @@ fn prepare(start: &Start, image: Option<Bytes>, open: Open<'_>) -> Result<(Image
         Some(image) => Image::parse_known(&image, id)?,
         None => Image::parse_known(&demand.image(&id)?, id)?,
     };
-    let bulk = if start.background || start.eager { open(&start.store, Class::Bulk)? } else { demand.clone() };
+    let bulk = if start.background || start.eager || start.replay { open(&start.store, Class::Bulk)? } else { demand.clone() };
     Ok((image, (demand, bulk)))
 }

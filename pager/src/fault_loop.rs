@@ -195,6 +195,7 @@ impl Loop {
         let shared = self.shared.clone();
         let run: Vec<Chunk> = wanted.iter().map(|(chunk, _)| *chunk).collect();
         let ahead = self.ahead(&space, &run);
+        run.iter().chain(&ahead).for_each(|(index, _)| shared.touched.note(*index));
         let last = run.iter().chain(&ahead).map(|(_, range)| range.end().number()).max();
         shared.hot.store(last.unwrap_or(0), Ordering::Relaxed);
         let (begun, mut took, mut failed) = (Instant::now(), None, None);

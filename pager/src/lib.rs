@@ -2,7 +2,7 @@
 //!
 //! [`residency`] (pure) knows which pages an address space still owes; its [`ledger`] changes that by what happens to the memory;
 //! [`space`] ties it to the space's userfaultfd under one lock; [`chunks`] fetches, decodes and verifies; [`fault_loop`] answers threads
-//! that wait and brings [`neighbours`] of what they wait for, as many as a [`window`] (pure) says; [`bulk`] brings the rest behind it,
+//! that wait and brings [`neighbours`] of what they wait for, as many as a [`window`] (pure) says; [`replay`] brings what earlier restores touched, [`bulk`] the rest behind it,
 //! each with a thread and a store of its own, so that a demand fault never queues behind bulk; [`outage`] watches over a store that does not
 //! answer, by the operator's [`policy`]. [`Pager`] is the sum of these, [`daemon`] the
 //! process that hosts one, [`control`] how others ask it.
@@ -34,6 +34,7 @@ pub mod origins;
 mod outage;
 mod pager;
 mod policy;
+mod replay;
 pub mod residency;
 mod space;
 mod status;
@@ -45,4 +46,5 @@ mod window;
 
 pub use pager::{Config, Pager, lazy_origins, lazy_regions};
 pub use policy::{LOST_AFTER_S, OnLost, Policy};
+pub use replay::Recording;
 pub use status::{State, Status};

@@ -5,6 +5,7 @@ use crate::ledger::Pumped;
 use crate::origins::Origins;
 use crate::outage::Outage;
 use crate::policy::Policy;
+use crate::replay::{self, Recording, Touched};
 use crate::residency::Residency;
 use crate::space::Space;
 use crate::status::{Stalls, State, Status};
@@ -48,6 +49,10 @@ pub struct Config {
     pub adopted: u32,
     /// What to do about pages that do not come.
     pub policy: Policy,
+    /// Bring what earlier restores touched before anything else that nobody waits for.
+    pub replay: bool,
+    /// What to do with what this one touches.
+    pub recording: Recording,
 }
 
 /// The lazy regions of an image.
@@ -72,8 +77,11 @@ pub(crate) struct Shared {
     pub(crate) pidfd: OwnedFd,
     pub(crate) keep: Option<Arc<Keep>>,
     pub(crate) stop: AtomicBool,
-    /// Bulk may begin; changed under the lock of `state`.
+    /// The process runs; changed under the lock of `state`.
     runs: AtomicBool,
+    /// Replay is at work, and bulk waits for it; the same.
+    replaying: AtomicBool,
+    pub(crate) touched: Touched,
     /// Makes the fault loop look again: a space was added, or it is time to stop.
     pub(crate) nudge: EventFd,
     pub(crate) demand_faults: AtomicU64,
@@ -124,6 +132,8 @@ impl Pager {
             adopted: config.adopted,
             stop: AtomicBool::new(false),
             runs: AtomicBool::new(config.eager),
+            replaying: AtomicBool::new(config.replay),
+            touched: Touched::default(),
             nudge: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             demand_faults: AtomicU64::new(0),
             zero_faults: AtomicU64::new(0),
@@ -140,6 +150,12 @@ impl Pager {
         });
         let mut threads = vec![fault_loop::spawn(shared.clone(), config.demand, config.prefetch)?];
         threads.push(outage::spawn(shared.clone()).inspect_err(|_| shared.halt())?);
+        if config.replay {
+            threads.push(replay::spawn(shared.clone(), config.bulk.clone()).inspect_err(|_| shared.halt())?);
+        }
+        if config.recording != Recording::Off {
+            threads.push(replay::keep(shared.clone(), config.bulk.clone(), config.recording).inspect_err(|_| shared.halt())?);
+        }
         if config.background || config.eager {
             let priority = if config.eager { bulk::Priority::Usual } else { bulk::Priority::Low };
             threads.extend(bulk::spawn(&shared, &config.bulk, priority).inspect_err(|_| shared.halt())?);
@@ -191,13 +207,22 @@ impl Shared {
         }
     }
 
-    pub(crate) fn wait_settled(&self) {
+    pub(crate) fn wait_settled(&self) -> State {
         self.wait(|state| !matches!(state, State::Lazy | State::Waiting));
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    /// Wait until the process runs, or never will.
-    pub(crate) fn wait_runs(&self) {
-        self.wait(|state| self.runs.load(Ordering::Relaxed) || matches!(state, State::Failed(_) | State::Gone));
+    /// Wait until bulk may begin, or never will.
+    pub(crate) fn wait_for_bulk(&self) {
+        let may = || self.runs.load(Ordering::Relaxed) && !self.replaying.load(Ordering::Relaxed);
+        self.wait(|state| may() || matches!(state, State::Failed(_) | State::Gone));
+    }
+
+    /// Replay is over.
+    pub(crate) fn replayed(&self) {
+        let _state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.replaying.store(false, Ordering::Relaxed);
+        self.changed.notify_all();
     }
 
     /// Enter a state; one that is final stays.
@@ -314,6 +339,8 @@ impl Shared {
             hedges,
             hedges_won,
             fail_overs,
+            working_set_bytes: self.touched.known_bytes.load(Ordering::Relaxed),
+            replayed_bytes: self.touched.replayed_bytes.load(Ordering::Relaxed),
         }
     }
 }

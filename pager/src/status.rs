@@ -81,6 +81,12 @@ pub struct Status {
     /// How often another server came to be asked first.
     #[serde(default)]
     pub fail_overs: u64,
+    /// Bytes that earlier restores touched first, as far as they were recorded.
+    #[serde(default)]
+    pub working_set_bytes: u64,
+    /// Bytes of these that came before anybody asked for them.
+    #[serde(default)]
+    pub replayed_bytes: u64,
 }
 
 impl std::fmt::Display for Status {
@@ -96,6 +102,10 @@ impl std::fmt::Display for Status {
         }
         if *fail_overs > 0 {
             write!(f, ", {fail_overs} fail-overs")?;
+        }
+        let Self { working_set_bytes, replayed_bytes, .. } = self;
+        if *working_set_bytes > 0 {
+            write!(f, ", {replayed_bytes} of {working_set_bytes} bytes replayed")?;
         }
         if let Some(since) = self.waiting_since_unix_s {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(since, |now| now.as_secs());

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use defrost_pager::keep::{Keep, Place};
 use defrost_pager::mailbox::Mailbox;
-use defrost_pager::{Config, Pager, Policy, State, lazy_origins};
+use defrost_pager::{Config, Pager, Policy, Recording, State, lazy_origins};
 use images::codec::Encoder;
 use images::manifest::{Backing, Extent, Manifest, Region};
 use images::{Image, chunk_id};
@@ -212,6 +212,8 @@ fn serve(
         keep: Some(Arc::new(keep)),
         adopted: 0,
         policy: Policy::default(),
+        replay: true,
+        recording: Recording::Add,
     };
     let pager = Pager::start(config, uffd).expect("start");
     pager.process_runs();

@@ -1,7 +1,7 @@
 //! The command line: what scripts depend on.
 
 use clap::{Args, Parser, Subcommand};
-use pager::{LOST_AFTER_S, OnLost};
+use pager::{LOST_AFTER_S, OnLost, Recording};
 use pages::SnapshotName;
 use std::path::PathBuf;
 
@@ -225,6 +225,13 @@ pub struct RestoreArgs {
     /// Seconds that the process waits for one page before that
     #[arg(long, value_name = "SECONDS", requires = "on_lost", default_value_t = LOST_AFTER_S, value_parser = clap::value_parser!(u64).range(1..))]
     pub lost_after: u64,
+    /// Do not bring what earlier restores of this snapshot touched before anything else
+    #[arg(long)]
+    pub no_replay: bool,
+    /// What to do with what this one touches: add it to what the store knows of earlier ones, keep it in place of that (new), or nothing
+    /// (off)
+    #[arg(long, default_value = "add", value_name = "add|new|off")]
+    pub record: Recording,
     /// In a pid namespace of its own, where its pid is free
     #[arg(long)]
     pub new_pid_namespace: bool,

@@ -57,6 +57,10 @@ pub struct Request {
     pub new_pid_namespace: bool,
     /// What to do about pages that do not come.
     pub policy: pager::Policy,
+    /// Bring what earlier restores touched before anything else.
+    pub replay: bool,
+    /// What to do with what this one touches.
+    pub recording: pager::Recording,
     /// The file of the authority that servers must be known to, as the daemon can find it.
     pub authority: Option<PathBuf>,
 }

@@ -107,7 +107,9 @@ fn main() -> Result<()> {
 
 /// Restore, place, let it touch; yields nanoseconds of each touch.
 fn touch(victim: &mut Victim, store: &str, background: bool, placement: Placement, server: &Server) -> Result<Vec<u32>> {
-    restore_with(victim, "cold", store, if background { &[] } else { &["--no-background"] })?;
+    // What one turn touched must not help the next.
+    let cold = ["--no-replay", "--record", "off", "--no-background"];
+    restore_with(victim, "cold", store, &cold[..cold.len() - usize::from(background)])?;
     let pager = pager_of(victim.pid())?;
     let answering = match placement {
         Placement::Free => None,

@@ -99,7 +99,8 @@ fn main() -> Result<()> {
 
 /// Restore, let all of its memory come, and end it.
 fn serve(victim: &mut Victim, server: &Server, background: bool) -> Result<Peaks> {
-    restore_with(victim, "cold", &server.store(), if background { &[] } else { &["--no-background"] })?;
+    let cold = ["--no-replay", "--record", "off", "--no-background"];
+    restore_with(victim, "cold", &server.store(), &cold[..cold.len() - usize::from(background)])?;
     let mut peaks = Peaks::of(victim.pid(), server)?;
     if background {
         defrost_ok(&["wait", &victim.pid().to_string()])?;

@@ -3,10 +3,10 @@
 use crate::{Victim, eventually};
 use anyhow::{Result, ensure};
 use restorer::demo::redis::Client;
-use std::io::ErrorKind;
-use std::net::TcpListener;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use restorer::demo::redis::value;
 
@@ -53,6 +53,28 @@ impl Redis {
     /// Read the values of these numbers, in this order, and compare each with what was loaded.
     pub fn compare_these(&self, numbers: &[usize]) -> Result<()> {
         self.client().compare_these(numbers, &|_| ())
+    }
+
+    /// Read the values of these numbers one after the other over one connection, compare each, and yield how long each took to come.
+    pub fn one_by_one(&self, numbers: &[usize]) -> Result<Vec<Duration>> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_nodelay(true)?;
+        let mut answer = Vec::new();
+        numbers
+            .iter()
+            .map(|n| {
+                let (key, value) = (format!("key:{n}"), value(*n));
+                let expected = format!("${}\r\n{value}\r\n", value.len());
+                let request = format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n", key.len());
+                answer.resize(expected.len(), 0);
+                let asked = Instant::now();
+                stream.write_all(request.as_bytes())?;
+                stream.read_exact(&mut answer)?;
+                let took = asked.elapsed();
+                ensure!(answer == expected.as_bytes(), "value {n} is wrong");
+                Ok(took)
+            })
+            .collect()
     }
 
     /// Ask for value `n` over a connection of its own until it is answered, and compare it: a redis that is not there yet is asked

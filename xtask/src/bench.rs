@@ -27,6 +27,17 @@ pub enum Bench {
         #[arg(long, default_value = "512")]
         mib: String,
     },
+    /// CRIU's lazy restore of a redis-server with CRIU's daemon and with ours, and our own restore
+    CriuFrontend {
+        #[arg(long, default_value = "5")]
+        rounds: String,
+        /// Values of about 1 KB that it holds
+        #[arg(long, default_value = "700000")]
+        values: String,
+        /// Values asked for one by one
+        #[arg(long, default_value = "3000")]
+        gets: String,
+    },
     /// What a pager, its supervisor and a page server take of the host's memory
     Memory {
         #[arg(long, default_value = "3")]
@@ -67,6 +78,10 @@ impl Bench {
             Self::Resume { rounds, values } => {
                 let criu = criu::program()?.display().to_string();
                 bench("resume", &["--rounds", &rounds, "--values", &values, "--criu", &criu])?;
+            }
+            Self::CriuFrontend { rounds, values, gets } => {
+                let criu = criu::program()?.display().to_string();
+                bench("criu-frontend", &["--rounds", &rounds, "--values", &values, "--gets", &gets, "--criu", &criu])?;
             }
             Self::Fault { rounds, mib } => bench("fault", &["--rounds", &rounds, "--mib", &mib])?,
             Self::Memory { rounds, mib } => bench("memory", &["--rounds", &rounds, "--mib", &mib])?,

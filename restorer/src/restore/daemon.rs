@@ -45,6 +45,8 @@ impl Daemon {
             eager: request.eager,
             prefetch: prefetch.into_iter().map(PageAddr::addr).collect(),
             policy: request.policy,
+            replay: request.replay,
+            recording: request.recording,
         };
         let mut file = File::from(memfd_create(c"defrost-image", MFdFlags::MFD_CLOEXEC).map_err(outside("make a file in memory"))?);
         file.write_all(image).and_then(|()| file.rewind()).map_err(outside("write the image for the pager"))?;

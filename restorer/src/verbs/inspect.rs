@@ -3,15 +3,16 @@
 use super::{open_named, show};
 use crate::cli::OneSnapshot;
 use anyhow::{Context as _, Result};
-use images::Image;
 use images::criu::Dump;
 use images::manifest::description::Kind;
 use images::manifest::{Backing, Description, Manifest, Region};
+use images::working_set::WorkingSet;
+use images::{Image, PageMap};
 use pages::{PAGE_SIZE_BYTES, SnapshotId};
 use serde::Serialize;
 use std::collections::HashSet;
 use std::fmt;
-use store::Access;
+use store::{Access, Store};
 
 #[derive(Serialize)]
 struct Summary {
@@ -31,6 +32,16 @@ struct Summary {
     criu_dump: Option<CriuDump>,
     #[serde(skip_serializing_if = "Option::is_none")]
     machine: Option<Machine>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    working_set: Option<Working>,
+}
+
+/// What restores touched first, as far as they were recorded.
+#[derive(Serialize)]
+struct Working {
+    restores: u32,
+    chunks: u64,
+    bytes: u64,
 }
 
 /// In place of a process.
@@ -86,8 +97,20 @@ pub fn inspect(one: OneSnapshot) -> Result<()> {
     let (name, store) = (one.name, open_named(one.store, Access::Read)?);
     let id = store.resolve(&name)?;
     let image = Image::parse(&store.image(&id)?).with_context(|| format!("snapshot {name}"))?;
-    let summary = summary(name.to_string(), id, &image);
+    let mut summary = summary(name.to_string(), id, &image);
+    summary.working_set = working_set(store.as_ref(), &image)?;
     show(one.json, &summary, &summary.to_string().trim_end())
+}
+
+/// What earlier restores left.
+fn working_set(store: &dyn Store, image: &Image) -> Result<Option<Working>> {
+    let Some(bytes) = store.working_set(&image.id)? else { return Ok(None) };
+    let map = PageMap::new(image);
+    Ok(WorkingSet::parse(&bytes, map.chunks()).map(|set| Working {
+        restores: set.restores(),
+        chunks: set.chunks().len() as u64,
+        bytes: set.chunks().iter().filter_map(|chunk| map.pages_of(*chunk)).map(|range| range.bytes()).sum(),
+    }))
 }
 
 fn summary(name: String, id: SnapshotId, image: &Image) -> Summary {
@@ -122,6 +145,7 @@ fn summary(name: String, id: SnapshotId, image: &Image) -> Summary {
             files: dump.folders().map(|folder| folder.len() as u64).sum(),
         }),
         machine: manifest.memory_file.map(|file| Machine { memory_bytes: file.memory_bytes, state_bytes: file.state_bytes }),
+        working_set: None,
     }
 }
 
@@ -187,6 +211,9 @@ impl fmt::Display for Summary {
         let m = &self.memory;
         writeln!(f, "memory: {} bytes mapped, {} with contents, {} of them lazy", m.mapped_bytes, m.contents_bytes, m.lazy_bytes)?;
         writeln!(f, "  {} chunks of at most {} bytes, {} different", m.chunks, m.chunk_size_bytes, m.different_chunks)?;
+        if let Some(Working { restores, chunks, bytes }) = &self.working_set {
+            writeln!(f, "  {bytes} bytes ({chunks} chunks) are what {restores} restores touched first")?;
+        }
         for r in &self.regions {
             let lazy = if r.lazy { " lazy" } else { "" };
             writeln!(f, "  {:x}-{:x} {} {}{lazy} {} {}", r.start, r.end, r.prot, r.backing, r.contents_bytes, r.path)?;

@@ -34,6 +34,8 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
         background: !args.no_background,
         new_pid_namespace: args.new_pid_namespace,
         policy: Policy { on_lost: args.on_lost, lost_after_s: args.lost_after },
+        replay: !args.no_replay,
+        recording: args.record,
         authority: authority()?,
     };
     let store = open(&address, Access::Read, Class::Demand)?; // somebody waits for all that it reads

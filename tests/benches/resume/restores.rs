@@ -111,7 +111,7 @@ fn start(redis: &Redis, asked: usize, command: Command) -> Result<(Instant, Dura
 
 fn defrost(redis: &Redis, asked: usize, store: &str, eager: bool) -> Result<Outcome> {
     let mut command = Command::new(binary("defrost")?);
-    command.args(["restore", NAME, "--detach", "--store", store]).args(eager.then_some("--eager"));
+    command.args(["restore", NAME, "--detach", "--no-replay", "--record", "off", "--store", store]).args(eager.then_some("--eager"));
     let (begun, first, ended) = start(redis, asked, command)?;
     let pid = redis.victim.pid();
     let pager = pager_of(pid)?;
