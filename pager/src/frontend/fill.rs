@@ -5,11 +5,11 @@ use super::FrontEndError;
 use super::granule::Whole;
 use super::serve::{News, ServedSpace, Shared};
 use crate::space::Outcome;
-use pages::{PageAddr, PageRange};
+use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Pages brought in one go: 1 MiB, as bulk of our own restores does.
 const RUN_PAGES: u64 = 256;
@@ -17,6 +17,8 @@ const RUN_PAGES: u64 = 256;
 const PAUSE: Duration = Duration::from_micros(200);
 /// Between two looks for children, once nothing is owed.
 const IDLE: Duration = Duration::from_millis(5);
+/// How often progress is told.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 /// How low the thread ranks, as bulk of our own restores does.
 const NICE: i32 = 10;
 
@@ -24,6 +26,7 @@ pub(super) fn spawn(shared: Arc<Shared>, news: Sender<News>, mut source: Whole) 
     let run = move || {
         // Where it may not, it is merely in the way a little.
         let _ = kernel::sys::set_nice(NICE);
+        let mut told = Instant::now();
         while !shared.stop.load(Ordering::Relaxed) {
             let (mut spaces, mut owed) = (shared.spaces(), 0);
             spaces.retain(|served| served.space.owed_pages() > 0);
@@ -36,6 +39,10 @@ pub(super) fn spawn(shared: Arc<Shared>, news: Sender<News>, mut source: Whole) 
                 if left == 0 {
                     shared.tell(&news, News::Bulk(Ok(())));
                 }
+            }
+            if told.elapsed() >= TELL_EVERY {
+                told = Instant::now();
+                tracing::info!(missing_bytes = owed * PAGE_SIZE_BYTES, "memory is coming");
             }
             if owed == 0 {
                 // The main loop ends once it sees the same; a child may be born before, or others' memory stay.

@@ -109,6 +109,10 @@ fn in_background(path: &Path) -> Result<()> {
     let log = File::create(path).with_context(|| format!("write {}", path.display()))?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(std::env::args_os().skip(1).filter(|arg| arg != "--daemon")).args(["--status-fd", "1"]);
+    // The log is the only place where its progress can be seen.
+    if std::env::var_os("RUST_LOG").is_none() {
+        command.env("RUST_LOG", "info");
+    }
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0).spawn()?;
     let mut told = Vec::new();
     child.stdout.take().context("its output is piped")?.read_to_end(&mut told)?;

@@ -17,13 +17,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{ErrorKind, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// "RSTF": the restore is finished.
 const FINISHED: u32 = 0x5253_5446;
 
 /// Where the restore will find us.
-pub(super) struct Listening(UnixListener);
+pub(super) struct Listening {
+    socket: UnixListener,
+    path: PathBuf,
+}
 
 /// What it says.
 #[derive(Debug)]
@@ -41,32 +44,35 @@ pub(super) enum Said {
 impl Listening {
     /// Make the socket in the folder, which becomes our working directory.
     pub fn open(work_dir: &Path) -> Result<Self, CriuError> {
-        let failed = |source| CriuError::Listen { path: work_dir.join(SOCKET), source };
+        let path = work_dir.join(SOCKET);
+        let failed = |source| CriuError::Listen { path: path.clone(), source };
         std::env::set_current_dir(work_dir).map_err(failed)?;
         // An earlier daemon's: neither CRIU nor we remove it at the end.
         match std::fs::remove_file(SOCKET) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        UnixListener::bind(SOCKET).map(Self).map_err(failed)
+        let socket = UnixListener::bind(SOCKET).map_err(failed)?;
+        tracing::info!(path = %path.display(), "waiting for the restore");
+        Ok(Self { socket, path })
     }
 
     /// Wait for the restore of so many tasks, or for a signal that ends us.
     pub fn accept(self, tasks: usize, signals: &Held) -> Result<Conversation, CriuError> {
         loop {
-            let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::NONE) {
                 Err(Errno::EINTR) => continue,
                 other => other.map_err(std::io::Error::from)?,
             };
             if fds[1].any() == Some(true) {
-                return Err(CriuError::Told);
+                return Err(CriuError::Told(self.path));
             }
             if fds[0].any() == Some(true) {
                 break;
             }
         }
-        let (stream, _) = self.0.accept()?;
+        let (stream, _) = self.socket.accept()?;
         Ok(Conversation { stream, tasks, finished: false })
     }
 }

@@ -39,8 +39,8 @@ pub enum CriuError {
         source: std::io::Error,
     },
     /// A signal came while nobody depended on us.
-    #[error("ended by a signal before a restore came")]
-    Told,
+    #[error("ended by a signal before a restore came to {0}: does it have the same --work-dir (runc: --work-path)?")]
+    Told(PathBuf),
     /// A pid that the images do not have.
     #[error("the restore asks for the memory of task {0}, which these images do not have: give both the same --images-dir")]
     Stranger(i32),
