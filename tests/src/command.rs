@@ -20,6 +20,21 @@ pub fn new_mark() -> String {
     format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// Run any command to its end and expect success.
+pub fn succeeds(mut command: Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
+    Ok(())
+}
+
+/// A program started by one that prepares for it and then becomes it, as `nsenter` does; the program's own words are yet to be added.
+pub fn through_command(through: &[&str], program: &Path) -> Result<Command> {
+    let mut words = through.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]);
+    let mut command = Command::new(words.next().context("a program to run")?);
+    command.args(words);
+    Ok(command)
+}
+
 /// Run `defrost` to its end.
 pub fn defrost(args: &[&str]) -> Result<Output> {
     defrost_through(&[], args)
@@ -40,11 +55,10 @@ fn run(mark: &str, through: &[&str], args: &[&str]) -> Result<Output> {
 }
 
 fn run_program(program: &Path, mark: &str, through: &[&str], args: &[&str]) -> Result<Output> {
-    let mut words = through.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]);
-    let mut command = Command::new(words.next().context("a program to run")?);
+    let mut command = through_command(through, program)?;
     // Not through pipes: a detached restore's daemon may keep its standard error.
     let (stdout, stderr) = (tempfile::NamedTempFile::new()?, tempfile::NamedTempFile::new()?);
-    command.args(words).args(args).env(MARK, mark).stdin(Stdio::null()).stdout(stdout.reopen()?).stderr(stderr.reopen()?);
+    command.args(args).env(MARK, mark).stdin(Stdio::null()).stdout(stdout.reopen()?).stderr(stderr.reopen()?);
     let mut child = command.spawn()?;
     let begun = Instant::now();
     let status = loop {

@@ -5,11 +5,13 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod container;
 pub mod criu;
 pub mod guarded;
 pub mod live_pager;
 pub mod machines;
 pub mod netns;
+pub mod peers;
 pub mod record;
 pub mod redis;
 mod server;

@@ -1,15 +1,20 @@
-//! Two network namespaces joined by a pair of virtual interfaces, as two machines are by a cable; gone with their value.
+//! Network namespaces, gone with their value: two joined by a pair of virtual interfaces, as two machines are by a cable, or one alone.
 //!
 //! Names hold the pid of the test that made them; one whose test was killed is removed by the next that makes some. Programs go inside
 //! by `nsenter` with the network alone: `ip netns exec` would give them mounts of their own too.
 
-use anyhow::{Context as _, Result, ensure};
-use std::path::Path;
+use crate::command::succeeds;
+use anyhow::{Context as _, Result};
+use nix::sched::{CloneFlags, setns};
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What the names of all of them begin with.
 const PREFIX: &str = "defrost-test-";
+/// Where one cannot be made.
+const NEEDED: &str = "a network namespace is needed: run as root, with iproute2 installed";
 /// Name of the interface on either side.
 const WIRE: &str = "wire";
 
@@ -39,16 +44,59 @@ pub struct Cable {
     names: [String; 2],
 }
 
+/// One that has loopback and nothing else, as a container's without a network.
+#[derive(Debug)]
+pub struct Alone {
+    name: String,
+}
+
+impl Alone {
+    /// Make it.
+    pub fn new() -> Result<Self> {
+        let alone = Self { name: format!("{}a", new_name()) };
+        ip(&["netns", "add", &alone.name]).context(NEEDED)?;
+        ip(&["-n", &alone.name, "link", "set", "lo", "up"])?;
+        Ok(alone)
+    }
+
+    /// What it is opened by.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
+    /// Do something inside, in a thread of its own.
+    pub fn inside<T: Send>(&self, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let namespace = File::open(self.path())?;
+        let enter = move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            what()
+        };
+        std::thread::scope(|scope| scope.spawn(enter).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        remove(&self.name);
+    }
+}
+
+/// A name nobody else has, up to its last letter.
+fn new_name() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    sweep();
+    format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
 impl Cable {
     /// Make them.
     pub fn new() -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        sweep();
-        let ours = format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let ours = new_name();
         let cable = Self { names: ["s", "p"].map(|side| format!("{ours}{side}")) };
         let [server, process] = &cable.names;
         for name in &cable.names {
-            ip(&["netns", "add", name]).context("a network namespace is needed: run as root, with iproute2 installed")?;
+            ip(&["netns", "add", name]).context(NEEDED)?;
         }
         ip(&["-n", server, "link", "add", WIRE, "type", "veth", "peer", "name", WIRE, "netns", process])?;
         for side in [Side::Server, Side::Process] {
@@ -80,7 +128,7 @@ impl Cable {
         let mut tc = Command::new("tc");
         let name = self.name(side);
         tc.args(["-n", name, "qdisc", "replace", "dev", WIRE, "root", "tbf", "rate", rate, "burst", burst, "latency", latency]);
-        said(tc)
+        succeeds(tc).context("install iproute2")
     }
 }
 
@@ -112,11 +160,5 @@ fn remove(name: &str) {
 fn ip(args: &[&str]) -> Result<()> {
     let mut ip = Command::new("ip");
     ip.args(args);
-    said(ip)
-}
-
-fn said(mut command: Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("run {command:?}: install iproute2"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim_end());
-    Ok(())
+    succeeds(ip).context("install iproute2")
 }

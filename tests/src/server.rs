@@ -1,10 +1,11 @@
 //! A page server over a loopback socket, ended with its value.
 
 use crate::binary;
+use crate::command::through_command;
 use anyhow::{Context as _, Result, ensure};
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 
 /// A page server at an address of its own.
 #[derive(Debug)]
@@ -26,10 +27,8 @@ impl Server {
 
     /// The same through a program that prepares for it and then becomes it, as `nsenter` does.
     pub fn start_through(through: &[&str], store: &Path, how: &[&str]) -> Result<Self> {
-        let program = binary("defrost-page-server")?;
-        let mut words = through.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]);
-        let mut command = Command::new(words.next().context("a program to run")?);
-        command.args(words).args(how).arg("--store").arg(store).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut command = through_command(through, &binary("defrost-page-server")?)?;
+        command.args(how).arg("--store").arg(store).stdin(Stdio::null()).stdout(Stdio::piped());
         command.env("RUST_LOG", "warn");
         let mut child = command.spawn()?;
         let mut line = String::new();

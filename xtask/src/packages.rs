@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Each with the file that tells whether it is there.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 11] = [
     ("redis-server", "/usr/bin/redis-server"),
     ("strace", "/usr/bin/strace"),
     ("python3", "/usr/bin/python3"),
@@ -16,6 +16,8 @@ const PACKAGES: [(&str, &str); 9] = [
     ("libc6-dev", "/usr/include/stdio.h"),
     ("util-linux", "/usr/bin/setpriv"),
     ("iproute2", "/usr/sbin/tc"),
+    ("runc", "/usr/sbin/runc"),
+    ("debootstrap", "/usr/sbin/debootstrap"),
 ];
 
 /// Install what is missing, and say so.

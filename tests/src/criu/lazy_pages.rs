@@ -1,5 +1,6 @@
 //! Our lazy-pages daemon, started as a user does, and ended with its value.
 
+use crate::command::through_command;
 use crate::{binary, eventually};
 use anyhow::{Context as _, Result, ensure};
 use std::fs::File;
@@ -17,8 +18,13 @@ pub struct LazyPages {
 impl LazyPages {
     /// Start `defrost pager criu` in a work folder and wait until a restore can connect.
     pub fn start(work_dir: &Path, how: &[&str]) -> Result<Self> {
+        Self::start_through(&[], work_dir, how)
+    }
+
+    /// The same through a program that prepares for it and then becomes it, as `nsenter` does.
+    pub fn start_through(through: &[&str], work_dir: &Path, how: &[&str]) -> Result<Self> {
         let (told, said) = (NamedTempFile::new()?, NamedTempFile::new()?);
-        let mut command = Command::new(binary("defrost")?);
+        let mut command = through_command(through, &binary("defrost")?)?;
         command.args(["pager", "criu", "--status-fd", "1", "--work-dir"]).arg(work_dir).args(how).env("RUST_LOG", "info");
         command.stdin(Stdio::null()).stdout(told.reopen()?).stderr(said.reopen()?);
         let mut daemon = Self { child: command.spawn()?, said };

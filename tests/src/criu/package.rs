@@ -1,12 +1,12 @@
-//! The real CRIU beside us: Debian sid's package with the libraries it wants, unpacked under target/peers. Nothing is installed.
+//! The real CRIU beside us: Debian sid's package with the libraries it wants, unpacked under target/peers.
 //!
 //! bookworm's criu cannot run on recent kernels and trixie's cannot dump sockets there; sid's can, with trixie's libraries. apt gets
 //! lists and settings of its own, from the mirror that the machine's apt uses; a wrapper starts the program through the unpacked
 //! dynamic loader, so that the machine's own libraries stay out of it. Only x86-64, like defrost.
 
+use crate::command::succeeds;
+use crate::peers;
 use anyhow::{Context as _, Result, ensure};
-use nix::fcntl::{Flock, FlockArg};
-use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -45,32 +45,26 @@ const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
 /// The program, fetched and unpacked if it is not there yet.
 pub fn program() -> Result<PathBuf> {
-    let home = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?.join("target/peers");
-    let wrapper = home.join("criu");
-    if works(&wrapper) {
-        return Ok(wrapper);
-    }
-    std::fs::create_dir_all(&home)?;
-    // Whoever comes second finds it there.
-    let lock = Flock::lock(File::create(home.join("lock"))?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
-    if works(&wrapper) {
-        return Ok(wrapper);
-    }
-    println!("unpacking CRIU under {}", home.display());
+    let wrapper = peers::home()?.join("criu");
+    peers::once("CRIU", || works(&wrapper), |home| unpack(home, &wrapper))?;
+    Ok(wrapper)
+}
+
+fn unpack(home: &Path, wrapper: &Path) -> Result<()> {
     let (debs, root) = (home.join("debs"), home.join("root"));
     for folder in [home.join("lists/partial"), home.join("cache/archives/partial"), debs.clone(), root.clone()] {
         std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     }
-    let (mirror, key) = (mirror()?, "/usr/share/keyrings/debian-archive-keyring.gpg");
+    let (mirror, key) = (peers::mirror()?.uri, "/usr/share/keyrings/debian-archive-keyring.gpg");
     let sources: String = ["trixie", "sid"].map(|suite| format!("deb [signed-by={key}] {mirror} {suite} main\n")).concat();
     std::fs::write(home.join("sources.list"), sources)?;
-    let mut update = apt_get(&home);
+    let mut update = apt_get(home);
     update.args(["-qq", "update"]);
-    run(update).context("read the package lists of trixie and sid")?;
-    let mut download = apt_get(&home);
+    succeeds(update).context("read the package lists of trixie and sid")?;
+    let mut download = apt_get(home);
     download.arg("-qq").arg("download").current_dir(&debs);
     download.args(FROM_SID.map(|name| format!("{name}/sid"))).args(FROM_TRIXIE.map(|name| format!("{name}/trixie")));
-    run(download).context("fetch CRIU and its libraries")?;
+    succeeds(download).context("fetch CRIU and its libraries")?;
     for deb in std::fs::read_dir(&debs)? {
         let path = deb?.path();
         let status = Command::new("dpkg-deb").arg("-x").arg(&path).arg(&root).status().context("run dpkg-deb")?;
@@ -79,17 +73,8 @@ pub fn program() -> Result<PathBuf> {
     let libraries = root.join(LIBRARIES).display().to_string();
     let criu = root.join("usr/sbin/criu").display().to_string();
     let script = format!("#!/bin/sh\nexec '{libraries}/ld-linux-x86-64.so.2' --library-path '{libraries}' '{criu}' \"$@\"\n");
-    std::fs::write(&wrapper, script)?;
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755))?;
-    ensure!(works(&wrapper), "{} does not start: run it to see why", wrapper.display());
-    drop(lock);
-    Ok(wrapper)
-}
-
-/// Run a command and expect success.
-fn run(mut command: Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("run {command:?}"))?;
-    ensure!(output.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+    std::fs::write(wrapper, script)?;
+    std::fs::set_permissions(wrapper, std::fs::Permissions::from_mode(0o755))?;
     Ok(())
 }
 
@@ -110,15 +95,4 @@ fn apt_get(home: &Path) -> Command {
         command.arg(format!("-o{option}={}", value.display()));
     }
     command
-}
-
-/// The mirror that this machine's apt uses for Debian itself.
-fn mirror() -> Result<String> {
-    let output = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"])
-        .output()
-        .context("run apt-get: CRIU is fetched as a Debian package")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let found = text.lines().filter_map(|line| line.split_once(' ')).find(|(_, release)| !release.ends_with("-security"));
-    Ok(found.context("apt has no sources: `apt-get indextargets` names none")?.0.to_owned())
 }
