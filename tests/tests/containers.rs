@@ -26,13 +26,17 @@ struct Apart {
     values: usize,
 }
 
+/// A page server on its host.
+fn server(cable: &Cable, folder: &Path) -> Result<Server> {
+    let (on, listen) = (cable.on(Side::Server), format!("{}:{PORT}", Side::Server.address()));
+    Server::start_through(&on.each_ref().map(String::as_str), &folder.join("store"), &["--listen", &listen])
+}
+
 impl Apart {
     fn new(values: usize) -> Result<Self> {
         need_root()?;
         let (cable, folder) = (Cable::new()?, tempfile::tempdir()?);
-        let listen = format!("{}:{PORT}", Side::Server.address());
-        let store = folder.path().join("store");
-        let server = Server::start_through(&cable.on(Side::Server).each_ref().map(String::as_str), &store, &["--listen", &listen])?;
+        let server = server(&cable, folder.path())?;
         let apart = Self { server, folder, cable, values };
         let original = apart.container(Side::Server)?;
         original.start()?;
@@ -46,6 +50,14 @@ impl Apart {
         std::fs::remove_dir_all(&images)?;
         apart.defrost(Side::Process, &["export", "criu", "redis:1", &lazy.display().to_string(), "--lazy"])?;
         Ok(apart)
+    }
+
+    /// End the server in the middle of whatever it does, and start another over the same store.
+    fn replace_server(&mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.server.kill();
+        meanwhile()?;
+        self.server = server(&self.cable, self.folder.path())?;
+        Ok(())
     }
 
     fn container(&self, side: Side) -> Result<Container> {
@@ -134,6 +146,29 @@ fn eight_containers_of_one_snapshot_side_by_side() -> Result<()> {
         container.end()?;
     }
     Ok(())
+}
+
+#[test]
+fn a_container_answers_while_its_memory_is_elsewhere_and_waits_for_a_server() -> Result<()> {
+    const FEW: usize = 40_000;
+    let mut apart = Apart::new(FEW)?;
+    // Some seconds for all of it.
+    apart.cable.limit(Side::Server, "25mbit", "256kb", "400ms")?;
+    let (container, work) = (apart.container(Side::Process)?, apart.work("work")?);
+    let daemon = apart.daemon(&work)?;
+    container.restore(&apart.lazy(), &work).with_context(|| daemon.said())?;
+    container.redis(|redis| redis.get(FEW / 2))?;
+    let all_there = || daemon.said().contains("all memory is there");
+    // What docs/containers.md shows as progress.
+    eventually("progress is told", || daemon.said().contains("memory is coming missing_bytes="))?;
+    apart.replace_server(|| {
+        eventually("it is told that it waits", || daemon.said().contains("the store does not answer"))?;
+        ensure!(!all_there(), "it came from nowhere");
+        container.is_isolated()
+    })?;
+    apart.compare(&container).with_context(|| daemon.said())?;
+    daemon.has_served()?;
+    container.end()
 }
 
 #[test]
