@@ -228,6 +228,9 @@ pub struct RestoreArgs {
     /// Do not bring what earlier restores of this snapshot touched before anything else
     #[arg(long)]
     pub no_replay: bool,
+    /// With --no-background: bring what earlier restores touched all the same
+    #[arg(long, requires = "no_background", conflicts_with = "no_replay")]
+    pub replay: bool,
     /// What to do with what this one touches: add it to what the store knows of earlier ones, keep it in place of that (new), or nothing
     /// (off)
     #[arg(long, default_value = "add", value_name = "add|new|off")]

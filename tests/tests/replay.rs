@@ -40,8 +40,8 @@ impl Frozen {
     /// Restore only what is touched, wait for what is replayed, touch, and end it; yields the pager's last status. In the end `restores`
     /// have left a record, where that can be waited for.
     fn restore(&mut self, how: &[&str], restores: Option<u64>) -> Result<Value> {
-        let store = self.server.store();
-        defrost_ok(&[&["restore", NAME, "--detach", "--no-background", "--store", &store], how].concat())?;
+        let (store, replay) = (self.server.store(), if how.contains(&"--no-replay") { &[][..] } else { &["--replay"] });
+        defrost_ok(&[&["restore", NAME, "--detach", "--no-background", "--store", &store], replay, how].concat())?;
         eventually("what is known is replayed", || {
             // Whatever a fault was faster with was not replayed.
             self.status().is_ok_and(|status| {
