@@ -153,6 +153,8 @@ pub enum Frontend {
     Criu(CriuArgs),
     /// In place of Firecracker's page-fault handler: serve microVMs of one snapshot, whose mem_backend is of type Uffd
     Firecracker(FirecrackerArgs),
+    /// In place of `criu page-server --lazy-pages`: give the pages of a dump to those who run `lazy-pages --page-server` elsewhere
+    CriuPageServer(CriuPageServerArgs),
 }
 
 /// What `pager firecracker` takes.
@@ -171,6 +173,47 @@ pub struct FirecrackerArgs {
     pub no_background: bool,
 }
 
+/// What a daemon for CRIU takes, as CRIU's own do.
+#[derive(Debug, Args)]
+pub struct DaemonArgs {
+    /// Write a zero byte to this descriptor, and close it, once somebody can connect
+    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(1..))]
+    pub status_fd: Option<i32>,
+    /// Write our pid there
+    #[arg(long, value_name = "FILE")]
+    pub pidfile: Option<PathBuf>,
+    /// Write what there is to say there instead of to standard error; a name alone is one in the work folder
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// Go on in the background once somebody can connect
+    #[arg(long, conflicts_with = "status_fd")]
+    pub daemon: bool,
+}
+
+/// What `pager criu-page-server` takes.
+#[derive(Debug, Args)]
+pub struct CriuPageServerArgs {
+    /// The folder of the images whose page data is served
+    #[arg(long, required_unless_present = "snapshot", conflicts_with = "snapshot", value_name = "DIR")]
+    pub images: Option<PathBuf>,
+    /// Serve the pages of this snapshot, which `import criu` made
+    #[arg(long, value_name = "NAME[:TAG]")]
+    pub snapshot: Option<SnapshotName>,
+    #[command(flatten)]
+    pub store: StoreArg,
+    /// Where clients connect; with port 0, one that is free
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
+    pub listen: String,
+    /// End with the first client, as CRIU's own does
+    #[arg(long)]
+    pub once: bool,
+    /// Where a log file is that has a name alone [default: the images, or else the working directory]
+    #[arg(long, value_name = "DIR")]
+    pub work_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+}
+
 /// What `pager criu` takes.
 #[derive(Debug, Args)]
 pub struct CriuArgs {
@@ -183,20 +226,18 @@ pub struct CriuArgs {
     /// Serve the pages of this snapshot, which `import criu` made; restore from what `export criu --lazy` wrote
     #[arg(long, value_name = "NAME[:TAG]")]
     pub snapshot: Option<SnapshotName>,
+    /// Serve pages from CRIU's page server there: `criu page-server --lazy-pages`, or `criu dump --lazy-pages` with the frozen process
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "snapshot")]
+    pub page_server: Option<String>,
+    /// Make a snapshot of all that the page server has, and let the dumped process go as soon as all of it is here
+    #[arg(long, value_name = "NAME[:TAG]", requires = "page_server")]
+    pub keep_as: Option<SnapshotName>,
     #[command(flatten)]
     pub store: StoreArg,
-    /// Write a zero byte to this descriptor, and close it, once the restore can connect
-    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(1..))]
-    pub status_fd: Option<i32>,
-    /// Write our pid there
-    #[arg(long, value_name = "FILE")]
-    pub pidfile: Option<PathBuf>,
-    /// Write what there is to say there instead of to standard error; a name alone is one in the work folder
-    #[arg(long, value_name = "FILE")]
-    pub log_file: Option<PathBuf>,
-    /// Go on in the background once the restore can connect
-    #[arg(long, conflicts_with = "status_fd")]
-    pub daemon: bool,
+    #[command(flatten)]
+    pub compression: CompressionArgs,
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
 }
 
 /// What `restore` takes.

@@ -3,10 +3,12 @@
 mod chain;
 mod lazy_pages;
 mod package;
+mod page_server;
 
 pub use chain::split;
 pub use lazy_pages::{LazyPages, in_background};
 pub use package::program;
+pub use page_server::{Between, Live, RoomForPipes, free_port, in_a_namespace};
 
 use crate::watched::Running;
 use crate::{Victim, eventually};

@@ -128,6 +128,7 @@ victims! {
     protections_change_while_pages_are_missing: "mprotect";
     the_stack_grows_while_pages_are_missing: "stack";
     the_heap_grows_and_shrinks_while_pages_are_missing: "brk";
+    more_than_two_gib_go_at_once_while_pages_are_missing: "vast";
 }
 
 #[test]
@@ -207,9 +208,10 @@ fn a_criu_whose_daemon_is_ours_restores() -> Result<()> {
     let log = std::fs::read_to_string(work.join("lazy.log"))?;
     ensure!(log.contains("all memory is there"), "{log}");
     // What we do not have is an error.
-    let unknown = ours(&["lazy-pages", "--page-server", "--address", "127.0.0.1"])?;
-    ensure!(!unknown.status.success() && String::from_utf8_lossy(&unknown.stderr).contains("--page-server"), "{unknown:?}");
-    ensure!(!ours(&["page-server", "--lazy-pages"])?.status.success());
+    for unknown in [["lazy-pages", "-v4"], ["page-server", "--lazy-pages"]] {
+        let unknown = ours(&[&unknown[..], &["--tls"]].concat())?;
+        ensure!(!unknown.status.success() && String::from_utf8_lossy(&unknown.stderr).contains("--tls"), "{unknown:?}");
+    }
     dumped.victim.end()
 }
 

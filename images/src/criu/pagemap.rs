@@ -69,6 +69,13 @@ impl Pagemap {
         out
     }
 
+    /// The same where the pages file has the lazy pages as well, which were at their source.
+    #[must_use]
+    pub fn with_lazy(&self) -> Self {
+        let entry = |entry: &Entry| Entry { present: entry.present || (entry.lazy && !entry.in_parent), ..*entry };
+        Self { pages_id: self.pages_id, entries: self.entries.iter().map(entry).collect() }
+    }
+
     /// Name of the file that has its pages.
     #[must_use]
     pub fn pages_file(&self) -> String {

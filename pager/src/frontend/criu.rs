@@ -2,25 +2,27 @@
 //!
 //! The restore connects to a socket in the work folder and sends, for each task, its pid and its userfaultfd ([`conversation`]). What
 //! that task owes is known from the dump ([`plan`]); it is served at once, since tasks may touch lazy memory while they are still being
-//! rebuilt. Contents come from a [`source`]: the folder ([`dump_dir`]), or chunks of a store. Once the restore says that all tasks run,
-//! the rest is brought; the daemon ends when nothing is owed any more.
+//! rebuilt. Contents come from a [`source`]: the folder ([`dump_dir`]), chunks of a store, or CRIU's page server, which may be the frozen
+//! process itself ([`page_server`]). Once the restore says that all tasks run, the rest is brought; the daemon ends when nothing is owed
+//! any more.
 //!
 //! What the protocol leaves open to never-zeros: the task closes its copy of the userfaultfd, so that ours is the last. Whatever we can
 //! notice (a page that cannot be had, a restore that hangs up, SIGTERM) ends in all pages there or poisoned. If the daemon is killed
 //! outright, what is missing reads as zeros, as with CRIU's own daemon.
 //!
-//! Known holes: there is no supervisor and no take-over here; pages that are only in a process that was dumped (`criu dump
-//! --lazy-pages`) are refused, as no page server is asked for them yet.
+//! Known holes: there is no supervisor and no take-over here.
 
 mod conversation;
 mod dump_dir;
 mod error;
+mod page_server;
 mod plan;
 mod source;
 mod tasks;
 
 pub use dump_dir::{DumpDir, DumpDirError, Take};
 pub use error::CriuError;
+pub use page_server::{FromPageServer, Kept, KeptError, Link, MakeSource, PageServer, PageServerError, Pull, Until, Urgency};
 pub use plan::Plan;
 pub use source::{FromFolder, FromStore};
 

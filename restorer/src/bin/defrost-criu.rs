@@ -1,23 +1,20 @@
-//! `defrost-criu`: a `criu` whose lazy-pages daemon is ours. `lazy-pages` becomes `defrost pager criu`; every other action is handed to the
-//! real CRIU, `$DEFROST_CRIU` or the `criu` of the PATH, with its arguments untouched. A runtime or a test suite that is given this program
-//! uses our pager without knowing.
+//! `defrost-criu`: a `criu` whose lazy-pages daemon and page server are ours. `lazy-pages` becomes `defrost pager criu`, `page-server
+//! --lazy-pages` becomes `defrost pager criu-page-server --once`; every other action is handed to the real CRIU, `$DEFROST_CRIU` or the
+//! `criu` of the PATH, with its arguments untouched. A runtime or a test suite that is given this program uses our pager without knowing.
 //!
-//! Known holes: no page server, neither as an action (`page-server --lazy-pages`) nor to bring pages from; log lines are ours.
+//! Known holes: no TLS; log lines are ours.
 #![forbid(unsafe_code)]
 
-use clap::Parser;
+use clap::{Args, Parser};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-/// What `criu lazy-pages` takes and we have; anything else is an error.
-#[derive(Parser)]
-#[command(name = "defrost-criu", disable_help_flag = true)]
-struct LazyPages {
-    /// lazy-pages
-    action: String,
-    #[arg(short = 'D', long)]
+/// What both of CRIU's daemons take and we have; anything else is an error.
+#[derive(Args)]
+struct Common {
+    #[arg(short = 'D', long, default_value = ".")]
     images_dir: PathBuf,
     #[arg(short = 'W', long)]
     work_dir: Option<PathBuf>,
@@ -31,25 +28,60 @@ struct LazyPages {
     daemon: bool,
 }
 
+/// `criu lazy-pages`.
+#[derive(Parser)]
+#[command(name = "defrost-criu", disable_help_flag = true)]
+struct LazyPages {
+    /// lazy-pages
+    action: String,
+    #[arg(long, requires = "port")]
+    page_server: bool,
+    #[arg(long, requires = "page_server", default_value = "127.0.0.1")]
+    address: String,
+    #[arg(long, requires = "page_server")]
+    port: Option<u16>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// `criu page-server --lazy-pages`.
+#[derive(Parser)]
+#[command(name = "defrost-criu", disable_help_flag = true)]
+struct PageServer {
+    /// page-server
+    action: String,
+    #[arg(long, required = true)]
+    lazy_pages: bool,
+    /// CRIU's is for everybody, too.
+    #[arg(long, default_value = "0.0.0.0")]
+    address: String,
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    #[command(flatten)]
+    common: Common,
+}
+
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     let has = |word: &str| args.iter().skip(1).any(|arg| arg == word);
-    let mut command = if has("lazy-pages") {
-        match pager(&args) {
-            Ok(command) => command,
-            Err(error) => {
-                eprintln!("defrost-criu: {error}: start the defrost that lies beside it");
-                return ExitCode::FAILURE;
-            }
-        }
+    let ours = if has("lazy-pages") {
+        Some(lazy_pages(&args))
     } else if has("page-server") && has("--lazy-pages") {
-        eprintln!("defrost-criu: page-server --lazy-pages is not there: import the dump, and serve it with defrost-page-server");
-        return ExitCode::FAILURE;
+        Some(page_server(&args))
     } else {
-        let criu = std::env::var_os("DEFROST_CRIU").unwrap_or_else(|| "criu".into());
-        let mut command = Command::new(criu);
-        command.args(args.iter().skip(1));
-        command
+        None
+    };
+    let mut command = match ours {
+        Some(Ok(command)) => command,
+        Some(Err(error)) => {
+            eprintln!("defrost-criu: {error}: start the defrost that lies beside it");
+            return ExitCode::FAILURE;
+        }
+        None => {
+            let mut command = Command::new(std::env::var_os("DEFROST_CRIU").unwrap_or_else(|| "criu".into()));
+            command.args(args.iter().skip(1));
+            command
+        }
     };
     let error = command.exec(); // returns only if it fails
     eprintln!("defrost-criu: run {}: {error}: set DEFROST_CRIU to the real criu", command.get_program().display());
@@ -57,14 +89,35 @@ fn main() -> ExitCode {
 }
 
 /// Our pager for the same restore.
-fn pager(args: &[OsString]) -> std::io::Result<Command> {
+fn lazy_pages(args: &[OsString]) -> std::io::Result<Command> {
     let asked = LazyPages::parse_from(args.iter().filter(|arg| verbosity(arg).is_none()));
+    let mut command = ours("criu", &asked.common, args)?;
+    if let Some(port) = asked.port {
+        command.arg("--page-server").arg(endpoint(&asked.address, port));
+    }
+    Ok(command)
+}
+
+/// Our server of the same pages.
+fn page_server(args: &[OsString]) -> std::io::Result<Command> {
+    let asked = PageServer::parse_from(args.iter().filter(|arg| verbosity(arg).is_none()));
+    let mut command = ours("criu-page-server", &asked.common, args)?;
+    command.arg("--once").arg("--listen").arg(endpoint(&asked.address, asked.port));
+    Ok(command)
+}
+
+fn endpoint(address: &str, port: u16) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}
+
+/// `defrost pager WHAT` with what both have.
+fn ours(what: &str, asked: &Common, args: &[OsString]) -> std::io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?.with_file_name("defrost"));
-    command.args(["pager", "criu", "--images"]).arg(&asked.images_dir);
+    command.args(["pager", what, "--images"]).arg(&asked.images_dir);
     command.arg("--work-dir").arg(asked.work_dir.as_ref().unwrap_or(&asked.images_dir));
-    let options = [("--log-file", asked.log_file.map(OsString::from)), ("--pidfile", asked.pidfile.map(OsString::from))];
-    let options = options.into_iter().chain([("--status-fd", asked.status_fd.map(OsString::from))]);
-    for (option, value) in options {
+    let status_fd = asked.status_fd.as_ref().map(OsString::from);
+    let path = |path: &Option<PathBuf>| path.as_ref().map(OsString::from);
+    for (option, value) in [("--log-file", path(&asked.log_file)), ("--pidfile", path(&asked.pidfile)), ("--status-fd", status_fd)] {
         if let Some(value) = value {
             command.arg(option).arg(value);
         }

@@ -1,7 +1,11 @@
-//! Pagers for the restores of others.
+//! Pagers for the restores of others: [`criu`] with pages from here or a store, [`remote`] from a page server, and [`page_server`], which is
+//! one.
+
+pub mod page_server;
+mod remote;
 
 use super::{address_of, open};
-use crate::cli::{CriuArgs, FirecrackerArgs};
+use crate::cli::{CriuArgs, DaemonArgs, FirecrackerArgs};
 use anyhow::{Context as _, Result, bail};
 use images::criu::{Dump, Layout};
 use nix::unistd::{dup2_stderr, dup2_stdout};
@@ -11,30 +15,22 @@ use pages::SnapshotName;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use store::{Access, Class};
 
 /// The daemon of one `criu restore --lazy-pages`.
 pub fn criu(args: CriuArgs) -> Result<()> {
-    // Before anything else is open: whatever has the number now was given to us.
-    if let Some(fd) = args.status_fd {
-        std::fs::symlink_metadata(format!("/proc/self/fd/{fd}"))
-            .with_context(|| format!("--status-fd {fd}: no such descriptor is open"))?;
-    }
     let work_dir = args.work_dir.as_deref().or(args.images.as_deref()).context("name a folder with --work-dir")?;
     let work_dir = work_dir.canonicalize().with_context(|| format!("--work-dir {}", work_dir.display()))?;
-    if args.daemon {
-        return in_background(&work_dir.join(args.log_file.as_deref().unwrap_or(Path::new("defrost-pager.log"))));
+    let Some(mut begun) = begin(args.daemon, &work_dir)? else { return Ok(()) };
+    if let Some(address) = args.page_server {
+        let images = args.images.context("name the folder of the images with --images: a page server has no more than pages")?;
+        let keep =
+            args.keep_as.map(|name| Ok::<_, anyhow::Error>((name, address_of(args.store.store)?, args.compression.into()))).transpose()?;
+        return remote::serve(&address, &images, keep, &work_dir, begun);
     }
-    if let Some(file) = &args.log_file {
-        let path = work_dir.join(file);
-        dup2_stderr(File::create(&path).with_context(|| format!("write {}", path.display()))?)?;
-    }
-    let held = Held::hold()?;
-    // The working directory changes below.
-    let pidfile = args.pidfile.map(std::path::absolute).transpose()?;
     let (plan, demand, bulk) = match (args.snapshot, args.images) {
         (Some(name), _) => snapshot(&name, &address_of(args.store.store)?)?,
         (None, Some(images)) => {
@@ -46,16 +42,55 @@ pub fn criu(args: CriuArgs) -> Result<()> {
         }
         (None, None) => bail!("name --images or --snapshot"),
     };
-    let daemon = Daemon::listen(plan, &work_dir, held)?;
-    if let Some(path) = pidfile {
-        std::fs::write(&path, format!("{}\n", std::process::id())).with_context(|| format!("write {}", path.display()))?;
-    }
-    if let Some(fd) = args.status_fd {
-        tell_ready(fd).with_context(|| format!("write to --status-fd {fd}"))?;
-    }
+    let daemon = Daemon::listen(plan, &work_dir, begun.held()?)?;
+    begun.tell()?;
     let served = daemon.serve(demand, bulk)?;
     tracing::info!(?served, "all memory is there");
     Ok(())
+}
+
+/// A daemon that has begun, and is not ready yet.
+struct Begun {
+    held: Option<Held>,
+    pidfile: Option<PathBuf>,
+    status_fd: Option<i32>,
+}
+
+/// Begin, in a process of its own if that is wanted: then it is ready, and `None` is ours.
+fn begin(args: DaemonArgs, work_dir: &Path) -> Result<Option<Begun>> {
+    // Before anything else is open: whatever has the number now was given to us.
+    if let Some(fd) = args.status_fd {
+        std::fs::symlink_metadata(format!("/proc/self/fd/{fd}"))
+            .with_context(|| format!("--status-fd {fd}: no such descriptor is open"))?;
+    }
+    if args.daemon {
+        return in_background(&work_dir.join(args.log_file.as_deref().unwrap_or(Path::new("defrost-pager.log")))).map(|()| None);
+    }
+    if let Some(file) = &args.log_file {
+        let path = work_dir.join(file);
+        dup2_stderr(File::create(&path).with_context(|| format!("write {}", path.display()))?)?;
+    }
+    let held = Some(Held::hold()?);
+    // The working directory may change.
+    let pidfile = args.pidfile.map(std::path::absolute).transpose()?;
+    Ok(Some(Begun { held, pidfile, status_fd: args.status_fd }))
+}
+
+impl Begun {
+    fn held(&mut self) -> Result<Held> {
+        self.held.take().context("signals are held once")
+    }
+
+    /// Tell whoever wants to know.
+    fn tell(self) -> Result<()> {
+        if let Some(path) = self.pidfile {
+            std::fs::write(&path, format!("{}\n", std::process::id())).with_context(|| format!("write {}", path.display()))?;
+        }
+        if let Some(fd) = self.status_fd {
+            tell_ready(fd).with_context(|| format!("write to --status-fd {fd}"))?;
+        }
+        Ok(())
+    }
 }
 
 type Planned = (Arc<Plan>, Box<dyn Source>, Box<dyn Source>);

@@ -1,4 +1,4 @@
-//! Our lazy-pages daemon, started as a user does, and ended with its value.
+//! CRIU's daemons, ours and the real ones, started as a user does, and ended with their value.
 
 use crate::command::through_command;
 use crate::{binary, eventually};
@@ -23,15 +23,26 @@ impl LazyPages {
 
     /// The same through a program that prepares for it and then becomes it, as `nsenter` does.
     pub fn start_through(through: &[&str], work_dir: &Path, how: &[&str]) -> Result<Self> {
-        let (told, said) = (NamedTempFile::new()?, NamedTempFile::new()?);
         let mut command = through_command(through, &binary("defrost")?)?;
-        command.args(["pager", "criu", "--status-fd", "1", "--work-dir"]).arg(work_dir).args(how).env("RUST_LOG", "info");
+        command.args(["pager", "criu", "--work-dir"]).arg(work_dir).args(how).env("RUST_LOG", "info");
+        Self::ready(command)
+    }
+
+    /// Start another, which tells that it is ready as CRIU's do.
+    pub fn ready(mut command: Command) -> Result<Self> {
+        let (told, said) = (NamedTempFile::new()?, NamedTempFile::new()?);
+        command.args(["--status-fd", "1"]);
         command.stdin(Stdio::null()).stdout(told.reopen()?).stderr(said.reopen()?);
         let mut daemon = Self { child: command.spawn()?, said };
         let length = || told.as_file().metadata().map_or(0, |meta| meta.len());
-        eventually("the lazy-pages daemon is ready", || length() > 0 || daemon.child.try_wait().is_ok_and(|ended| ended.is_some()))?;
+        eventually("the daemon is ready", || length() > 0 || daemon.child.try_wait().is_ok_and(|ended| ended.is_some()))?;
         ensure!(std::fs::read(told.path())? == [0], "the daemon is not ready: {}", daemon.said());
         Ok(daemon)
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
     }
 
     /// Its pid.
@@ -49,7 +60,7 @@ impl LazyPages {
     /// Wait for its end; yields how, and what it said.
     pub fn ended(mut self) -> Result<(ExitStatus, String)> {
         let mut ended = None;
-        eventually("the lazy-pages daemon ends", || {
+        eventually("the daemon ends", || {
             ended = self.child.try_wait().ok().flatten();
             ended.is_some()
         })

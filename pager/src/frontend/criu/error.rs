@@ -1,6 +1,6 @@
 //! What can stop a lazy-pages daemon.
 
-use super::DumpDirError;
+use super::{DumpDirError, PageServerError};
 use crate::frontend::FrontEndError;
 use images::criu::DumpError;
 use std::path::PathBuf;
@@ -15,7 +15,9 @@ pub enum CriuError {
     #[error(transparent)]
     Dump(#[from] DumpError),
     /// Pages that nobody here has.
-    #[error("pages {pages} of task {pid} are in the process that was dumped, not in the images: dump without --lazy-pages")]
+    #[error(
+        "pages {pages} of task {pid} are in the process that was dumped, not in the images: name its --page-server, or dump without --lazy-pages"
+    )]
     AtSource {
         /// The task.
         pid: u32,
@@ -41,6 +43,9 @@ pub enum CriuError {
     /// A signal came while nobody depended on us.
     #[error("ended by a signal before a restore came to {0}: does it have the same --work-dir (runc: --work-path)?")]
     Told(PathBuf),
+    /// A signal came while a page server had nobody to serve.
+    #[error("ended by a signal before a client came")]
+    NoClient,
     /// A pid that the images do not have.
     #[error("the restore asks for the memory of task {0}, which these images do not have: give both the same --images-dir")]
     Stranger(i32),
@@ -69,6 +74,9 @@ pub enum CriuError {
         /// Why.
         source: std::io::Error,
     },
+    /// A page server, ours or another.
+    #[error(transparent)]
+    PageServer(#[from] PageServerError),
     /// It was begun and did not come to its end.
     #[error(transparent)]
     Serve(#[from] FrontEndError),

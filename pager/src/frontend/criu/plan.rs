@@ -5,25 +5,33 @@ use images::criu::{Dump, Memory, Origin, Piece};
 use pages::{PageAddr, PageRange};
 
 /// All tasks of a dump.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan(Vec<Task>);
 
 /// One of them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Task {
     pid: u32,
     memory: Memory,
 }
 
 impl Plan {
-    /// What the tasks of `dump` owe.
+    /// What the tasks of `dump` owe, which has it all.
     pub fn new(dump: &Dump) -> Result<Self, CriuError> {
+        let plan = Self::with_source(dump)?;
+        for Task { pid, memory } in &plan.0 {
+            if let Some(piece) = memory.lazy.iter().find(|piece| piece.origin == Origin::Source) {
+                return Err(CriuError::AtSource { pid: *pid, pages: piece.range });
+            }
+        }
+        Ok(plan)
+    }
+
+    /// What they owe where those who have the rest can be asked for it.
+    pub fn with_source(dump: &Dump) -> Result<Self, CriuError> {
         let task = |pid: &u32| {
             let memory = dump.memory(*pid)?.unwrap_or(Memory { mappings: Vec::new(), lazy: Vec::new() });
-            match memory.lazy.iter().find(|piece| piece.origin == Origin::Source) {
-                Some(piece) => Err(CriuError::AtSource { pid: *pid, pages: piece.range }),
-                None => Ok(Task { pid: *pid, memory }),
-            }
+            Ok(Task { pid: *pid, memory })
         };
         dump.tasks().iter().map(task).collect::<Result<_, _>>().map(Self)
     }

@@ -5,7 +5,7 @@ use super::{CriuError, DumpDir, Plan};
 use crate::frontend::FrontEndError;
 use crate::frontend::snapshot::{Mapped, Snapshot, SnapshotPages};
 use crate::frontend::source::{Install, Source, bring_zeros};
-use images::criu::{Dump, DumpError, Layout, Origin, Piece};
+use images::criu::{Dump, DumpError, Layout, Origin};
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -41,9 +41,14 @@ impl FromFolder {
 impl Source for FromFolder {
     fn bring(&mut self, pid: u32, page: PageAddr, wanted: PageRange, _: &AtomicBool, install: Install<'_>) -> Result<(), FrontEndError> {
         let piece = self.plan.wanted(pid, page, wanted)?;
-        let Piece { origin: Origin::File { folder, page }, range, .. } = piece else {
-            bring_zeros(piece.range, install);
-            return Ok(());
+        let range = piece.range;
+        let (folder, page) = match piece.origin {
+            Origin::File { folder, page } => (folder, page),
+            Origin::Zeros => {
+                bring_zeros(range, install);
+                return Ok(());
+            }
+            Origin::Source => return Err(CriuError::AtSource { pid, pages: range }.into()),
         };
         // The plan is that of the dump whose files were opened.
         let missing = || CriuError::from(DumpError { file: pagemap(pid), record: None, what: "its pages file is gone".to_owned() });
@@ -75,9 +80,13 @@ impl FromStore {
 impl Source for FromStore {
     fn bring(&mut self, pid: u32, page: PageAddr, wanted: PageRange, stop: &AtomicBool, install: Install<'_>) -> Result<(), FrontEndError> {
         let (whole, part) = (self.plan.piece(pid, page)?, self.plan.wanted(pid, page, wanted)?);
-        let Origin::File { folder, page: first } = whole.origin else {
-            bring_zeros(part.range, install);
-            return Ok(());
+        let (folder, first) = match whole.origin {
+            Origin::File { folder, page } => (folder, page),
+            Origin::Zeros => {
+                bring_zeros(part.range, install);
+                return Ok(());
+            }
+            Origin::Source => return Err(CriuError::AtSource { pid, pages: part.range }.into()),
         };
         let placed = self.dump.pages_file(folder, &pagemap(pid)).and_then(|name| self.layout.file(folder, &name));
         let missing = || CriuError::from(DumpError { file: pagemap(pid), record: None, what: "its pages are not laid out".to_owned() });

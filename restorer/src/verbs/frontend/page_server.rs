@@ -1,0 +1,51 @@
+//! A page server for CRIU's lazy-pages daemons and our own, with the pages of a dump or of a snapshot.
+
+use super::{begin, snapshot};
+use crate::cli::CriuPageServerArgs;
+use crate::verbs::address_of;
+use anyhow::{Context as _, Result, bail};
+use pager::frontend::Source;
+use pager::frontend::criu::{DumpDir, FromFolder, MakeSource, PageServer, Plan, Take, Until};
+use std::sync::Arc;
+use std::io::Write as _;
+use std::path::Path;
+
+/// Serve until told, or until the first client is done.
+pub fn serve(args: CriuPageServerArgs) -> Result<()> {
+    let work_dir = args.work_dir.as_deref().or(args.images.as_deref()).unwrap_or(Path::new("."));
+    let work_dir = work_dir.canonicalize().with_context(|| format!("--work-dir {}", work_dir.display()))?;
+    let speaks = args.daemon.status_fd.is_none();
+    let Some(mut begun) = begin(args.daemon, &work_dir)? else { return Ok(()) };
+    let held = begun.held()?;
+    let serve = |plan: Arc<Plan>, source: MakeSource<'_>| -> Result<u64> {
+        let server = PageServer::listen(plan, &args.listen, held)?;
+        let address = server.address()?;
+        tracing::info!(%address, "listening");
+        if speaks {
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "defrost pager criu-page-server ready on {address}")
+                .and_then(|()| out.flush())
+                .context("write to standard output")?;
+        }
+        begun.tell()?;
+        Ok(server.serve(if args.once { Until::FirstClientEnds } else { Until::Told }, source)?)
+    };
+    let clients = match (args.snapshot, args.images) {
+        (Some(name), _) => {
+            let store = address_of(args.store.store)?;
+            let (plan, ..) = snapshot(&name, &store)?;
+            serve(plan, &|| snapshot(&name, &store).map(|(_, source, _)| source).map_err(|error| format!("{error:#}")))?
+        }
+        (None, Some(images)) => {
+            let dir = DumpDir::open(&images, Take::Memory)?;
+            let plan = Arc::new(Plan::new(dir.dump())?);
+            let of_client = plan.clone();
+            serve(plan, &|| -> Result<Box<dyn Source>, String> {
+                Ok(Box::new(FromFolder::open(&dir, &of_client).map_err(|error| error.to_string())?))
+            })?
+        }
+        (None, None) => bail!("name --images or --snapshot"),
+    };
+    tracing::info!(clients, "all clients are served");
+    Ok(())
+}
