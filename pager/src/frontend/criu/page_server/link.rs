@@ -177,3 +177,81 @@ pub(super) fn watch_over(stream: &TcpStream) -> std::io::Result<()> {
 pub(super) fn cut_off() -> Error {
     Error::new(ErrorKind::UnexpectedEof, "it closed in the middle of a message")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pages::PageAddr;
+    use std::net::TcpListener;
+    use std::sync::mpsc::channel;
+
+    fn page(number: u64) -> PageRange {
+        PageRange::with_len(PageAddr::from_number(number), 1).unwrap_or_else(|| unreachable!("one page is a range"))
+    }
+
+    /// A server that tells what it is asked, and answers once it may.
+    fn server() -> std::io::Result<(Link, std::sync::mpsc::Receiver<u64>, std::sync::mpsc::Sender<()>)> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let link = Link::connect(&listener.local_addr()?.to_string()).map_err(Error::other)?;
+        let ((asked, told), (go, may)) = (channel(), channel());
+        std::thread::spawn(move || -> std::io::Result<()> {
+            let (mut stream, _) = listener.accept()?;
+            let mut head = [0; MESSAGE_BYTES];
+            loop {
+                stream.read_exact(&mut head)?;
+                let message = Message::decode(&head);
+                asked.send(message.address / 4096).map_err(Error::other)?;
+                may.recv().map_err(Error::other)?;
+                match message.command {
+                    CLOSE => stream.write_all(&[0; 4])?,
+                    _ => {
+                        stream.write_all(&Message::add(message.pid as u32, page(message.address / 4096)).encode())?;
+                        stream.write_all(&[message.pid as u8; 4096])?;
+                    }
+                }
+            }
+        });
+        Ok((link, told, go))
+    }
+
+    #[test]
+    fn a_fault_goes_before_all_bulk_that_waits() -> std::io::Result<()> {
+        let (link, told, go) = server()?;
+        std::thread::scope(|scope| {
+            let get = |urgency, number| {
+                let link = &link;
+                scope.spawn(move || {
+                    let mut buffer = Vec::new();
+                    assert_eq!(link.get(urgency, 7, page(number), &mut buffer).ok(), Some(page(number)));
+                    assert_eq!(buffer, [7; 4096]);
+                })
+            };
+            get(Urgency::Bulk, 1);
+            assert_eq!(told.recv(), Ok(1));
+            let waiting: Vec<_> = (2..6).map(|number| get(Urgency::Bulk, number)).collect();
+            // That they wait already is what makes it hard; if they do not, it holds all the same.
+            std::thread::sleep(Duration::from_millis(50));
+            get(Urgency::Fault, 9);
+            while link.state().faults == 0 {
+                std::thread::yield_now();
+            }
+            for _ in 0..6 {
+                go.send(()).map_err(Error::other)?;
+            }
+            assert_eq!(told.recv(), Ok(9));
+            waiting.into_iter().for_each(|thread| assert!(thread.join().is_ok()));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn after_the_end_nothing_is_asked() -> std::io::Result<()> {
+        let (link, told, go) = server()?;
+        go.send(()).map_err(Error::other)?;
+        assert!(link.close().is_ok() && link.close().is_ok(), "twice is as well");
+        assert_eq!(told.recv(), Ok(0));
+        let asked = link.get(Urgency::Fault, 7, page(1), &mut Vec::new());
+        assert!(matches!(asked, Err(PageServerError::Over(_))), "{asked:?}");
+        Ok(())
+    }
+}
