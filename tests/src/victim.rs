@@ -183,19 +183,31 @@ impl Victim {
         Ok(())
     }
 
-    /// What the kernel says of its threads, for a failure's message; `None` if it is gone, or has ended and is not reaped. An orphan's child
-    /// may carry its name on.
+    /// It ends, as it must where it cannot be right, and says nothing.
+    pub fn is_ended(&self) -> Result<()> {
+        let dead = || self.state().is_none_or(|state| state.split("; ").filter(|task| !task.is_empty()).all(|task| task.contains(" Z ")));
+        eventually("it is ended", dead)?;
+        let verdict = std::fs::read_to_string(self.folder().join("verdict"));
+        ensure!(verdict.is_err(), "it came to a verdict: {verdict:?}");
+        Ok(())
+    }
+
+    /// Let it check itself, and do not wait for what it finds.
+    pub fn go(&self) -> Result<()> {
+        Ok(std::fs::write(self.folder().join("go"), "")?)
+    }
+
+    /// What the kernel says of its threads, for a failure's message; `None` if it is gone. An orphan's child may carry its name on.
     fn state(&self) -> Option<String> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid)).ok()?;
-        let (mut told, mut ended) = (String::new(), true);
+        let mut told = String::new();
         for task in tasks.flatten() {
             let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
             let stat = read("stat");
             let state = stat.rsplit(')').next().unwrap_or_default().trim_start().chars().next().unwrap_or('?');
-            ended &= state == 'Z';
             told.push_str(&format!("{} {state} {} {}; ", task.file_name().to_string_lossy(), read("wchan"), read("syscall").trim_end()));
         }
-        (!ended).then_some(told)
+        Some(told)
     }
 
     /// End it wherever it runs, forget what it said, and wait until its pid is free: ready for another restore.
