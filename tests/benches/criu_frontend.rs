@@ -5,12 +5,12 @@
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use defrost_tests::criu::{RoomForPipes, free_port};
 use defrost_tests::live_pager::{gone, pager_of};
 use defrost_tests::record::{Record, Table};
 use defrost_tests::redis::Redis;
 use defrost_tests::watched::Running;
 use defrost_tests::{PATIENCE, Server, binary, defrost_ok, eventually, need_root};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -97,14 +97,10 @@ fn main() -> Result<()> {
         "Replayed: the same restore right before recorded what the same questions touch; it is not counted.",
         "All memory is there: the daemon ends, or `defrost wait` does.",
         "Everything is on one machine, images and stores in the page cache. CRIU's page server is `criu page-server --lazy-pages`, which \
-         serves images over TCP, uncompressed and once; ours serves chunks compressed with zstd over gRPC.",
+         serves images over TCP, uncompressed and once (with fs.pipe-max-size and fs.pipe-user-pages-soft raised, without which it breaks off); ours serves chunks compressed with zstd over gRPC.",
         "Every answer was compared with what was loaded, after each contender's last turn all values: none was wrong.",
     ]);
     record.write(&bench.cli.out)
-}
-
-fn free_port() -> Result<String> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string())
 }
 
 /// Start a daemon that writes one byte to descriptor 1 once it listens.
@@ -193,7 +189,7 @@ impl Bench {
             }
             CRIU_LOCAL => self.with_daemon(daemon(self.crius_daemon(&[]))?, &self.images, asked),
             CRIU_REMOTE => {
-                let port = free_port()?;
+                let (_room, port) = (RoomForPipes::make()?, free_port()?.to_string());
                 let mut server = self.criu("page-server", &self.images);
                 server.args(["--lazy-pages", "--status-fd", "1", "--address", "127.0.0.1", "--port", &port]);
                 let _server = daemon(server)?;

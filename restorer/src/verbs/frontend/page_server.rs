@@ -6,9 +6,9 @@ use crate::verbs::address_of;
 use anyhow::{Context as _, Result, bail};
 use pager::frontend::Source;
 use pager::frontend::criu::{DumpDir, FromFolder, MakeSource, PageServer, Plan, Take, Until};
-use std::sync::Arc;
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Serve until told, or until the first client is done.
 pub fn serve(args: CriuPageServerArgs) -> Result<()> {

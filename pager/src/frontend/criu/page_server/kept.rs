@@ -6,7 +6,7 @@
 //!
 //! A failure here is nobody's but the snapshot's: it is told once, nothing more is kept, and pages go on coming from the server.
 
-use crate::frontend::criu::{DumpDir, CriuError};
+use crate::frontend::criu::{CriuError, DumpDir};
 use images::criu::Pagemap;
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::collections::BTreeMap;

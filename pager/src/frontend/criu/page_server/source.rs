@@ -25,13 +25,7 @@ pub struct FromPageServer {
 
 impl FromPageServer {
     /// Over `link`, what `plan` tells of. What passes goes to `kept`, and comes from there if it passed before.
-    pub fn new(
-        dir: &DumpDir,
-        plan: &Arc<Plan>,
-        link: &Arc<Link>,
-        urgency: Urgency,
-        kept: Option<&Arc<Kept>>,
-    ) -> Result<Self, CriuError> {
+    pub fn new(dir: &DumpDir, plan: &Arc<Plan>, link: &Arc<Link>, urgency: Urgency, kept: Option<&Arc<Kept>>) -> Result<Self, CriuError> {
         let (parents, buffer) = (FromFolder::open(dir, plan)?, Vec::new());
         Ok(Self { link: link.clone(), plan: plan.clone(), parents, urgency, kept: kept.cloned(), buffer })
     }
