@@ -1,10 +1,10 @@
 //! Background fill: threads that bring what nobody has asked for yet, going on behind the last fault.
 //!
 //! Each takes a run of chunks that some space owes, fetches it in one request, and installs chunk after chunk in every space that
-//! owes it. There are more threads than cores, so that while some decode, others have requests under way and the connection is never
-//! idle. They wait until the process runs and what is known of its working set was replayed, and then run behind everybody else ([`BULK_NICE`]), so that neither the end of the rebuild
-//! nor a fault nor the process itself waits for them. Chunks under way are marked, so that no two of these threads bring the same one; a demand fault does not look at the marks,
-//! as it must not wait for bulk.
+//! owes it. They wait until the process runs and what is known of its working set was replayed, and then run behind everybody else
+//! ([`BULK_NICE`]), so that neither the end of the rebuild nor a fault nor the process itself waits for them; in its first moments they
+//! step aside altogether. Chunks under way are marked, so that no two of these threads bring the same one; a demand fault does not look
+//! at the marks, as it must not wait for bulk.
 //!
 //! Memory: each thread holds the frames of one run and one decoded chunk. A frame is hardly longer than its pages, so all of them
 //! together hold at most [`MAX_WORKERS`] × ([`RUN_BYTES`] + 2 × the chunk size): 6 MiB with chunks of 16 KiB, 18 MiB with the largest.
@@ -23,14 +23,17 @@ use store::Store;
 
 /// Pause after an event got in the way, and while only other threads' chunks are left.
 const PAUSE: Duration = Duration::from_micros(200);
-/// Without a fault for so long, a program is not just starting to touch what it needs: several times what a fault takes (60 to 200 µs).
+/// How long a program is just starting to touch what it needs; until then bulk steps aside for it. Later it would only keep pages from
+/// coming that are waited for one by one (decision 0012).
+const STARTING: Duration = Duration::from_millis(100);
+/// Without a fault for so long, it is not touching anything: several times what a fault takes (60 to 200 µs).
 const QUIET: Duration = Duration::from_millis(1);
 /// How long bulk steps aside at once: where faults never end, each thread still brings a chunk that often.
 const ASIDE: Duration = Duration::from_millis(2);
 /// Bytes of raw pages in one request; the last chunk may exceed it. Enough that a round trip costs little against decoding (0.7 ms),
 /// little enough that the pages behind a fault come soon.
 const RUN_BYTES: u64 = 1 << 20;
-/// Threads: one a core that decode, and as many again that wait for answers.
+/// Threads: one a core, as decoding is what takes long; with twice as many, faults waited longer and nothing came sooner (decision 0012).
 const MAX_WORKERS: usize = 6;
 
 /// How low these threads rank: a tenth of the weight of a usual one. Lower still, and a thread that was put aside while it installs
@@ -48,7 +51,7 @@ pub(crate) enum Priority {
 
 pub(crate) fn spawn(shared: &Arc<Shared>, store: &Arc<dyn Store>, priority: Priority) -> std::io::Result<Vec<JoinHandle<()>>> {
     let under_way = Arc::new(Mutex::new(HashSet::new()));
-    let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get() * 2).min(MAX_WORKERS);
+    let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get()).min(MAX_WORKERS);
     (0..workers)
         .map(|_| {
             let (shared, store, under_way) = (shared.clone(), store.clone(), under_way.clone());
@@ -91,10 +94,11 @@ fn run(shared: &Shared, store: Arc<dyn Store>, under_way: &Mutex<HashSet<u32>>, 
     }
 }
 
-/// Let a program that waits for page after page have the processors, but not for so long that the rest never comes.
+/// Let a program that starts, and waits for page after page, have the processors.
 fn step_aside(shared: &Shared, priority: Priority) {
     let begun = Instant::now();
-    while priority == Priority::Low && shared.since_fault() < QUIET && begun.elapsed() < ASIDE && !shared.stop.load(Ordering::Relaxed) {
+    let starts = || shared.since_runs() < STARTING && shared.since_fault() < QUIET;
+    while priority == Priority::Low && starts() && begun.elapsed() < ASIDE && !shared.stop.load(Ordering::Relaxed) {
         std::thread::sleep(PAUSE);
     }
 }

@@ -91,6 +91,8 @@ pub(crate) struct Shared {
     /// When a thread last waited for a page, in microseconds since `begun`: bulk steps aside for a while.
     faulted_us: AtomicU64,
     begun: Instant,
+    /// When the process began to run, likewise; the highest number before.
+    ran_us: AtomicU64,
     pub(crate) stalls: Mutex<Stalls>,
     pub(crate) outage: Outage,
     state: Mutex<(State, Option<String>)>,
@@ -140,6 +142,7 @@ impl Pager {
             hot: AtomicU64::new(0),
             faulted_us: AtomicU64::new(0),
             begun: Instant::now(),
+            ran_us: AtomicU64::new(u64::MAX),
             stalls: Mutex::default(),
             outage: Outage::new(config.policy, config.demand.clone(), config.bulk.clone()),
             state: Mutex::new((State::Lazy, None)),
@@ -172,6 +175,7 @@ impl Pager {
     /// Let bulk begin: before, it would only take processors from whoever rebuilds the process.
     pub fn process_runs(&self) {
         let _state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.ran_us.store(self.shared.begun.elapsed().as_micros() as u64, Ordering::Relaxed);
         self.shared.runs.store(true, Ordering::Relaxed);
         self.shared.changed.notify_all();
     }
@@ -263,6 +267,11 @@ impl Shared {
     /// How long ago a thread last waited for a page.
     pub(crate) fn since_fault(&self) -> Duration {
         self.begun.elapsed().saturating_sub(Duration::from_micros(self.faulted_us.load(Ordering::Relaxed)))
+    }
+
+    /// How long the process has been running.
+    pub(crate) fn since_runs(&self) -> Duration {
+        self.begun.elapsed().saturating_sub(Duration::from_micros(self.ran_us.load(Ordering::Relaxed)))
     }
 
     /// End the process: a page of it can never be right.
