@@ -3,29 +3,25 @@
 
 mod cli;
 mod foreground;
+mod log;
 mod verbs;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use cli::{Cli, Export, Frontend, Import, Verb};
-use std::io::{ErrorKind, IsTerminal as _};
+use std::io::ErrorKind;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    log::begin();
     match run(Cli::parse().verb) {
         Ok(code) => code,
         // Whoever read our output has seen enough.
         Err(error) if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("defrost: {}", sentence(&error));
+            log::failed(&sentence(&error));
             ExitCode::FAILURE
         }
     }

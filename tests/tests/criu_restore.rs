@@ -206,7 +206,13 @@ fn a_criu_whose_daemon_is_ours_restores() -> Result<()> {
     let proc = Path::new("/proc").join(std::fs::read_to_string(&pidfile)?.trim());
     eventually("the daemon ends", || !proc.exists())?;
     let log = std::fs::read_to_string(work.join("lazy.log"))?;
-    ensure!(log.contains("all memory is there"), "{log}");
+    ensure!(log.contains("all memory is there") && !log.contains("Error ("), "{log}");
+    // Lines have CRIU's form: whoever looks for its errors finds ours.
+    ensure!(log.lines().all(|line| line.starts_with("(00.") || line.starts_with("(0")), "{log}");
+    std::fs::write(images.join("pstree.img"), b"no image")?;
+    let refused = ours(&["lazy-pages", "-o", "refused.log"])?;
+    let log = std::fs::read_to_string(work.join("refused.log"))?;
+    ensure!(!refused.status.success() && log.contains("Error (") && log.contains("pstree.img"), "{refused:?} {log}");
     // What we do not have is an error.
     for unknown in [["lazy-pages", "-v4"], ["page-server", "--lazy-pages"]] {
         let unknown = ours(&[&unknown[..], &["--tls"]].concat())?;

@@ -32,7 +32,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use store::Store;
+
+/// Before another try to take a VM where the last one failed.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What all VMs get.
 #[derive(Clone)]
@@ -88,11 +92,19 @@ impl Daemon {
                 Ok((stream, _)) => stream,
                 // It hung up meanwhile.
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => continue,
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    // Those that are served depend on us.
+                    tracing::error!(%error, "no further machine can be taken now: raise ulimit -n");
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
             };
             machines.retain(|machine| !machine.is_finished());
             let (guest, held) = (self.guest.clone(), self.held.clone());
-            machines.push(std::thread::Builder::new().name("machine".to_owned()).spawn(move || one(&guest, stream, held))?);
+            match std::thread::Builder::new().name("machine".to_owned()).spawn(move || one(&guest, stream, held)) {
+                Ok(machine) => machines.push(machine),
+                Err(error) => tracing::error!(%error, "a machine is not served: raise ulimit -u, and start it again"),
+            }
         }
         tracing::info!(machines = machines.len(), "ending once all memory is there");
         for machine in machines {

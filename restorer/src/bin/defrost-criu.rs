@@ -2,7 +2,7 @@
 //! --lazy-pages` becomes `defrost pager criu-page-server --once`; every other action is handed to the real CRIU, `$DEFROST_CRIU` or the
 //! `criu` of the PATH, with its arguments untouched. A runtime or a test suite that is given this program uses our pager without knowing.
 //!
-//! Known holes: no TLS; log lines are ours.
+//! Known holes: no TLS; log lines have CRIU's form, and our words.
 #![forbid(unsafe_code)]
 
 use clap::{Args, Parser};
@@ -125,6 +125,7 @@ fn ours(what: &str, asked: &Common, args: &[OsString]) -> std::io::Result<Comman
     if asked.daemon {
         command.arg("--daemon");
     }
+    command.env("DEFROST_LOG", "criu");
     if std::env::var_os("RUST_LOG").is_none() {
         command.env("RUST_LOG", args.iter().find_map(|arg| verbosity(arg)).unwrap_or("warn"));
     }
