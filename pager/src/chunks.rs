@@ -1,8 +1,8 @@
 //! Chunks on their way in: fetched from a store, decoded, verified; tried again where that can help.
 //!
-//! Faults fetch the chunks that threads wait for in one request and their neighbours behind it, bulk a run of them. A store that cannot be reached is asked again for ever, with
-//! growing pauses: the process waits. A chunk whose bytes are wrong is fetched once more, alone, from every copy of the store there is;
-//! wrong in all of them, it is fatal, as no one may ever read it.
+//! Faults fetch the chunks that threads wait for in one request and their neighbours behind it, bulk a run of them. A store that cannot be
+//! reached is asked again for ever, with growing pauses: the process waits. A chunk whose bytes are wrong is fetched once more, alone, from
+//! every copy of the store there is; wrong in all of them, it is fatal, as no one may ever read it.
 
 use bytes::Bytes;
 use images::codec::{Decoder, Verified};

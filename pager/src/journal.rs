@@ -26,10 +26,10 @@
 //!   5  begin again at 1
 //! ```
 //!
-//! Who takes over finds what was read and not applied in the batch from `applied` on ([`Journal::leftover`]), and applies it before
-//! it reads anything else. Dying within 3 leaves message i half done: setting bits twice is as well, as nothing was read in between
-//! that could have moved other pages there; whether a move was logged, word 3 tells ([`Journal::is_logged`]); whether a fork's child
-//! has its place, the mailbox does (`keep`). A journal without room for a move is written anew beside this one, and takes its place by a rename.
+//! Who takes over finds what was read and not applied in the batch from `applied` on ([`Journal::leftover`]), and applies it before it
+//! reads anything else. Dying within 3 leaves message i half done: setting bits twice is as well, as nothing was read in between that could
+//! have moved other pages there; whether a move was logged, word 3 tells ([`Journal::is_logged`]); whether a fork's child has its place,
+//! the mailbox does (`keep`). A journal without room for a move is written anew beside this one, and takes its place by a rename.
 
 use crate::origins::Origins;
 use crate::residency::{Residency, Run};

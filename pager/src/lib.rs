@@ -1,11 +1,11 @@
 //! The pager: fetches a frozen process's pages and answers its faults.
 //!
-//! [`residency`] (pure) knows which pages an address space still owes; its [`ledger`] changes that by what happens to the memory;
-//! [`space`] ties it to the space's userfaultfd under one lock; [`chunks`] fetches, decodes and verifies; [`fault_loop`] answers threads
-//! that wait and brings [`neighbours`] of what they wait for, as many as a [`window`] (pure) says; [`replay`] brings what earlier restores touched, [`bulk`] the rest behind it,
-//! each with a thread and a store of its own, so that a demand fault never queues behind bulk; [`outage`] watches over a store that does not
-//! answer, by the operator's [`policy`]. [`Pager`] is the sum of these, [`daemon`] the
-//! process that hosts one, [`control`] how others ask it.
+//! [`residency`] (pure) knows which pages an address space still owes; its [`ledger`] changes that by what happens to the memory; [`space`]
+//! ties it to the space's userfaultfd under one lock; [`chunks`] fetches, decodes and verifies; [`fault_loop`] answers threads that wait
+//! and brings [`neighbours`] of what they wait for, as many as a [`window`] (pure) says; [`replay`] brings what earlier restores touched,
+//! [`bulk`] the rest behind it, each with a thread and a store of its own, so that a demand fault never queues behind bulk; [`outage`]
+//! watches over a store that does not answer, by the operator's [`policy`]. [`Pager`] is the sum of these, [`daemon`] the process that
+//! hosts one, [`control`] how others ask it.
 //!
 //! What a pager's death must not take along is in its [`keep`]: a [`journal`] for each space, and a [`mailbox`] in the process itself;
 //! what neither has yet when everybody dies is stopped by the [`brake`].

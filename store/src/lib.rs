@@ -1,9 +1,9 @@
 //! Where snapshots are kept: one trait, and what implements it.
 //!
-//! Chunks come first ([`Upload`]), the image that names them last ([`Store::commit`]): a snapshot exists only once every chunk of it
-//! is durable. [`LocalStore`] is a directory of packs; the page server serves one, the embedded store of the command line is one.
-//! [`RemoteStore`] is a page server, [`Replicas`] are several that hold the same, [`MemoryStore`] and [`FlakyStore`] are for tests and for users of the library. One contract test
-//! (`page-server/tests/contract.rs`) holds all of them to the same behaviour.
+//! Chunks come first ([`Upload`]), the image that names them last ([`Store::commit`]): a snapshot exists only once every chunk of it is
+//! durable. [`LocalStore`] is a directory of packs; the page server serves one, the embedded store of the command line is one.
+//! [`RemoteStore`] is a page server, [`Replicas`] are several that hold the same, [`MemoryStore`] and [`FlakyStore`] are for tests and for
+//! users of the library. One contract test (`page-server/tests/contract.rs`) holds all of them to the same behaviour.
 #![forbid(unsafe_code)]
 
 mod ahead;

@@ -1,4 +1,5 @@
-//! `criu restore --lazy-pages` of one redis-server with CRIU's daemon and with ours, and beside them our own restore; in turn, round by round.
+//! `criu restore --lazy-pages` of one redis-server with CRIU's daemon and with ours, and beside them our own restore; in turn, round by
+//! round.
 //!
 //! In each turn a client asks until it is answered, then for values in random order, one at a time, while memory is still coming. Every
 //! answer is compared, after each contender's last turn all values.

@@ -49,8 +49,9 @@ const WITHIN: Duration = Duration::from_millis(500);
 /// A program that has said nothing for so long waits: one that has its memory compares all of it several times meanwhile.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// The program that crashes rather than notices: half of the data are objects, which Python follows pointers of, and half are pages that only their bytes matter of. Nothing is held
-/// open: its log is opened for each line. A pass is over when everything was compared since it began.
+/// The program that crashes rather than notices: half of the data are objects, which Python follows pointers of, and half are pages that
+/// only their bytes matter of. Nothing is held open: its log is opened for each line. A pass is over when everything was compared since it
+/// began.
 const PROGRAM: &str = r#"
 import hashlib, mmap, os, sys, time
 MIB = int(os.environ.get('DEFROST_TESTED_MIB', '64'))

@@ -1,6 +1,6 @@
 //! A pager dies at each point of the sequence in which it reads, keeps and applies what happened (see `pager/src/journal.rs` and
-//! `pager/src/keep.rs`), over and over, while the model victim reads, writes, unmaps, moves, drops, protects and forks: whoever takes
-//! over must have lost nothing. The model predicts every byte; a failure names point and seed. `DEFROST_CRASH_POINT=NAME` runs one point alone.
+//! `pager/src/keep.rs`), over and over, while the model victim reads, writes, unmaps, moves, drops, protects and forks: whoever takes over
+//! must have lost nothing. The model predicts every byte; a failure names point and seed. `DEFROST_CRASH_POINT=NAME` runs one point alone.
 
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::{Server, Victim, checkpoint, defrost_through, need_root};

@@ -40,7 +40,8 @@ impl<'a> Pages<'a> {
         self.name
     }
 
-    /// Write what `range` has to `file` from `offset` on, but nothing at or behind `end`; pages of zeros are left out. Yields how many bytes.
+    /// Write what `range` has to `file` from `offset` on, but nothing at or behind `end`; pages of zeros are left out. Yields how many
+    /// bytes.
     pub fn copy(&mut self, range: PageRange, file: &File, offset: u64, end: u64, path: &Path) -> Result<u64, ExportError> {
         let (mut next, mut written) = (range.start(), 0);
         while next < range.end() {

@@ -1,5 +1,5 @@
-//! Pagers for the restores of others: [`criu`] with pages from here or a store, [`remote`] from a page server, and [`page_server`], which is
-//! one.
+//! Pagers for the restores of others: [`criu`] with pages from here or a store, [`remote`] from a page server, and [`page_server`], which
+//! is one.
 
 pub mod page_server;
 mod remote;

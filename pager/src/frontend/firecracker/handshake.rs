@@ -4,8 +4,9 @@
 //! [{"base_host_virt_addr": 140737488347136, "size": 134217728, "offset": 0, "page_size": 4096, "page_size_kib": 4096}, …]
 //! ```
 //!
-//! All are bytes, `page_size_kib` too, whatever its name says; older ones send it alone. There is no length in front, so we read until
-//! the array is whole: a VM with many regions may come in parts. Source: Firecracker 1.15, docs/snapshotting/handling-page-faults-on-snapshot-resume.md.
+//! All are bytes, `page_size_kib` too, whatever its name says; older ones send it alone. There is no length in front, so we read until the
+//! array is whole: a VM with many regions may come in parts. Source: Firecracker 1.15,
+//! docs/snapshotting/handling-page-faults-on-snapshot-resume.md.
 
 use crate::frontend::Mapped;
 use crate::table;

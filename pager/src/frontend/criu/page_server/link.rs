@@ -1,7 +1,7 @@
 //! The one connection to a page server, which all who need pages share.
 //!
-//! A request has it alone until its answer is read. Faults go before bulk: whoever is [`Urgency::Bulk`] asks for little at a time, and waits
-//! while a fault does. After a failure nothing that comes over it can be told apart any more, so that the failure is everybody's.
+//! A request has it alone until its answer is read. Faults go before bulk: whoever is [`Urgency::Bulk`] asks for little at a time, and
+//! waits while a fault does. After a failure nothing that comes over it can be told apart any more, so that the failure is everybody's.
 
 use super::PageServerError;
 use super::wire::{CLOSE, MESSAGE_BYTES, Message, NONSENSE};
