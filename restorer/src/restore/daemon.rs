@@ -50,9 +50,9 @@ impl Daemon {
         };
         let mut file = File::from(memfd_create(c"defrost-image", MFdFlags::MFD_CLOEXEC).map_err(outside("make a file in memory"))?);
         file.write_all(image).and_then(|()| file.rewind()).map_err(outside("write the image for the pager"))?;
-        kernel::handoff::send_fds(&ours, &[file.as_raw_fd()]).map_err(outside("talk to the pager"))?;
         let line = serde_json::to_string(&start).map_err(outside("write a request"))?;
-        writeln!(&ours, "{line}").map_err(outside("talk to the pager"))?;
+        told(kernel::handoff::send_fds(&ours, &[file.as_raw_fd()]).map_err(Into::into))?;
+        told(writeln!(&ours, "{line}"))?;
         Ok(Self { child: Some(child), answers: BufReader::new(ours), ready: false, serving: false })
     }
 
@@ -89,11 +89,19 @@ impl Daemon {
             self.ready = true;
         }
         let [receiving, sending] = mailbox.ends().map(AsRawFd::as_raw_fd);
-        kernel::handoff::send_fds(self.answers.get_ref(), &[uffd.as_raw_fd(), pidfd.as_raw_fd(), receiving, sending])
-            .map_err(outside("hand over to the pager"))?;
+        let fds = [uffd.as_raw_fd(), pidfd.as_raw_fd(), receiving, sending];
+        told(kernel::handoff::send_fds(self.answers.get_ref(), &fds).map_err(Into::into))?;
         self.expect("serving")?;
         self.serving = true;
         if eager { self.expect("resident") } else { Ok(()) }
+    }
+}
+
+/// What became of words to the pager: one that has ended has said why, which is heard when its answer is read.
+fn told(result: std::io::Result<()>) -> Result<(), RestoreError> {
+    match result {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(outside("talk to the pager")),
     }
 }
 
