@@ -6,10 +6,10 @@ use pages::PAGE_SIZE_BYTES;
 /// What the state's place is a multiple of: the largest chunk, so that no chunk has bytes of both.
 const STATE_ALIGN_BYTES: u64 = 1 << 20;
 
-/// Where a state behind so much memory begins, and the regions of both; `None` for what is no memory: nothing, no whole pages, or more
+/// The description of so much memory and state, and the regions of both; `None` for what is no memory: nothing, no whole pages, or more
 /// than can be addressed.
 #[must_use]
-pub fn regions(memory_bytes: u64, state_bytes: u64) -> Option<(u64, Vec<Region>)> {
+pub fn describe(memory_bytes: u64, state_bytes: u64) -> Option<(MemoryFile, Vec<Region>)> {
     let region = |start: u64, bytes: u64, name: &str| {
         let backing = Backing::Anonymous as i32;
         let end = start.checked_add(bytes)?.checked_next_multiple_of(PAGE_SIZE_BYTES)?;
@@ -23,11 +23,5 @@ pub fn regions(memory_bytes: u64, state_bytes: u64) -> Option<(u64, Vec<Region>)
     if state_bytes > 0 {
         regions.push(region(state_start, state_bytes, "state")?);
     }
-    Some((state_start, regions))
-}
-
-/// The description of both.
-#[must_use]
-pub fn describe(memory_bytes: u64, state_start: u64, state_bytes: u64) -> MemoryFile {
-    MemoryFile { memory_bytes, state_start, state_bytes }
+    Some((MemoryFile { memory_bytes, state_start, state_bytes }, regions))
 }

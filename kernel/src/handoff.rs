@@ -51,30 +51,27 @@ pub fn send_fds(socket: &UnixStream, fds: &[RawFd]) -> Result<(), Errno> {
 /// many bytes.
 pub fn recv_some(socket: &UnixStream, bytes: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> Result<usize, Errno> {
     let mut room = [0; 64 << 10];
-    let mut space = nix::cmsg_space!([RawFd; 8]);
-    let mut buffer = [IoSliceMut::new(&mut room)];
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut buffer, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(found) = control {
-            fds.extend(found.into_iter().map(own));
-        }
-    }
-    let count = message.bytes;
+    let count = receive(socket, &mut room, fds)?;
     bytes.extend(&room[..count]);
     Ok(count)
 }
 
 /// Receive `count` descriptors and their byte; `EBADMSG` where fewer came.
 pub fn recv_fds(socket: &UnixStream, count: usize) -> Result<Vec<OwnedFd>, Errno> {
-    let mut byte = [0];
-    let mut buffer = [IoSliceMut::new(&mut byte)];
-    let mut space = nix::cmsg_space!([RawFd; 8]);
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut buffer, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut found = Vec::new();
+    receive(socket, &mut [0], &mut found)?;
+    if found.len() == count { Ok(found) } else { Err(Errno::EBADMSG) }
+}
+
+/// One message, or as much of it as there is room for, and the descriptors with it.
+fn receive(socket: &UnixStream, room: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize, Errno> {
+    let mut space = nix::cmsg_space!([RawFd; 8]);
+    let mut buffer = [IoSliceMut::new(room)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut buffer, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = control {
-            found.extend(fds.into_iter().map(own));
+        if let ControlMessageOwned::ScmRights(found) = control {
+            fds.extend(found.into_iter().map(own));
         }
     }
-    if found.len() == count { Ok(found) } else { Err(Errno::EBADMSG) }
+    Ok(message.bytes)
 }

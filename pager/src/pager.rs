@@ -135,7 +135,7 @@ impl Pager {
             stop: AtomicBool::new(false),
             runs: AtomicBool::new(config.eager),
             replaying: AtomicBool::new(config.replay),
-            touched: Touched::default(),
+            touched: Touched::new(config.recording),
             nudge: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             demand_faults: AtomicU64::new(0),
             zero_faults: AtomicU64::new(0),

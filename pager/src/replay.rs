@@ -52,7 +52,8 @@ impl std::str::FromStr for Recording {
 /// What this restore touched, and what was replayed.
 #[derive(Debug, Default)]
 pub(crate) struct Touched {
-    chunks: Mutex<Vec<u32>>,
+    /// Nothing where it is not recorded.
+    chunks: Option<Mutex<Vec<u32>>>,
     /// Bytes of the set that is replayed; 0 without one.
     pub(crate) known_bytes: AtomicU64,
     /// Bytes of it that came so, and not by a fault.
@@ -60,9 +61,20 @@ pub(crate) struct Touched {
 }
 
 impl Touched {
+    pub(crate) fn new(recording: Recording) -> Self {
+        Self { chunks: (recording != Recording::Off).then(Mutex::default), ..Self::default() }
+    }
+
+    /// All of it.
+    fn take(&self) -> Vec<u32> {
+        self.chunks.as_ref().map_or_else(Vec::new, |chunks| std::mem::take(&mut *chunks.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
     /// A thread waits for this chunk, or it came as a neighbour of one.
     pub(crate) fn note(&self, chunk: u32) {
-        self.chunks.lock().unwrap_or_else(PoisonError::into_inner).push(chunk);
+        if let Some(chunks) = &self.chunks {
+            chunks.lock().unwrap_or_else(PoisonError::into_inner).push(chunk);
+        }
     }
 }
 
@@ -130,7 +142,7 @@ pub(crate) fn keep(shared: Arc<Shared>, store: Arc<dyn Store>, recording: Record
         if !matches!(shared.wait_settled(), State::Resident | State::Gone) {
             return;
         }
-        let touched = std::mem::take(&mut *shared.touched.chunks.lock().unwrap_or_else(PoisonError::into_inner));
+        let touched = shared.touched.take();
         if touched.is_empty() {
             return;
         }

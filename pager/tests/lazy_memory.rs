@@ -24,7 +24,7 @@ fn memory_of_our_own_has_what_the_snapshot_has() {
         upload.put(chunk_id(chunk), encoder.encode(chunk).expect("encode")).expect("put");
     }
     upload.finish().expect("finish");
-    let (_, regions) = memory_file::regions(bytes.len() as u64, 0).expect("is memory");
+    let (_, regions) = memory_file::describe(bytes.len() as u64, 0).expect("is memory");
     let manifest = Manifest { regions, extents, chunk_size_bytes: CHUNK as u32, ..Manifest::default() };
     let name = "memory".parse().expect("a name");
     store.commit(Image::encode(&manifest, &table), &name).expect("commit");

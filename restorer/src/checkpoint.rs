@@ -22,7 +22,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pages::{SnapshotId, SnapshotName};
 use std::time::{Duration, Instant};
-use store::{Store, StoreError};
+use store::{Store, refuse_taken};
 
 /// What to do.
 #[derive(Debug)]
@@ -115,15 +115,6 @@ fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
         sent_bytes: captured.sent_bytes,
         frozen_us: started.elapsed().as_micros() as u64,
     })
-}
-
-/// Refuse a name in use before anything is stopped; the commit checks again.
-fn refuse_taken(store: &dyn Store, name: &SnapshotName) -> Result<(), CheckpointError> {
-    match store.resolve(name) {
-        Ok(_) => Err(CheckpointError::NameTaken(name.clone())),
-        Err(StoreError::NotFound { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
 }
 
 fn end(pid: u32) {

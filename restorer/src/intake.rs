@@ -7,12 +7,16 @@
 
 use bytes::Bytes;
 use images::codec::Encoder;
-use images::manifest::{Extent, Region};
+use images::manifest::{Extent, Manifest, Region};
 use pages::{ChunkId, PAGE_SIZE_BYTES, PageRange};
 use std::collections::HashSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::SystemTime;
 use store::{Store, StoreError};
 
 /// Bytes read at a time: process_vm_readv is as fast from 64 KiB up, and 2 MiB a core stays in the cache.
@@ -43,6 +47,32 @@ pub struct Taken {
     pub new_chunks: u64,
     /// Bytes of compressed frames sent.
     pub sent_bytes: u64,
+}
+
+impl Taken {
+    /// The memory of an image made now; what else it is comes on top.
+    pub fn manifest(&self, regions: Vec<Region>, compression: Compression) -> Manifest {
+        Manifest {
+            regions,
+            extents: self.extents.clone(),
+            chunk_size_bytes: compression.chunk_size_bytes,
+            created_unix_s: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+            ..Manifest::default()
+        }
+    }
+
+    /// Bytes of pages with contents.
+    pub fn contents_bytes(&self) -> u64 {
+        self.extents.iter().map(|extent| extent.pages * PAGE_SIZE_BYTES).sum()
+    }
+}
+
+/// Pages of a file from `offset` on, for a [`Source`]: zeros behind its end.
+pub fn read_stored(path: &Path, file: &File, size_bytes: u64, offset: u64, raw: &mut [u8]) -> Result<(), String> {
+    let length = (size_bytes - offset.min(size_bytes)).min(raw.len() as u64) as usize;
+    let (contents, beyond) = raw.split_at_mut(length);
+    beyond.fill(0);
+    file.read_exact_at(contents, offset).map_err(|error| format!("{}, page {}: {error}", path.display(), offset / PAGE_SIZE_BYTES))
 }
 
 /// Why not all was taken in.

@@ -3,7 +3,7 @@
 //! Every chunk is decoded and its digest checked on the way: a store keeps what it is given under the digest it is told, so a lying
 //! source must not get anything past us.
 
-use crate::{Store, StoreError, Unsound, sound_chunk};
+use crate::{Store, StoreError, Unsound, refuse_taken, sound_chunk};
 use images::codec::{CodecError, Decoder, Verified};
 use images::{Image, ImageError, PageMap};
 use pages::{ChunkId, SnapshotName};
@@ -49,11 +49,7 @@ pub enum CopyError {
 /// Copy `name`; `progress` is told of chunks done and chunks in all.
 pub fn copy(from: &dyn Store, to: &dyn Store, name: &SnapshotName, progress: &dyn Fn(u64, u64)) -> Result<CopyReport, CopyError> {
     let bytes = from.image(&from.resolve(name)?)?;
-    match to.resolve(name) {
-        Ok(_) => return Err(StoreError::NameTaken(name.clone()).into()),
-        Err(StoreError::NotFound { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
+    refuse_taken(to, name)?;
     let image = Image::parse(&bytes).map_err(|source| CopyError::Image { name: name.clone(), source })?;
     let map = PageMap::new(&image);
     let mut seen = HashSet::new();

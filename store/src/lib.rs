@@ -149,6 +149,15 @@ pub fn default_dir() -> PathBuf {
     data.unwrap_or_else(home).join("defrost")
 }
 
+/// Refuse a name in use before anything is done for it; the commit checks again.
+pub fn refuse_taken(store: &dyn Store, name: &SnapshotName) -> Result<(), StoreError> {
+    match store.resolve(name) {
+        Ok(_) => Err(StoreError::NameTaken(name.clone())),
+        Err(StoreError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Open a store by its address: a directory, grpc://HOST:PORT, grpcs://HOST:PORT or unix:PATH; for reading also several servers
 /// that hold the same snapshots, separated by commas.
 pub fn open(address: &str, access: Access) -> Result<Arc<dyn Store>, StoreError> {

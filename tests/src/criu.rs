@@ -1,11 +1,13 @@
 //! The real CRIU: dumps of victims, restores of them, and dumps made into chains of parents.
 
 mod chain;
+mod dumped;
 mod lazy_pages;
 mod package;
 mod page_server;
 
 pub use chain::split;
+pub use dumped::Dumped;
 pub use lazy_pages::{LazyPages, in_background};
 pub use package::program;
 pub use page_server::{Between, Live, RoomForPipes, free_port, in_a_namespace};

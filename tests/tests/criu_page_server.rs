@@ -2,7 +2,7 @@
 //! daemon pulls from our server; a server that lies ends in no wrong byte; what passed becomes a snapshot.
 
 use anyhow::{Context as _, Result, ensure};
-use defrost_tests::criu::{self, Between, LazyPages, Live, RoomForPipes, free_port, in_a_namespace};
+use defrost_tests::criu::{self, Between, Dumped, LazyPages, Live, RoomForPipes, free_port, in_a_namespace};
 use defrost_tests::redis::Redis;
 use defrost_tests::{Server, Victim, binary, defrost_fails, defrost_ok, eventually, need_root};
 use nix::sys::signal::{Signal, kill};
@@ -12,40 +12,6 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use tempfile::TempDir;
-
-/// A tree of processes that was dumped, and is dead.
-struct Dumped {
-    victim: Victim,
-    folder: TempDir,
-}
-
-impl Dumped {
-    fn tree(mib: usize) -> Result<Self> {
-        need_root()?;
-        let mut dumped = Self { victim: criu::tree(mib)?, folder: tempfile::tempdir()? };
-        criu::dump(&dumped.victim, &dumped.images(), &[])?;
-        dumped.victim.reap()?;
-        Ok(dumped)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn images(&self) -> PathBuf {
-        self.path("images")
-    }
-
-    /// Restore lazily, compare everything, end it.
-    fn proves(&mut self, images: &Path, work: &Path, daemon: LazyPages) -> Result<String> {
-        criu::restore_with(images, work, &["--lazy-pages"]).with_context(|| daemon.said())?;
-        self.victim.check("").with_context(|| daemon.said())?;
-        let said = daemon.has_served()?;
-        self.victim.end()?;
-        Ok(said)
-    }
-}
 
 /// CRIU's page server with what a folder has; it ends with its first client.
 fn real_server(images: &Path) -> Result<(LazyPages, String)> {

@@ -2,7 +2,7 @@
 //! compare all their memory, whether it comes from the images, a chain of parents, or a snapshot over gRPC.
 
 use anyhow::{Context as _, Result, ensure};
-use defrost_tests::criu::{self, LazyPages};
+use defrost_tests::criu::{self, Dumped, LazyPages};
 use defrost_tests::redis::Redis;
 use defrost_tests::{Server, Victim, binary, defrost_fails, defrost_ok, eventually, need_root, victims};
 use images::criu::Pagemap;
@@ -10,56 +10,8 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use std::io::{IoSlice, Write as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use tempfile::TempDir;
-
-/// A tree of processes that was dumped, and is dead.
-struct Dumped {
-    victim: Victim,
-    folder: TempDir,
-}
-
-impl Dumped {
-    fn tree(mib: usize) -> Result<Self> {
-        need_root()?;
-        let dumped = Self { victim: criu::tree(mib)?, folder: tempfile::tempdir()? };
-        criu::dump(&dumped.victim, &dumped.images(), &[])?;
-        dumped.reaped()
-    }
-
-    fn reaped(mut self) -> Result<Self> {
-        self.victim.reap()?;
-        Ok(self)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn images(&self) -> PathBuf {
-        self.path("images")
-    }
-
-    /// Import it, write back what a lazy restore needs, and remove the images.
-    fn moved_to(&self, store: &str) -> Result<PathBuf> {
-        let lazy = self.path("lazy");
-        defrost_ok(&["import", "criu", &self.images().display().to_string(), "tree", "--store", store])?;
-        defrost_ok(&["export", "criu", "tree", &lazy.display().to_string(), "--lazy", "--store", store])?;
-        std::fs::remove_dir_all(self.images())?;
-        Ok(lazy)
-    }
-
-    /// Restore lazily from `images`, compare everything, and end it.
-    fn proves(&mut self, images: &Path, daemon: LazyPages) -> Result<String> {
-        let restored = criu::restore_with(images, images, &["--lazy-pages"]);
-        restored.with_context(|| daemon.said())?;
-        self.victim.check("").with_context(|| daemon.said())?;
-        let said = daemon.has_served()?;
-        self.victim.end()?;
-        Ok(said)
-    }
-}
 
 #[test]
 fn memory_comes_from_the_images() -> Result<()> {
@@ -68,7 +20,7 @@ fn memory_comes_from_the_images() -> Result<()> {
     // Several times: nothing is used up.
     for _ in 0..3 {
         let daemon = LazyPages::start(&images, &["--images", &images.display().to_string()])?;
-        let said = dumped.proves(&images, daemon)?;
+        let said = dumped.proves(&images, &images, daemon)?;
         ensure!(LazyPages::number(&said, "spaces")? == 2, "{said}");
         ensure!(LazyPages::number(&said, "demand_faults")? > 0, "nothing was lazy: {said}");
     }
@@ -81,7 +33,7 @@ fn memory_comes_from_a_chain_of_parents() -> Result<()> {
     let images = dumped.images();
     criu::split(&images, &dumped.path("before"))?;
     let daemon = LazyPages::start(&images, &["--images", &images.display().to_string()])?;
-    dumped.proves(&images, daemon).map(drop)
+    dumped.proves(&images, &images, daemon).map(drop)
 }
 
 #[test]
@@ -91,7 +43,7 @@ fn memory_comes_from_a_page_server() -> Result<()> {
     let lazy = dumped.moved_to(&server.store())?;
     for _ in 0..2 {
         let daemon = LazyPages::start(&lazy, &["--snapshot", "tree", "--store", &server.store()])?;
-        let said = dumped.proves(&lazy, daemon)?;
+        let said = dumped.proves(&lazy, &lazy, daemon)?;
         ensure!(LazyPages::number(&said, "demand_faults")? > 0, "nothing was lazy: {said}");
     }
     Ok(())
@@ -104,19 +56,17 @@ fn a_chain_of_parents_comes_from_a_store() -> Result<()> {
     let store = dumped.path("store").display().to_string();
     let lazy = dumped.moved_to(&store)?;
     let daemon = LazyPages::start(&lazy, &["--snapshot", "tree", "--store", &store])?;
-    dumped.proves(&lazy, daemon).map(drop)
+    dumped.proves(&lazy, &lazy, daemon).map(drop)
 }
 
 /// A program of `tests/victims/`, dumped by CRIU and restored lazily with pages from a page server; it must find itself right.
 fn proves(source: &str, args: &[&str]) -> Result<()> {
     need_root()?;
-    let dumped = Dumped { victim: Victim::c(source, args)?, folder: tempfile::tempdir()? };
-    criu::dump(&dumped.victim, &dumped.images(), &[])?;
-    let mut dumped = dumped.reaped()?;
+    let mut dumped = Dumped::of(Victim::c(source, args)?)?;
     let server = Server::start(&dumped.path("store"))?;
     let lazy = dumped.moved_to(&server.store())?;
     let daemon = LazyPages::start(&lazy, &["--snapshot", "tree", "--store", &server.store()])?;
-    dumped.proves(&lazy, daemon).map(drop)
+    dumped.proves(&lazy, &lazy, daemon).map(drop)
 }
 
 victims! {

@@ -128,14 +128,13 @@ pub fn memory() -> Manifest {
 
 /// A virtual machine's memory, and its state.
 pub fn machine() -> Manifest {
-    let (memory_bytes, state_bytes) = (0x28_1000, 5000);
-    let (state_start, regions) = images::memory_file::regions(memory_bytes, state_bytes).expect("is memory");
+    let (memory_file, regions) = images::memory_file::describe(0x28_1000, 5000).expect("is memory");
     Manifest {
         regions,
         extents: vec![Extent { start: 0x8000, pages: 4, first_chunk: 0 }, Extent { start: 0x30_0000, pages: 2, first_chunk: 1 }],
         chunk_size_bytes: CHUNK_SIZE_BYTES,
         created_unix_s: 1_700_000_001,
-        memory_file: Some(images::memory_file::describe(memory_bytes, state_start, state_bytes)),
+        memory_file: Some(memory_file),
         ..Manifest::default()
     }
 }

@@ -22,8 +22,6 @@ pub use handshake::GuestRegion;
 use super::{Held, Mapped, Served, Snapshot, serve};
 use handshake::{Handshake, HandshakeError};
 use machine::Machine;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 use std::io::ErrorKind;
 use std::os::fd::AsFd as _;
@@ -79,15 +77,7 @@ impl Daemon {
     /// Serve VMs until a signal comes, and then those there are until their memory is there.
     pub fn serve(self) -> Result<(), FirecrackerError> {
         let mut machines: Vec<JoinHandle<()>> = Vec::new();
-        loop {
-            let mut fds = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN), PollFd::new(self.held.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Err(Errno::EINTR) => continue,
-                other => other.map_err(std::io::Error::from)?,
-            };
-            if fds[1].any() == Some(true) {
-                break;
-            }
+        while self.held.waits_for(self.listener.as_fd())? {
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
                 // It hung up meanwhile.

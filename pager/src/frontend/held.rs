@@ -1,5 +1,7 @@
 //! Requests to end, held back: once the memory of others depends on us, they wait until it does no more.
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::io::Result;
@@ -15,6 +17,22 @@ impl Held {
         let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
         signals.thread_block()?;
         Ok(Self(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?))
+    }
+
+    /// Wait until something can be read from `fd`; false once a signal has come, which goes first.
+    pub(super) fn waits_for(&self, fd: BorrowedFd<'_>) -> Result<bool> {
+        loop {
+            let mut fds = [PollFd::new(fd, PollFlags::POLLIN), PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                other => other?,
+            };
+            match fds.map(|fd| fd.any() == Some(true)) {
+                [_, true] => return Ok(false),
+                [true, _] => return Ok(true),
+                _ => {}
+            }
+        }
     }
 }
 

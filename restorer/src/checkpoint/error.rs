@@ -2,7 +2,6 @@
 
 use kernel::remote::CallError;
 use kernel::tracee::TraceError;
-use pages::SnapshotName;
 use store::StoreError;
 
 /// Why there is no snapshot. Whatever the reason, the process runs on as it was.
@@ -38,9 +37,6 @@ pub enum CheckpointError {
         /// What can be done about it.
         advice: &'static str,
     },
-    /// The name is in use.
-    #[error("snapshot {0} exists already: choose another name or tag, or remove it with `defrost remove {0}`")]
-    NameTaken(SnapshotName),
     /// /proc said something unexpected or nothing.
     #[error("read {path} of process {pid}: {source}")]
     Proc {

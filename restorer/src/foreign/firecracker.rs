@@ -2,17 +2,15 @@
 
 use super::outtake::{Pages, write};
 use super::{ExportError, ImportError};
-use crate::intake::{Compression, Source, take_in};
+use crate::intake::{Compression, Source, read_stored, take_in};
 use images::Image;
 use images::manifest::Manifest;
 use images::memory_file;
 use pages::{PAGE_SIZE_BYTES, PageRange, SnapshotName};
 use std::fmt;
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::time::SystemTime;
-use store::{Store, StoreError};
+use store::{Store, refuse_taken};
 
 /// What was imported or exported.
 #[derive(Debug, serde::Serialize)]
@@ -48,45 +46,31 @@ pub fn import(
     store: &dyn Store,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Report, ImportError> {
-    match store.resolve(name) {
-        Ok(_) => return Err(StoreError::NameTaken(name.clone()).into()),
-        Err(StoreError::NotFound { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let (memory_bytes, memory_file) = open(memory)?;
+    refuse_taken(store, name)?;
+    let (memory_bytes, opened_memory) = open(memory)?;
     let opened = state.map(open).transpose()?;
     let state_bytes = opened.as_ref().map_or(0, |(bytes, _)| *bytes);
     let wrong = || ImportError::File {
         path: memory.to_owned(),
         what: format!("{memory_bytes} bytes are no guest memory, which has whole pages: name the file that was given as mem_file_path"),
     };
-    let (state_start, regions) = memory_file::regions(memory_bytes, state_bytes).ok_or_else(wrong)?;
-    let files: Vec<(&Path, u64, &File)> = std::iter::once((memory, memory_bytes, &memory_file))
+    let (memory_file, regions) = memory_file::describe(memory_bytes, state_bytes).ok_or_else(wrong)?;
+    let files: Vec<(&Path, u64, &File)> = std::iter::once((memory, memory_bytes, &opened_memory))
         .chain(state.zip(opened.as_ref()).map(|(path, (bytes, file))| (path, *bytes, file)))
         .collect();
     let runs: Vec<PageRange> = regions.iter().filter_map(|region| PageRange::from_addrs(region.start, region.end)).collect();
     let source = || -> Source<'_> {
         Box::new(|range, raw| {
-            let at = usize::from(range.start().addr() >= state_start);
+            let at = usize::from(range.start().addr() >= memory_file.state_start);
             let (path, size_bytes, file) = files.get(at).ok_or_else(|| format!("pages {range} lie nowhere"))?;
-            let offset = range.start().addr() - if at == 0 { 0 } else { state_start };
-            let length = (size_bytes - offset.min(*size_bytes)).min(raw.len() as u64) as usize;
-            let (contents, beyond) = raw.split_at_mut(length);
-            beyond.fill(0);
-            file.read_exact_at(contents, offset).map_err(|error| format!("{}, page {}: {error}", path.display(), offset / PAGE_SIZE_BYTES))
+            let offset = range.start().addr() - if at == 0 { 0 } else { memory_file.state_start };
+            read_stored(path, file, *size_bytes, offset, raw)
         })
     };
     let taken = take_in(&runs, &regions, &source, compression, store, progress)?;
-    let manifest = Manifest {
-        regions,
-        extents: taken.extents,
-        chunk_size_bytes: compression.chunk_size_bytes,
-        created_unix_s: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs()),
-        memory_file: Some(memory_file::describe(memory_bytes, state_start, state_bytes)),
-        ..Manifest::default()
-    };
+    let manifest = Manifest { memory_file: Some(memory_file), ..taken.manifest(regions, compression) };
     let snapshot = store.commit(Image::encode(&manifest, &taken.table), name)?;
-    let contents_bytes = manifest.extents.iter().map(|extent| extent.pages * PAGE_SIZE_BYTES).sum();
+    let contents_bytes = taken.contents_bytes();
     let (name, snapshot) = (name.to_string(), snapshot.to_string());
     Ok(Report { name, snapshot, memory_bytes, state_bytes, contents_bytes, sent_bytes: taken.sent_bytes })
 }

@@ -13,7 +13,6 @@
 use super::{CriuError, SOCKET};
 use crate::frontend::Held;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{ErrorKind, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -59,18 +58,8 @@ impl Listening {
 
     /// Wait for the restore of so many tasks, or for a signal that ends us.
     pub fn accept(self, tasks: usize, signals: &Held) -> Result<Conversation, CriuError> {
-        loop {
-            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Err(Errno::EINTR) => continue,
-                other => other.map_err(std::io::Error::from)?,
-            };
-            if fds[1].any() == Some(true) {
-                return Err(CriuError::Told(self.path));
-            }
-            if fds[0].any() == Some(true) {
-                break;
-            }
+        if !signals.waits_for(self.socket.as_fd())? {
+            return Err(CriuError::Told(self.path));
         }
         let (stream, _) = self.socket.accept()?;
         Ok(Conversation { stream, tasks, finished: false })

@@ -1,17 +1,15 @@
 //! Import: read and check the folder, lay its page data out, take that in, commit the image.
 
 use crate::foreign::ImportError;
-use crate::intake::{Compression, Source, take_in};
+use crate::intake::{Compression, Source, read_stored, take_in};
 use images::Image;
 use images::criu::Layout;
 use images::manifest::Manifest;
 use pager::frontend::criu::{DumpDir, Take};
 use pages::{PAGE_SIZE_BYTES, PageRange, SnapshotName};
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::time::SystemTime;
-use store::{Store, StoreError};
+use store::{Store, refuse_taken};
 
 /// What was imported.
 #[derive(Debug, serde::Serialize)]
@@ -52,11 +50,7 @@ pub fn import(
     store: &dyn Store,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<ImportReport, ImportError> {
-    match store.resolve(name) {
-        Ok(_) => return Err(StoreError::NameTaken(name.clone()).into()),
-        Err(StoreError::NotFound { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
+    refuse_taken(store, name)?;
     let opened = DumpDir::open(dir, Take::Everything)?;
     let dump = opened.dump();
     let layout = Layout::new(dump).map_err(|source| ImportError::Dump { dir: dir.to_owned(), source })?;
@@ -74,22 +68,11 @@ pub fn import(
             // Every batch is part of a run.
             let Some((placed, (size_bytes, file), (first, run))) = found else { return Err(format!("pages {range} lie nowhere")) };
             let offset = (first + (range.start().number() - run.start().number())) * PAGE_SIZE_BYTES;
-            let length = (size_bytes - offset.min(*size_bytes)).min(raw.len() as u64) as usize;
-            let (contents, beyond) = raw.split_at_mut(length);
-            beyond.fill(0);
-            let path = opened.path(placed.folder, &placed.name);
-            file.read_exact_at(contents, offset).map_err(|error| format!("{}, page {}: {error}", path.display(), offset / PAGE_SIZE_BYTES))
+            read_stored(&opened.path(placed.folder, &placed.name), file, *size_bytes, offset, raw)
         })
     };
     let taken = take_in(&runs, &regions, &source, compression, store, progress)?;
-    let manifest = Manifest {
-        regions: layout.regions(),
-        extents: taken.extents,
-        chunk_size_bytes: compression.chunk_size_bytes,
-        created_unix_s: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs()),
-        criu_dump: Some(dump.keep()),
-        ..Manifest::default()
-    };
+    let manifest = Manifest { criu_dump: Some(dump.keep()), ..taken.manifest(regions, compression) };
     let snapshot = store.commit(Image::encode(&manifest, &taken.table), name)?;
     Ok(ImportReport {
         name: name.to_string(),
@@ -97,7 +80,7 @@ pub fn import(
         tasks: dump.tasks().len() as u64,
         folders: dump.folders().count() as u64,
         files: dump.folders().map(|folder| folder.len() as u64).sum(),
-        memory_bytes: manifest.extents.iter().map(|extent| extent.pages * PAGE_SIZE_BYTES).sum(),
+        memory_bytes: taken.contents_bytes(),
         chunks: taken.table.len() as u64,
         new_chunks: taken.new_chunks,
         sent_bytes: taken.sent_bytes,

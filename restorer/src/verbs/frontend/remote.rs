@@ -14,7 +14,7 @@ use pager::frontend::criu::{CriuError, Daemon, DumpDir, FromPageServer, Kept, Li
 use pages::SnapshotName;
 use std::path::Path;
 use std::sync::Arc;
-use store::{Access, Class, Store, StoreError};
+use store::{Access, Class, Store, refuse_taken};
 use tempfile::TempDir;
 
 /// Name, store and form of the snapshot to be made.
@@ -85,11 +85,7 @@ impl Keeping {
     /// Find out what can be found out before anybody depends on us.
     fn begin((name, address, compression): Keep, dir: &DumpDir, work_dir: &Path) -> Result<Self> {
         let store = open(&address, Access::Write, Class::Bulk)?;
-        match store.resolve(&name) {
-            Ok(_) => return Err(StoreError::NameTaken(name).into()),
-            Err(StoreError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
+        refuse_taken(store.as_ref(), &name)?;
         let folder = tempfile::Builder::new().prefix(".defrost-kept-").tempdir_in(work_dir);
         let folder = folder.with_context(|| format!("make a folder in {}: name another with --work-dir", work_dir.display()))?;
         let kept = Arc::new(Kept::begin(dir, folder.path())?);

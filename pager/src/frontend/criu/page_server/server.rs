@@ -8,8 +8,6 @@ use super::link::{cut_off, watch_over};
 use super::wire::{CLOSE, FORCE_CLOSE, GET, MESSAGE_BYTES, Message};
 use crate::frontend::criu::{CriuError, Plan};
 use crate::frontend::{Held, Source};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -92,15 +90,10 @@ impl PageServer {
     /// The next client; `None` once we are told to end.
     fn accept(&self, until: Until) -> Result<Option<(TcpStream, SocketAddr)>, CriuError> {
         loop {
-            let mut fds = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN), PollFd::new(self.held.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Err(Errno::EINTR) => continue,
-                other => other.map_err(std::io::Error::from)?,
-            };
-            match (fds[1].any() == Some(true), until) {
-                (true, Until::FirstClientEnds) => return Err(CriuError::NoClient),
-                (true, Until::Told) => return Ok(None),
-                (false, _) => {}
+            match (self.held.waits_for(self.listener.as_fd())?, until) {
+                (false, Until::FirstClientEnds) => return Err(CriuError::NoClient),
+                (false, Until::Told) => return Ok(None),
+                (true, _) => {}
             }
             match self.listener.accept() {
                 Ok((stream, client)) => match watch_over(&stream) {
