@@ -4,7 +4,7 @@ use crate::command::through_command;
 use crate::{binary, eventually};
 use anyhow::{Context as _, Result, ensure};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use tempfile::NamedTempFile;
 
@@ -13,6 +13,8 @@ use tempfile::NamedTempFile;
 pub struct LazyPages {
     child: Child,
     said: NamedTempFile,
+    /// Where the real one writes what it has to say.
+    log: Option<PathBuf>,
 }
 
 impl LazyPages {
@@ -33,11 +35,18 @@ impl LazyPages {
         let (told, said) = (NamedTempFile::new()?, NamedTempFile::new()?);
         command.args(["--status-fd", "1"]);
         command.stdin(Stdio::null()).stdout(told.reopen()?).stderr(said.reopen()?);
-        let mut daemon = Self { child: command.spawn()?, said };
+        let mut daemon = Self { child: command.spawn()?, said, log: None };
         let length = || told.as_file().metadata().map_or(0, |meta| meta.len());
         eventually("the daemon is ready", || length() > 0 || daemon.child.try_wait().is_ok_and(|ended| ended.is_some()))?;
         ensure!(std::fs::read(told.path())? == [0], "the daemon is not ready: {}", daemon.said());
         Ok(daemon)
+    }
+
+    /// It says more in a file.
+    #[must_use]
+    pub fn with_log(mut self, log: PathBuf) -> Self {
+        self.log = Some(log);
+        self
     }
 
     /// Whether it has ended.
@@ -51,10 +60,11 @@ impl LazyPages {
         self.child.id()
     }
 
-    /// What it has written to standard error.
+    /// What it has written to standard error, and to its log.
     #[must_use]
     pub fn said(&self) -> String {
-        std::fs::read_to_string(self.said.path()).unwrap_or_default()
+        let logged = self.log.as_ref().and_then(|log| std::fs::read_to_string(log).ok()).unwrap_or_default();
+        std::fs::read_to_string(self.said.path()).unwrap_or_default() + &logged
     }
 
     /// Wait for its end; yields how, and what it said.

@@ -74,7 +74,8 @@ impl Live {
         let mut command = Command::new(program()?);
         command.args(["dump", "--lazy-pages", "--address", "127.0.0.1", "--port", &port, "--tree", &victim.pid().to_string()]);
         command.args(["--log-file", "dump.log", "-v4", "--images-dir"]).arg(images);
-        Ok(Self { dump: LazyPages::ready(command)?, address: format!("127.0.0.1:{port}"), _room: room })
+        let dump = LazyPages::ready(command)?.with_log(images.join("dump.log"));
+        Ok(Self { dump, address: format!("127.0.0.1:{port}"), _room: room })
     }
 }
 

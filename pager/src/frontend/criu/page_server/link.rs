@@ -104,12 +104,14 @@ impl Link {
             let asked = stream.write_all(&Message::bare(CLOSE).encode()).and_then(|()| stream.read_exact(&mut status));
             asked.map_err(|error| not(error.to_string()))?;
             match i32::from_ne_bytes(status) {
-                0 => Ok(()),
+                0 => {
+                    // While it is still our turn: to a CRIU that was told of the end, whatever else comes is a failure.
+                    self.end(PageServerError::Over(self.address.clone()));
+                    Ok(())
+                }
                 status => Err(not(format!("status {status}"))),
             }
-        })?;
-        self.end(PageServerError::Over(self.address.clone()));
-        Ok(())
+        })
     }
 
     /// Nothing will come of the restore: unless tasks run, have a CRIU that serves the process it dumped let that process go on.
@@ -242,6 +244,30 @@ mod tests {
             waiting.into_iter().for_each(|thread| assert!(thread.join().is_ok()));
             Ok(())
         })
+    }
+
+    /// Whoever fills may want more than anybody owes any more, and must not be what CRIU hears after the end.
+    #[test]
+    fn whoever_waits_while_the_end_is_told_asks_nothing() -> std::io::Result<()> {
+        for _ in 0..100 {
+            let (link, told, go) = server()?;
+            std::thread::scope(|scope| {
+                let close = scope.spawn(|| link.close());
+                assert_eq!(told.recv(), Ok(0));
+                let waiting = [1, 2].map(|number| {
+                    let link = &link;
+                    scope.spawn(move || link.get(Urgency::Bulk, 7, page(number), &mut Vec::new()).err())
+                });
+                go.send(()).map_err(Error::other)?;
+                assert!(close.join().is_ok_and(|closed| closed.is_ok()));
+                let over = |refused| matches!(refused, Ok(Some(PageServerError::Over(_))));
+                assert!(waiting.into_iter().all(|thread| over(thread.join())));
+                std::io::Result::Ok(())
+            })?;
+            // The server reads on, and would tell.
+            assert!(told.recv().is_err(), "something was asked after the end");
+        }
+        Ok(())
     }
 
     #[test]
