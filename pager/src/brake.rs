@@ -32,7 +32,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Where our end comes to lie: above the children's, below the usual limit of 1024 descriptors.
-const HIGH: i32 = 900;
+pub(crate) const HIGH: i32 = 900;
 
 /// One restore's.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 //!   restore → pager  one line of JSON: [`Start`]
 //!   pager → restore  "ready" (store open, image understood), or "failed WHY"
 //!   restore → pager  one byte with four descriptors: the userfaultfd, the process's pidfd, the mailbox's receiving and sending end
-//!   pager → restore  "serving"; with `eager` also "resident", or "failed WHY"
+//!   pager → restore  "serving", a space and what took how long as JSON ([`Phases`]); with `eager` also "resident", or "failed WHY"
 //!   restore → pager  without `eager`: "runs", once the process does; hanging up says the same
 //! A restore that hangs up before the descriptors came ends the pager. Who asks for a take-over is told "serving" or "failed WHY".
 
@@ -16,6 +16,7 @@ use crate::control::{self, runtime_dir};
 use crate::keep::{Keep, Place, Record};
 use crate::mailbox::Mailbox;
 use crate::pager::{Config, Pager, lazy_origins};
+use crate::phases::Phases;
 use crate::policy::Policy;
 use crate::replay::Recording;
 use crate::status::State;
@@ -71,6 +72,9 @@ pub struct Start {
     /// What to do with what this one touches.
     #[serde(default)]
     pub recording: Recording,
+    /// When the restore began, by the clock of [`Phases`].
+    #[serde(default)]
+    pub origin_us: u64,
 }
 
 /// Why a pager ended early.
@@ -119,7 +123,7 @@ impl From<std::io::Error> for DaemonError {
 }
 
 /// Opens a store for reading, for one class: a connection of its own each time.
-pub type Open<'a> = &'a dyn Fn(&str, Class) -> Result<Arc<dyn Store>, StoreError>;
+pub type Open<'a> = &'a (dyn Fn(&str, Class) -> Result<Arc<dyn Store>, StoreError> + Sync);
 
 /// Start our program as a pager's supervisor with `socket` as its standard input and one more variable of the environment: it outlives
 /// us.
@@ -167,18 +171,19 @@ fn start(mut socket: &UnixStream, told: &Told, open: Open<'_>) -> Result<(), Dae
     BufReader::new(socket).read_line(&mut line)?;
     let start: Start = serde_json::from_str(&line).map_err(|error| DaemonError::Request(error.to_string()))?;
     let eager = start.eager;
+    let mut phases = Phases::begun_at("pager", start.origin_us);
     let mut image = Vec::new();
     let read = File::from(file).read_to_end(&mut image).map_err(DaemonError::from);
-    let begun = read.and_then(|_| prepare(&start, Some(image.into()), open)).and_then(|(image, stores)| {
+    let begun = read.and_then(|_| prepare(&start, Some(image.into()), open, &mut phases)).and_then(|(image, stores)| {
         writeln!(socket, "ready")?;
-        receive(socket, start, image, stores)
+        receive(socket, start, image, stores, &mut phases)
     });
     let (pager, listening, place) = begun.inspect_err(|error| {
         let _ = writeln!(socket, "failed {error}"); // a restore that hung up need not be told
     })?;
     told.serves(pager.shared().pid());
     // From here on a restore that hung up is no reason to end: the process's end is, and a restore that fails takes it along.
-    let _ = writeln!(socket, "serving");
+    let _ = writeln!(socket, "serving {}", serde_json::to_string(&phases.all()).unwrap_or_default());
     if eager {
         let _ = match pager.wait_resident().state.why_broken() {
             Some(why) => writeln!(socket, "failed {why}"),
@@ -199,8 +204,9 @@ type Begun = (Pager, control::Listening, Place);
 type Stores = (Arc<dyn Store>, Arc<dyn Store>);
 
 /// From the descriptors on: keep what outlives us, serve, and answer who asks.
-fn receive(socket: &UnixStream, start: Start, image: Image, (demand, bulk): Stores) -> Result<Begun, DaemonError> {
+fn receive(socket: &UnixStream, start: Start, image: Image, (demand, bulk): Stores, phases: &mut Phases) -> Result<Begun, DaemonError> {
     let received = kernel::handoff::recv_fds(socket, 4).map_err(std::io::Error::from)?;
+    phases.done("wait for the process");
     let malformed = || DaemonError::Request("four descriptors".to_owned());
     let [uffd, pidfd, receiving, sending] = <[_; 4]>::try_from(received).map_err(|_| malformed())?;
     let gone = || DaemonError::Request("the process is gone".to_owned());
@@ -215,9 +221,12 @@ fn receive(socket: &UnixStream, start: Start, image: Image, (demand, bulk): Stor
     place.write(&record)?;
     let keep = Keep::new(place.clone(), Arc::new(lazy_origins(&image)), mailbox, uffd_inode, 1).with_brake(brake);
     let keep = Arc::new(keep);
+    phases.done("keep what outlives it");
     let config = config(record, image, (demand, bulk), pid, pidfd, keep);
     let pager = Pager::start(config, Uffd::adopt(uffd))?;
+    phases.done("start to serve");
     let listening = control::listen(pager.shared())?;
+    phases.done("listen");
     Ok((pager, listening, place))
 }
 
@@ -239,7 +248,7 @@ fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Told, open: Open<'_>)
     }
     place.write(&record)?;
     let (image, stores) = loop {
-        match prepare(&record.start, None, open) {
+        match prepare(&record.start, None, open, &mut Phases::begin("pager")) {
             Ok(prepared) => break prepared,
             Err(DaemonError::Store(error)) if !error.is_about_contents() => {
                 tracing::warn!(pid, %error, "the store does not answer: the process waits");
@@ -322,14 +331,23 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
     }
 }
 
-fn prepare(start: &Start, image: Option<Bytes>, open: Open<'_>) -> Result<(Image, Stores), DaemonError> {
+fn prepare(start: &Start, image: Option<Bytes>, open: Open<'_>, phases: &mut Phases) -> Result<(Image, Stores), DaemonError> {
     let id: SnapshotId = start.snapshot.parse().map_err(|_| DaemonError::Request(format!("snapshot {}", start.snapshot)))?;
-    let demand = open(&start.store, Class::Demand)?;
+    phases.done("begin");
+    let both = start.background || start.eager || start.replay;
+    let (demand, bulk) = std::thread::scope(|scope| {
+        // A server may be far away: it is asked for both connections at once.
+        let bulk = both.then(|| std::thread::Builder::new().spawn_scoped(scope, || open(&start.store, Class::Bulk))).transpose()?;
+        let demand = open(&start.store, Class::Demand)?;
+        let bulk = bulk.map(|opening| opening.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).transpose()?;
+        Ok::<_, DaemonError>((demand, bulk))
+    })?;
+    phases.done("open the store");
     let image = match image {
         // Its digest was checked by who sent it, which reads the process's fate from it as well.
         Some(image) => Image::parse_known(&image, id)?,
         None => Image::parse_known(&demand.image(&id)?, id)?,
     };
-    let bulk = if start.background || start.eager || start.replay { open(&start.store, Class::Bulk)? } else { demand.clone() };
-    Ok((image, (demand, bulk)))
+    phases.done("read the image");
+    Ok((image, (demand.clone(), bulk.unwrap_or(demand))))
 }

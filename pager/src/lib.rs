@@ -33,6 +33,7 @@ pub mod oom;
 pub mod origins;
 mod outage;
 mod pager;
+pub mod phases;
 mod policy;
 mod replay;
 pub mod residency;

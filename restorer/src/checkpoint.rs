@@ -14,12 +14,12 @@ mod proc;
 pub use crate::intake::Compression;
 pub use error::CheckpointError;
 
-use crate::phases::Phases;
 use freeze::Frozen;
 use images::Image;
 use kernel::memory::ProcessMemory;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use pager::phases::Phases;
 use pages::{SnapshotId, SnapshotName};
 use std::time::{Duration, Instant};
 use store::{Store, refuse_taken};
@@ -82,7 +82,7 @@ pub fn checkpoint(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
 }
 
 fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) + Sync)) -> Result<Report, CheckpointError> {
-    let (started, mut phases) = (Instant::now(), Phases::begin());
+    let (started, mut phases) = (Instant::now(), Phases::begin("checkpoint"));
     let frozen = Frozen::freeze(request.pid)?;
     phases.done("freeze");
     let memory = ProcessMemory::open(Pid::from_raw(request.pid as i32)).map_err(|error| CheckpointError::Memory {

@@ -279,6 +279,9 @@ pub struct RestoreArgs {
     /// In a pid namespace of its own, where its pid is free
     #[arg(long)]
     pub new_pid_namespace: bool,
+    /// Tell on standard error what took how long; with --json in the report
+    #[arg(long)]
+    pub timings: bool,
     /// With --detach: print a report as JSON
     #[arg(long, requires = "detach")]
     pub json: bool,

@@ -9,6 +9,5 @@ pub mod checkpoint;
 pub mod demo;
 pub mod foreign;
 mod intake;
-pub mod phases;
 mod process;
 pub mod restore;

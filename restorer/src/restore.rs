@@ -20,7 +20,6 @@ mod threads;
 pub use error::RestoreError;
 pub use files::Stdio;
 
-use crate::phases::Phases;
 use builder::{Builder, Step};
 pub use daemon::AUTHORITY;
 use daemon::Daemon;
@@ -34,6 +33,7 @@ use kernel::uffd::Uffd;
 use namespace::Namespace;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
+use pager::phases::{Phase, Phases};
 use pages::{PageRange, SnapshotName, VirtAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -76,6 +76,8 @@ pub struct Restored {
     pub nulled: bool,
     /// Descriptor behind which the daemon was started; kept open so that it is not taken for a failed restore.
     pub daemon: Daemon,
+    /// What took how long, here and in the daemon.
+    pub timings: Vec<Phase>,
 }
 
 /// Bring a process back. `before_run` is called once it is whole, right before it runs: an error there still leaves nothing.
@@ -84,7 +86,7 @@ pub fn restore(
     store: &dyn Store,
     before_run: &mut dyn FnMut(Pid) -> Result<(), RestoreError>,
 ) -> Result<Restored, RestoreError> {
-    let mut phases = Phases::begin();
+    let mut phases = Phases::begin("restore");
     let id = store.resolve(&request.name)?;
     let file = store.image(&id)?;
     let image = Image::parse_known(&file, id)?;
@@ -98,7 +100,7 @@ pub fn restore(
         check_free(manifest)?;
     }
     phases.done("plan");
-    let mut daemon = Daemon::start(request, &id, &file, process.pid, plan::first_touched(manifest))?;
+    let mut daemon = Daemon::start(request, &id, &file, process.pid, plan::first_touched(manifest), phases.origin_us())?;
     drop(file);
     phases.done("start the pager");
     let made = files::make(manifest, request.stdio)?;
@@ -133,7 +135,8 @@ pub fn restore(
     stopped.detach()?;
     daemon.leave();
     phases.done("let it run");
-    Ok(Restored { pid: child.runs(), own_pid: process.pid, nulled: made.nulled, daemon })
+    let timings = [phases.all(), daemon.take_timings()].concat();
+    Ok(Restored { pid: child.runs(), own_pid: process.pid, nulled: made.nulled, daemon, timings })
 }
 
 /// The child while it is being built: killed unless it comes to run.

@@ -6,6 +6,7 @@ use kernel::spawn::SpawnError;
 use kernel::uffd::Uffd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use pager::mailbox::Mailbox;
+use pager::phases::Phase;
 use pages::{PageAddr, SnapshotId};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
@@ -26,11 +27,19 @@ pub struct Daemon {
     answers: BufReader<UnixStream>,
     ready: bool,
     serving: bool,
+    timings: Vec<Phase>,
 }
 
 impl Daemon {
     /// Start it for the process to have number `pid`, with the image file; it opens the store while we rebuild.
-    pub fn start(request: &Request, id: &SnapshotId, image: &[u8], pid: u32, prefetch: Vec<PageAddr>) -> Result<Self, RestoreError> {
+    pub fn start(
+        request: &Request,
+        id: &SnapshotId,
+        image: &[u8],
+        pid: u32,
+        prefetch: Vec<PageAddr>,
+        origin_us: u64,
+    ) -> Result<Self, RestoreError> {
         let (ours, theirs) = UnixStream::pair().map_err(outside("make a socket pair"))?;
         let authority = request.authority.as_ref().map(|file| (AUTHORITY, file.as_os_str()));
         let child = pager::daemon::spawn(theirs, &[], authority).map_err(|error| match error.raw_os_error() {
@@ -47,22 +56,24 @@ impl Daemon {
             policy: request.policy,
             replay: request.replay,
             recording: request.recording,
+            origin_us,
         };
         let mut file = File::from(memfd_create(c"defrost-image", MFdFlags::MFD_CLOEXEC).map_err(outside("make a file in memory"))?);
         file.write_all(image).and_then(|()| file.rewind()).map_err(outside("write the image for the pager"))?;
         let line = serde_json::to_string(&start).map_err(outside("write a request"))?;
         told(kernel::handoff::send_fds(&ours, &[file.as_raw_fd()]).map_err(Into::into))?;
         told(writeln!(&ours, "{line}"))?;
-        Ok(Self { child: Some(child), answers: BufReader::new(ours), ready: false, serving: false })
+        Ok(Self { child: Some(child), answers: BufReader::new(ours), ready: false, serving: false, timings: Vec::new() })
     }
 
-    fn expect(&mut self, word: &str) -> Result<(), RestoreError> {
+    /// Wait for a word; yields what comes behind it.
+    fn expect(&mut self, word: &str) -> Result<String, RestoreError> {
         let mut line = String::new();
         self.answers.read_line(&mut line).map_err(outside("listen to the pager"))?;
         let line = line.trim_end();
         match line.strip_prefix("failed ") {
-            _ if line == word => Ok(()),
             Some(why) => Err(RestoreError::Pager(why.to_owned())),
+            None if line.split(' ').next() == Some(word) => Ok(line[word.len()..].trim_start().to_owned()),
             None => Err(RestoreError::Pager(format!("it ended early (said {line:?} instead of {word:?}): see its log"))),
         }
     }
@@ -91,9 +102,16 @@ impl Daemon {
         let [receiving, sending] = mailbox.ends().map(AsRawFd::as_raw_fd);
         let fds = [uffd.as_raw_fd(), pidfd.as_raw_fd(), receiving, sending];
         told(kernel::handoff::send_fds(self.answers.get_ref(), &fds).map_err(Into::into))?;
-        self.expect("serving")?;
+        let timings = self.expect("serving")?;
+        // They are told to whoever asks; without them nothing is wrong.
+        self.timings = serde_json::from_str(&timings).unwrap_or_default();
         self.serving = true;
-        if eager { self.expect("resident") } else { Ok(()) }
+        if eager { self.expect("resident").map(drop) } else { Ok(()) }
+    }
+
+    /// What the daemon did until it served.
+    pub fn take_timings(&mut self) -> Vec<Phase> {
+        std::mem::take(&mut self.timings)
     }
 }
 

@@ -7,6 +7,7 @@ use anyhow::Result;
 use defrost_restorer::checkpoint;
 use defrost_restorer::restore::{self, RestoreError, Stdio};
 use pager::Policy;
+use pager::phases::Phase;
 use serde_json::json;
 use std::process::ExitCode;
 use store::{Access, Class};
@@ -54,11 +55,26 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
     if restored.nulled {
         eprintln!("defrost: its standard streams led elsewhere: they lead to /dev/null now");
     }
+    if args.timings && !args.json {
+        tell(&restored.timings);
+    }
     if let Some(following) = following {
         return following.follow();
     }
     let streams = if restored.nulled { "null" } else { "own" };
-    let report = json!({ "pid": restored.pid.as_raw(), "own_pid": restored.own_pid, "streams": streams });
+    let mut report = json!({ "pid": restored.pid.as_raw(), "own_pid": restored.own_pid, "streams": streams });
+    if args.timings {
+        report["timings"] = json!(restored.timings);
+    }
     show(args.json, &report, &restored.pid)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What took how long, in milliseconds from the beginning on.
+fn tell(timings: &[Phase]) {
+    eprintln!("  from ms     ms");
+    for Phase { who, phase, at_us, us } in timings {
+        let [at_ms, ms] = [at_us, us].map(|us| *us as f64 / 1e3);
+        eprintln!("{at_ms:9.2} {ms:6.2}  {who}: {phase}");
+    }
 }
