@@ -6,6 +6,7 @@
 //! moves descriptors between processes, [`hangup`] leaves a signal to the kernel, [`sockopt`] looks at sockets, [`mapped_file`]
 //! lends out a pack, [`shared_words`] keep what must outlive us and [`lazy_memory`] is filled by others.
 
+pub mod call_list;
 pub mod handoff;
 pub mod hangup;
 pub mod lazy_memory;

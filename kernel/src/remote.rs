@@ -50,6 +50,15 @@ impl<'t> Remote<'t> {
         self.thread.tid()
     }
 
+    /// The thread driven, and the registers it is driven from.
+    pub(crate) fn thread(&self) -> &'t Stopped {
+        self.thread
+    }
+
+    pub(crate) fn base(&self) -> Registers {
+        self.base
+    }
+
     /// Use another `syscall` instruction from now on.
     pub fn move_to(&mut self, syscall_at: VirtAddr) {
         self.syscall_at = syscall_at;
@@ -165,7 +174,8 @@ pub(crate) fn to_next_call(thread: &Stopped) -> TraceResult<()> {
     Ok(())
 }
 
-/// Block every signal of a thread that is being built.
-pub fn block_all_signals(thread: &Stopped) -> TraceResult<()> {
-    thread.set_signal_mask(ALL_SIGNALS)
+/// Block every signal of a thread that is being built; but for SIGTRAP, if it is to make lists of calls.
+pub fn block_signals(thread: &Stopped, lists: bool) -> TraceResult<()> {
+    let trap = if lists { 1 << (libc::SIGTRAP - 1) } else { 0 };
+    thread.set_signal_mask(ALL_SIGNALS & !trap)
 }

@@ -178,7 +178,8 @@ fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon, phases: &mut Pha
     let ours: Vec<(u64, u64)> = own_maps.iter().map(|map| (map.start, map.end)).collect();
     let workplace = plan::free_gap(&manifest.regions, &ours, builder::WORKPLACE_PAGES)
         .ok_or_else(|| RestoreError::Host("its address space has no free page".to_owned()))?;
-    let mut b = Builder::in_child(stopped, &proc_memory, workplace, syscall_at)?;
+    let pace = threads::pace(manifest);
+    let mut b = Builder::in_child(stopped, &proc_memory, workplace, syscall_at, pace)?;
     if let Some(namespace) = job.namespace {
         namespace.enter_mounts(&mut b)?;
     }
@@ -195,21 +196,24 @@ fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon, phases: &mut Pha
         let exe = made.mapped_fd(&process.exe, false).unwrap_or(-1);
         memory::set_layout(&mut b, mm, exe)?;
     }
+    b.flush()?;
     phases.done("map memory");
     memory::write_eager(&proc_memory, image, &PageMap::new(image), job.store)?;
     phases.done("write eager pages");
     shared_memory::protect(&mut b, &manifest.regions)?;
     groups(&mut b, process)?;
     descriptors(&mut b, manifest, made)?;
+    b.flush()?;
     phases.done("descriptors");
     let (uffd, kept) = watch(&mut b, manifest, made, pidfd)?;
     close_the_rest(&mut b, manifest, &kept)?;
+    b.flush()?;
     phases.done("watch memory");
     daemon.serve(&uffd, pidfd, &made.mailbox, job.request.eager)?;
     phases.done("hand over");
     let place = b.put_text(&process.cwd)?;
-    b.call("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
-    b.call("umask", libc::SYS_umask, [u64::from(process.umask), 0, 0, 0, 0, 0])?;
+    b.later("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
+    b.later("umask", libc::SYS_umask, [u64::from(process.umask), 0, 0, 0, 0, 0])?;
     limits(&mut b, stopped.tid(), process)?;
     let mut others = Vec::new();
     for thread in &manifest.threads[1..] {
@@ -217,13 +221,16 @@ fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon, phases: &mut Pha
     }
     threads::process_wide(&mut b, process)?; // timers may name threads
     threads::queue_signals(&mut b, process.pid, None, &process.shared_pending)?;
+    b.flush()?;
     for (other, thread) in others.iter().zip(&manifest.threads[1..]) {
-        let mut builder = Builder::in_thread(other, &proc_memory, workplace)?;
+        let mut builder = Builder::in_thread(other, &proc_memory, workplace, pace)?;
         threads::queue_signals(&mut builder, process.pid, Some(thread.tid), &thread.pending)?;
         threads::state(&mut builder, thread, process.dumpable)?;
+        builder.flush()?;
     }
     threads::queue_signals(&mut b, process.pid, Some(leader.tid), &leader.pending)?;
     threads::state(&mut b, leader, process.dumpable)?;
+    threads::trap_action(&mut b, process)?;
     b.call("leave the workplace", libc::SYS_munmap, [workplace, builder::WORKPLACE_PAGES * pages::PAGE_SIZE_BYTES, 0, 0, 0, 0])?;
     for (stopped, thread) in others.iter().chain([stopped]).zip(manifest.threads[1..].iter().chain([leader])) {
         threads::set_registers(stopped, thread)?;
@@ -315,7 +322,7 @@ fn drop_rseq(b: &mut Builder<'_>, stopped: &Stopped) -> Step<()> {
     const RSEQ_FLAG_UNREGISTER: u64 = 1;
     if let Some((address, size_bytes, signature, _)) = stopped.rseq()? {
         let args = [address, u64::from(size_bytes), RSEQ_FLAG_UNREGISTER, u64::from(signature), 0, 0];
-        b.call("drop our restartable sequences", libc::SYS_rseq, args)?;
+        b.later("drop our restartable sequences", libc::SYS_rseq, args)?;
     }
     Ok(())
 }
@@ -323,9 +330,9 @@ fn drop_rseq(b: &mut Builder<'_>, stopped: &Stopped) -> Step<()> {
 /// Its own session and process group, where it led one.
 fn groups(b: &mut Builder<'_>, process: &Process) -> Step<()> {
     if process.session_leader {
-        b.call("session", libc::SYS_setsid, [0; 6])?;
+        b.later("session", libc::SYS_setsid, [0; 6])?;
     } else if process.group_leader {
-        b.call("process group", libc::SYS_setpgid, [0; 6])?;
+        b.later("process group", libc::SYS_setpgid, [0; 6])?;
     }
     Ok(())
 }
@@ -336,7 +343,7 @@ fn descriptors(b: &mut Builder<'_>, manifest: &Manifest, made: &files::Made) -> 
     for descriptor in &manifest.descriptors {
         let Some(source) = made.files.get(descriptor.file as usize) else { continue };
         let flags = if descriptor.close_on_exec { libc::O_CLOEXEC as u64 } else { 0 };
-        b.call(&format!("fd {}", descriptor.fd), libc::SYS_dup3, [source.as_raw_fd() as u64, u64::from(descriptor.fd), flags, 0, 0, 0])?;
+        b.later(&format!("fd {}", descriptor.fd), libc::SYS_dup3, [source.as_raw_fd() as u64, u64::from(descriptor.fd), flags, 0, 0, 0])?;
     }
     for descriptor in &manifest.descriptors {
         let file = manifest.files.get(descriptor.file as usize);
@@ -349,7 +356,7 @@ fn descriptors(b: &mut Builder<'_>, manifest: &Manifest, made: &files::Made) -> 
             // struct epoll_event is packed: 32 bits of events, 64 of data.
             let at = b.put(&[&interest.events.to_ne_bytes()[..], &interest.data.to_ne_bytes()].concat())?;
             let args = [u64::from(descriptor.fd), libc::EPOLL_CTL_ADD as u64, u64::from(interest.fd), at, 0, 0];
-            b.call(&format!("epoll {} watching fd {}", descriptor.fd, interest.fd), libc::SYS_epoll_ctl, args)?;
+            b.later(&format!("epoll {} watching fd {}", descriptor.fd, interest.fd), libc::SYS_epoll_ctl, args)?;
         }
     }
     Ok(())
@@ -390,7 +397,7 @@ fn close_the_rest(b: &mut Builder<'_>, manifest: &Manifest, kept: &[u64]) -> Ste
     let mut from = 0;
     for fd in keep.into_iter().chain([u64::from(u32::MAX)]) {
         if from < fd {
-            b.call("close what it inherited", libc::SYS_close_range, [from, fd - 1, 0, 0, 0, 0])?;
+            b.later("close what it inherited", libc::SYS_close_range, [from, fd - 1, 0, 0, 0, 0])?;
         }
         from = fd + 1;
     }
@@ -400,13 +407,11 @@ fn close_the_rest(b: &mut Builder<'_>, manifest: &Manifest, kept: &[u64]) -> Ste
 fn limits(b: &mut Builder<'_>, pid: Pid, process: &Process) -> Step<()> {
     for limit in &process.rlimits {
         let at = b.put(&builder::words(&[limit.soft, limit.hard]))?;
-        let what = format!("limit {}", limit.resource);
-        if b.try_call(&what, libc::SYS_prlimit64, [0, u64::from(limit.resource), at, 0, 0, 0])?.is_err() {
-            return Err(RestoreError::Host(format!(
-                "resource {} was limited to {} and may not be here: raise the hard limit (ulimit -H) first",
-                limit.resource, limit.hard
-            )));
-        }
+        let may_not = RestoreError::Host(format!(
+            "resource {} was limited to {} and may not be here: raise the hard limit (ulimit -H) first",
+            limit.resource, limit.hard
+        ));
+        b.later_or(may_not, libc::SYS_prlimit64, [0, u64::from(limit.resource), at, 0, 0, 0])?;
     }
     let path = format!("/proc/{pid}/oom_score_adj");
     let now = std::fs::read_to_string(&path).map_err(outside("read oom_score_adj"))?;

@@ -19,8 +19,8 @@ const PR_SET_VMA: i32 = 0x5356_4d41;
 /// Unmap all but the workplace.
 pub fn clear(builder: &mut Builder<'_>) -> Step<()> {
     let (start, end) = (builder.workplace(), builder.workplace() + WORKPLACE_PAGES * PAGE_SIZE_BYTES);
-    builder.call("unmap what lies below", libc::SYS_munmap, [0, start, 0, 0, 0, 0])?;
-    builder.call("unmap what lies above", libc::SYS_munmap, [end, TASK_SIZE - end, 0, 0, 0, 0])?;
+    builder.later("unmap what lies below", libc::SYS_munmap, [0, start, 0, 0, 0, 0])?;
+    builder.later("unmap what lies above", libc::SYS_munmap, [end, TASK_SIZE - end, 0, 0, 0, 0])?;
     Ok(())
 }
 
@@ -28,7 +28,7 @@ pub fn clear(builder: &mut Builder<'_>) -> Step<()> {
 pub fn map_vdso(builder: &mut Builder<'_>, regions: &[Region]) -> Step<()> {
     let kernels = |region: &&Region| matches!(Backing::try_from(region.backing), Ok(Backing::Vdso | Backing::Vvar));
     let Some(at) = regions.iter().filter(kernels).map(|region| region.start).min() else { return Ok(()) };
-    builder.call("map the vDSO", libc::SYS_arch_prctl, [ARCH_MAP_VDSO_64, at, 0, 0, 0, 0])?;
+    builder.later("map the vDSO", libc::SYS_arch_prctl, [ARCH_MAP_VDSO_64, at, 0, 0, 0, 0])?;
     Ok(())
 }
 
@@ -58,7 +58,7 @@ fn map_region(builder: &mut Builder<'_>, region: &Region, backing: i32, fd: i32)
     let bytes = region.end - region.start;
     let what = format!("map {:x}-{:x}", region.start, region.end);
     let prot = u64::from(region.prot);
-    builder.call(&what, libc::SYS_mmap, [region.start, bytes, prot, flags as u64, fd as i64 as u64, region.file_offset])?;
+    builder.later(&what, libc::SYS_mmap, [region.start, bytes, prot, flags as u64, fd as i64 as u64, region.file_offset])?;
     advise(builder, region)
 }
 
@@ -78,7 +78,7 @@ pub fn advise(builder: &mut Builder<'_>, region: &Region) -> Step<()> {
         (RegionFlag::Sequential, libc::MADV_SEQUENTIAL),
     ] {
         if has(flag) {
-            builder.call(&what, libc::SYS_madvise, [region.start, bytes, advice as u64, 0, 0, 0])?;
+            builder.later(&what, libc::SYS_madvise, [region.start, bytes, advice as u64, 0, 0, 0])?;
         }
     }
     if !region.name.is_empty() {
@@ -91,24 +91,25 @@ pub fn advise(builder: &mut Builder<'_>, region: &Region) -> Step<()> {
 /// Tell the kernel where code, heap, stack and arguments lie, and which file is the executable.
 pub fn set_layout(builder: &mut Builder<'_>, mm: &MemoryMap, exe_fd: i32) -> Step<()> {
     const STRUCT_BYTES: u64 = 104; // struct prctl_mm_map
-    let auxv = builder.put(&[&[0; STRUCT_BYTES as usize], mm.auxv.as_slice()].concat())? + STRUCT_BYTES;
-    let mut map = words(&[
-        mm.start_code,
-        mm.end_code,
-        mm.start_data,
-        mm.end_data,
-        mm.start_brk,
-        mm.brk,
-        mm.start_stack,
-        mm.arg_start,
-        mm.arg_end,
-        mm.env_start,
-        mm.env_end,
-        auxv,
-    ]);
-    map.extend((mm.auxv.len() as u32).to_ne_bytes());
-    map.extend(exe_fd.to_ne_bytes());
-    let at = builder.put(&[map.as_slice(), mm.auxv.as_slice()].concat())?;
+    let at = builder.put_at(STRUCT_BYTES as usize + mm.auxv.len(), |at| {
+        let mut map = words(&[
+            mm.start_code,
+            mm.end_code,
+            mm.start_data,
+            mm.end_data,
+            mm.start_brk,
+            mm.brk,
+            mm.start_stack,
+            mm.arg_start,
+            mm.arg_end,
+            mm.env_start,
+            mm.env_end,
+            at + STRUCT_BYTES,
+        ]);
+        map.extend((mm.auxv.len() as u32).to_ne_bytes());
+        map.extend(exe_fd.to_ne_bytes());
+        [map.as_slice(), mm.auxv.as_slice()].concat()
+    })?;
     builder.prctl("set the memory layout", libc::PR_SET_MM, [libc::PR_SET_MM_MAP as u64, at, STRUCT_BYTES, 0])?;
     Ok(())
 }

@@ -71,7 +71,7 @@ impl Namespace {
     /// Let the child, which inherited our descriptors, see the namespace's /proc.
     pub(super) fn enter_mounts(&self, b: &mut Builder<'_>) -> Step<()> {
         let args = [self.mounts.as_raw_fd() as u64, CloneFlags::CLONE_NEWNS.bits() as u64, 0, 0, 0, 0];
-        b.call("enter the mount namespace", libc::SYS_setns, args).map(drop)
+        b.later("enter the mount namespace", libc::SYS_setns, args)
     }
 
     /// The process runs: from now on the namespace lives as long as it and its descendants.

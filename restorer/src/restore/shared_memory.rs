@@ -30,15 +30,15 @@ pub fn map(builder: &mut Builder<'_>, regions: &[Region], taken: (u64, u64)) -> 
         let whole = plan::free_gap(regions, &[taken], bytes / PAGE_SIZE_BYTES).ok_or_else(nowhere)?;
         let flags = (libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
         let what = format!("make shared memory of {bytes} bytes");
-        builder.call(&what, libc::SYS_mmap, [whole, bytes, u64::from(WRITABLE), flags, u64::MAX, 0])?;
+        builder.later(&what, libc::SYS_mmap, [whole, bytes, u64::from(WRITABLE), flags, u64::MAX, 0])?;
         for region in regions.iter().filter(is_shared).filter(|region| region.object == object) {
             let what = format!("map {:x}-{:x}", region.start, region.end);
             let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
             let args = [whole + region.file_offset, 0, region.end - region.start, flags, region.start, 0];
-            builder.call(&what, libc::SYS_mremap, args)?;
+            builder.later(&what, libc::SYS_mremap, args)?;
             advise(builder, region)?;
         }
-        builder.call("unmap the whole of it", libc::SYS_munmap, [whole, bytes, 0, 0, 0, 0])?;
+        builder.later("unmap the whole of it", libc::SYS_munmap, [whole, bytes, 0, 0, 0, 0])?;
     }
     Ok(())
 }
@@ -47,7 +47,7 @@ pub fn map(builder: &mut Builder<'_>, regions: &[Region], taken: (u64, u64)) -> 
 pub fn protect(builder: &mut Builder<'_>, regions: &[Region]) -> Step<()> {
     for region in regions.iter().filter(is_shared).filter(|region| region.prot != WRITABLE) {
         let args = [region.start, region.end - region.start, u64::from(region.prot), 0, 0, 0];
-        builder.call(&format!("protect {:x}-{:x}", region.start, region.end), libc::SYS_mprotect, args)?;
+        builder.later(&format!("protect {:x}-{:x}", region.start, region.end), libc::SYS_mprotect, args)?;
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Threads and their state: identities, signals, timers, scheduling and, last of all, registers.
 
-use super::builder::{Builder, Step, words};
+use super::builder::{Builder, Pace, Step, words};
 use super::error::{RestoreError, outside};
-use images::manifest::{Credentials, Process, Scheduling, Thread};
+use images::manifest::{Credentials, Manifest, Process, Scheduling, Thread};
 use kernel::regs::Registers;
 use kernel::remote::CallError;
 use kernel::spawn::SpawnError;
@@ -16,15 +16,31 @@ const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 const THREAD_FLAGS: i32 =
     libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
 
+/// The signal that ends a list of calls.
+const TRAP: u32 = libc::SIGTRAP as u32;
+
+/// How calls may be made: a SIGTRAP that is pending would be taken for the end of a list.
+pub fn pace(manifest: &Manifest) -> Pace {
+    let shared = manifest.process.iter().flat_map(|process| &process.shared_pending);
+    let mut pending = shared.chain(manifest.threads.iter().flat_map(|thread| &thread.pending));
+    if pending.any(|info| signal_of(info) == TRAP) { Pace::OneByOne } else { Pace::Lists }
+}
+
+fn signal_of(info: &[u8]) -> u32 {
+    info.first_chunk::<4>().map_or(0, |first| u32::from_ne_bytes(*first))
+}
+
 /// Start thread `tid`; it stops before its first instruction.
 pub fn start(leader: &mut Builder<'_>, tid: u32) -> Step<Stopped> {
     let args_bytes = size_of::<kernel::sys::CloneArgs>() as u64;
-    let mut args = vec![0_u64; 10];
-    args[0] = THREAD_FLAGS as u64;
-    args[9] = 1;
-    let at = leader.put(&[words(&args), words(&[u64::from(tid)])].concat())?;
-    args[8] = at + args_bytes;
-    leader.put(&[words(&args), words(&[u64::from(tid)])].concat())?;
+    let at = leader.put_at(args_bytes as usize + size_of::<u64>(), |at| {
+        let mut args = vec![0_u64; 10];
+        args[0] = THREAD_FLAGS as u64;
+        args[8] = at + args_bytes; // set_tid: an array of so many
+        args[9] = 1;
+        args.push(u64::from(tid));
+        words(&args)
+    })?;
     leader.clone_thread(&format!("start thread {tid}"), [at, args_bytes, 0, 0, 0, 0]).map_err(|error| match error {
         RestoreError::Step { source: CallError::Errno(Errno::EAGAIN), .. } => SpawnError::Full(tid).into(),
         RestoreError::Step { source: CallError::Errno(Errno::EEXIST), .. } => SpawnError::PidTaken(tid).into(),
@@ -36,17 +52,17 @@ pub fn start(leader: &mut Builder<'_>, tid: u32) -> Step<Stopped> {
 pub fn process_wide(b: &mut Builder<'_>, process: &Process) -> Step<()> {
     for signal in ignored_by_us() {
         let at = b.put(&[0; 32])?;
-        b.call("a default signal action", libc::SYS_rt_sigaction, [signal, at, 0, 8, 0, 0])?;
+        b.later("a default signal action", libc::SYS_rt_sigaction, [signal, at, 0, 8, 0, 0])?;
     }
-    for action in &process.actions {
-        let at = b.put(&action.sigaction)?;
-        b.call(&format!("action of signal {}", action.signal), libc::SYS_rt_sigaction, [u64::from(action.signal), at, 0, 8, 0, 0])?;
+    for action in process.actions.iter().filter(|action| action.signal != TRAP) {
+        let (what, at) = (format!("action of signal {}", action.signal), b.put(&action.sigaction)?);
+        b.later(&what, libc::SYS_rt_sigaction, [u64::from(action.signal), at, 0, 8, 0, 0])?;
     }
     for timer in &process.interval_timers {
         // Expired, its signal still pending: the next expiry is an interval away.
         let (i, v) = (timer.interval_us, if timer.value_us == 0 { timer.interval_us } else { timer.value_us });
         let at = b.put(&words(&[i / 1_000_000, i % 1_000_000, v / 1_000_000, v % 1_000_000]))?;
-        b.call("interval timer", libc::SYS_setitimer, [u64::from(timer.which), at, 0, 0, 0, 0])?;
+        b.later("interval timer", libc::SYS_setitimer, [u64::from(timer.which), at, 0, 0, 0, 0])?;
     }
     posix_timers(b, process)?;
     if process.child_subreaper {
@@ -56,6 +72,15 @@ pub fn process_wide(b: &mut Builder<'_>, process: &Process) -> Step<()> {
         b.prctl("huge page flag", libc::PR_SET_THP_DISABLE, [1, 0, 0, 0])?;
     }
     Ok(())
+}
+
+/// Calls made in lists end with a SIGTRAP, and must not find it ignored: what the process wants of it comes last.
+pub fn trap_action(b: &mut Builder<'_>, process: &Process) -> Step<()> {
+    b.flush()?;
+    process.actions.iter().filter(|action| action.signal == TRAP).try_for_each(|action| {
+        let (what, at) = (format!("action of signal {TRAP}"), b.put(&action.sigaction)?);
+        b.call(&what, libc::SYS_rt_sigaction, [u64::from(TRAP), at, 0, 8, 0, 0]).map(drop)
+    })
 }
 
 /// Clearing handlers at clone leaves ignored signals ignored, and a Rust program ignores SIGPIPE.
@@ -84,7 +109,7 @@ fn posix_timers(b: &mut Builder<'_>, process: &Process) -> Step<()> {
             let at = b.put(&event)?;
             b.call(&what, libc::SYS_timer_create, [timer.clock as i64 as u64, at, at + 64, 0, 0, 0])?;
             let mut answer = [0; 68];
-            b.read_scratch(&mut answer)?;
+            b.read_back(at, &mut answer)?;
             let id = u32::from_ne_bytes([answer[64], answer[65], answer[66], answer[67]]);
             if id == timer.id {
                 break;
@@ -92,11 +117,11 @@ fn posix_timers(b: &mut Builder<'_>, process: &Process) -> Step<()> {
             if by_id || id > timer.id {
                 return Err(RestoreError::Host(format!("{what} got number {id} instead")));
             }
-            b.call(&what, libc::SYS_timer_delete, [u64::from(id), 0, 0, 0, 0, 0])?;
+            b.later(&what, libc::SYS_timer_delete, [u64::from(id), 0, 0, 0, 0, 0])?;
         }
         let split = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
         let at = b.put(&words(&[split(timer.interval_ns), split(timer.value_ns)].concat()))?;
-        b.call(&what, libc::SYS_timer_settime, [u64::from(timer.id), 0, at, 0, 0, 0])?;
+        b.later(&what, libc::SYS_timer_settime, [u64::from(timer.id), 0, at, 0, 0, 0])?;
     }
     if by_id {
         b.prctl("timer ids", PR_TIMER_CREATE_RESTORE_IDS, [0, 0, 0, 0])?;
@@ -109,13 +134,13 @@ pub fn state(b: &mut Builder<'_>, thread: &Thread, dumpable: bool) -> Step<()> {
     let what = |name: &str| format!("{name} of thread {}", thread.tid);
     let name = b.put_text(&thread.comm)?;
     b.prctl(&what("name"), libc::PR_SET_NAME, [name, 0, 0, 0])?;
-    b.call(&what("tid address"), libc::SYS_set_tid_address, [thread.clear_child_tid, 0, 0, 0, 0, 0])?;
+    b.later(&what("tid address"), libc::SYS_set_tid_address, [thread.clear_child_tid, 0, 0, 0, 0, 0])?;
     if thread.robust_list_head != 0 {
-        b.call(&what("robust list"), libc::SYS_set_robust_list, [thread.robust_list_head, thread.robust_list_len, 0, 0, 0, 0])?;
+        b.later(&what("robust list"), libc::SYS_set_robust_list, [thread.robust_list_head, thread.robust_list_len, 0, 0, 0, 0])?;
     }
     if let Some(stack) = &thread.alternate_stack {
         let at = b.put(&words(&[stack.base, u64::from(stack.flags), stack.size_bytes]))?;
-        b.call(&what("alternate stack"), libc::SYS_sigaltstack, [at, 0, 0, 0, 0, 0])?;
+        b.later(&what("alternate stack"), libc::SYS_sigaltstack, [at, 0, 0, 0, 0, 0])?;
     }
     b.prctl(&what("timer slack"), libc::PR_SET_TIMERSLACK, [thread.timer_slack_ns, 0, 0, 0])?;
     if let Some(scheduling) = &thread.scheduling {
@@ -133,7 +158,7 @@ pub fn state(b: &mut Builder<'_>, thread: &Thread, dumpable: bool) -> Step<()> {
     if let Some(rseq) = &thread.rseq {
         // A pager serves the page already: the kernel writes the CPU number there.
         let args = [rseq.address, u64::from(rseq.size_bytes), u64::from(rseq.flags), u64::from(rseq.signature), 0, 0];
-        b.call(&what("restartable sequences"), libc::SYS_rseq, args)?;
+        b.later(&what("restartable sequences"), libc::SYS_rseq, args)?;
     }
     Ok(())
 }
@@ -141,12 +166,12 @@ pub fn state(b: &mut Builder<'_>, thread: &Thread, dumpable: bool) -> Step<()> {
 fn schedule(b: &mut Builder<'_>, tid: u32, scheduling: &Scheduling) -> Step<()> {
     let what = format!("scheduling of thread {tid}");
     if scheduling.nice != 0 {
-        b.call(&what, libc::SYS_setpriority, [libc::PRIO_PROCESS as u64, 0, scheduling.nice as i64 as u64, 0, 0, 0])?;
+        b.later(&what, libc::SYS_setpriority, [libc::PRIO_PROCESS as u64, 0, scheduling.nice as i64 as u64, 0, 0, 0])?;
     }
     if scheduling.policy != libc::SCHED_OTHER as u32 || scheduling.reset_on_fork {
         let at = b.put(&scheduling.priority.to_ne_bytes())?;
         let reset = if scheduling.reset_on_fork { libc::SCHED_RESET_ON_FORK as u64 } else { 0 };
-        b.call(&what, libc::SYS_sched_setscheduler, [0, u64::from(scheduling.policy) | reset, at, 0, 0, 0])?;
+        b.later(&what, libc::SYS_sched_setscheduler, [0, u64::from(scheduling.policy) | reset, at, 0, 0, 0])?;
     }
     Ok(())
 }
@@ -174,23 +199,20 @@ fn all_cpus() -> CpuSet {
 
 fn become_user(b: &mut Builder<'_>, c: &Credentials, what: &str) -> Step<()> {
     let call = |b: &mut Builder<'_>, number, args: [u32; 3]| {
-        b.call(what, number, [u64::from(args[0]), u64::from(args[1]), u64::from(args[2]), 0, 0, 0])
+        b.later(what, number, [u64::from(args[0]), u64::from(args[1]), u64::from(args[2]), 0, 0, 0])
     };
     // Changing users must not touch capabilities: they are set one by one below.
     const NO_SETUID_FIXUP: u64 = 1 << 2;
     b.prctl(what, libc::PR_SET_SECUREBITS, [NO_SETUID_FIXUP, 0, 0, 0])?;
     let groups: Vec<u8> = c.groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
     let at = b.put(&groups)?;
-    b.call(what, libc::SYS_setgroups, [c.groups.len() as u64, at, 0, 0, 0, 0])?;
+    b.later(what, libc::SYS_setgroups, [c.groups.len() as u64, at, 0, 0, 0, 0])?;
     call(b, libc::SYS_setresgid, [c.rgid, c.egid, c.sgid])?;
     call(b, libc::SYS_setfsgid, [c.fsgid, 0, 0])?;
     call(b, libc::SYS_setresuid, [c.ruid, c.euid, c.suid])?;
     call(b, libc::SYS_setfsuid, [c.fsuid, 0, 0])?;
-    for capability in (0..64_u64).filter(|bit| c.cap_bounding & (1 << bit) == 0) {
-        // EINVAL: the kernel knows no more capabilities.
-        if b.try_call(what, libc::SYS_prctl, [libc::PR_CAPBSET_DROP as u64, capability, 0, 0, 0, 0])?.is_err() {
-            break;
-        }
+    for capability in (0..=last_capability()).filter(|bit| c.cap_bounding & (1 << bit) == 0) {
+        b.prctl(what, libc::PR_CAPBSET_DROP, [capability, 0, 0, 0])?;
     }
     b.prctl(what, libc::PR_SET_SECUREBITS, [u64::from(c.securebits), 0, 0, 0])?;
     const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
@@ -198,21 +220,28 @@ fn become_user(b: &mut Builder<'_>, c: &Credentials, what: &str) -> Step<()> {
     let data = [CAPABILITY_VERSION_3, 0].into_iter().chain(halves(0)).chain(halves(32));
     let bytes: Vec<u8> = data.flat_map(u32::to_ne_bytes).collect();
     let at = b.put(&bytes)?;
-    b.call(what, libc::SYS_capset, [at, at + 8, 0, 0, 0, 0])?;
+    b.later(what, libc::SYS_capset, [at, at + 8, 0, 0, 0, 0])?;
     for capability in (0..64_u64).filter(|bit| c.cap_ambient & (1 << bit) != 0) {
         b.prctl(what, libc::PR_CAP_AMBIENT, [libc::PR_CAP_AMBIENT_RAISE as u64, capability, 0, 0])?;
     }
     Ok(())
 }
 
+/// The last capability that this kernel knows.
+fn last_capability() -> u64 {
+    // Linux 5.9 and later know CAP_CHECKPOINT_RESTORE, which is 40.
+    let told = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|text| text.trim().parse().ok());
+    told.filter(|last| *last < 64).unwrap_or(40)
+}
+
 /// Queue signals that were pending, oldest first. They wait: everything is blocked until the registers are set.
 pub fn queue_signals(b: &mut Builder<'_>, pid: u32, tid: Option<u32>, pending: &[Vec<u8>]) -> Step<()> {
     for info in pending {
-        let signal = info.first_chunk::<4>().map_or(0, |first| u64::from(u32::from_ne_bytes(*first)));
+        let signal = u64::from(signal_of(info));
         let at = b.put(info)?;
         match tid {
-            Some(tid) => b.call("pending signal", libc::SYS_rt_tgsigqueueinfo, [u64::from(pid), u64::from(tid), signal, at, 0, 0])?,
-            None => b.call("pending signal", libc::SYS_rt_sigqueueinfo, [u64::from(pid), signal, at, 0, 0, 0])?,
+            Some(tid) => b.later("pending signal", libc::SYS_rt_tgsigqueueinfo, [u64::from(pid), u64::from(tid), signal, at, 0, 0])?,
+            None => b.later("pending signal", libc::SYS_rt_sigqueueinfo, [u64::from(pid), signal, at, 0, 0, 0])?,
         };
     }
     Ok(())
