@@ -1,13 +1,14 @@
 //! Restore: plan, rebuild, hand over, run.
 //!
 //! The pager's daemon is started first and gets ready while the process is rebuilt. [`plan`] checks the image against this host;
-//! [`files`] makes descriptions in our process, which the child inherits; [`memory`] and [`threads`] fill the child by injected calls
+//! [`files`] makes descriptions in our process, which the child inherits; [`eager`] fetches what cannot come later; [`memory`] and [`threads`] fill the child by injected calls
 //! through a [`builder`]. The userfaultfd is made inside the child, which keeps its own copy: with every pager dead a missing page
 //! blocks instead of reading zeros. The daemon gets our copy before anything may touch lazy memory. Until the last step our death
 //! or any error kills the child, so a failed restore leaves nothing running.
 
 mod builder;
 mod daemon;
+mod eager;
 mod error;
 mod files;
 mod memory;
@@ -23,9 +24,10 @@ pub use files::Stdio;
 use builder::{Builder, Step};
 pub use daemon::AUTHORITY;
 use daemon::Daemon;
+use eager::Eager;
 use error::outside;
-use images::manifest::{Manifest, Process};
-use images::{Image, PageMap};
+use images::Image;
+use images::manifest::{Manifest, Process, Thread};
 use kernel::memory::ProcessMemory;
 use kernel::spawn::SpawnError;
 use kernel::tracee::Stopped;
@@ -100,12 +102,30 @@ pub fn restore(
         check_free(manifest)?;
     }
     phases.done("plan");
-    let mut daemon = Daemon::start(request, &id, &file, process.pid, plan::first_touched(manifest), phases.origin_us())?;
-    drop(file);
-    phases.done("start the pager");
+    // Before there is another thread: a table of descriptors that two have grows slowly.
     let made = files::make(manifest, request.stdio)?;
-    let namespace = if request.new_pid_namespace { Some(Namespace::make()?) } else { None };
     phases.done("make files");
+    std::thread::scope(|scope| {
+        let eager = Eager::fetch(scope, &image, store)?;
+        let daemon = Daemon::start(request, &id, &file, process.pid, plan::first_touched(manifest), phases.origin_us())?;
+        drop(file);
+        phases.done("start the pager");
+        bring_back(Job { request, image: &image, made: &made }, process, leader, eager, daemon, phases, before_run)
+    })
+}
+
+/// With everything at hand: make the child, build it, let it run.
+fn bring_back(
+    job: Job<'_>,
+    process: &Process,
+    leader: &Thread,
+    eager: Eager,
+    mut daemon: Daemon,
+    mut phases: Phases,
+    before_run: &mut dyn FnMut(Pid) -> Result<(), RestoreError>,
+) -> Result<Restored, RestoreError> {
+    let Job { request, image, made } = job;
+    let namespace = if request.new_pid_namespace { Some(Namespace::make()?) } else { None };
     let unpinned = pin_beside_child();
     let stopped = spawn(process.pid)?;
     let child = Child(stopped.tid());
@@ -114,14 +134,13 @@ pub fn restore(
     }
     let pidfd = kernel::handoff::pidfd_open(stopped.tid()).map_err(outside("open a pidfd"))?;
     phases.done("start the process");
-    let job = Job { request, store, image: &image, made: &made, namespace: namespace.as_ref(), pidfd: &pidfd };
-    let built = build(&job, &stopped, &mut daemon, &mut phases);
+    let built = build(&job, (namespace.as_ref(), &pidfd), &stopped, eager, &mut daemon, &mut phases);
     if let Some(mask) = unpinned {
         // Merely a matter of speed.
         let _ = sched_setaffinity(Pid::from_raw(0), &mask);
     }
     let others = built.map_err(|error| daemon.reason(stopped.tid().as_raw() as u32).unwrap_or(error))?;
-    for (thread, described) in others.iter().zip(&manifest.threads[1..]) {
+    for (thread, described) in others.iter().zip(&image.manifest.threads[1..]) {
         threads::free_to_run(thread, described.scheduling.as_ref())?;
     }
     threads::free_to_run(&stopped, leader.scheduling.as_ref())?;
@@ -157,17 +176,22 @@ impl Drop for Child {
 }
 
 /// What a child is built from.
+#[derive(Clone, Copy)]
 struct Job<'a> {
     request: &'a Request,
-    store: &'a dyn Store,
     image: &'a Image,
     made: &'a files::Made,
-    namespace: Option<&'a Namespace>,
-    pidfd: &'a OwnedFd,
 }
 
-fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon, phases: &mut Phases) -> Step<Vec<Stopped>> {
-    let Job { image, made, pidfd, .. } = *job;
+fn build(
+    job: &Job<'_>,
+    (namespace, pidfd): (Option<&Namespace>, &OwnedFd),
+    stopped: &Stopped,
+    eager: Eager,
+    daemon: &mut Daemon,
+    phases: &mut Phases,
+) -> Step<Vec<Stopped>> {
+    let Job { image, made, request } = *job;
     let manifest = &image.manifest;
     let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {
         return Err(RestoreError::Image("has no process".to_owned()));
@@ -180,7 +204,7 @@ fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon, phases: &mut Pha
         .ok_or_else(|| RestoreError::Host("its address space has no free page".to_owned()))?;
     let pace = threads::pace(manifest);
     let mut b = Builder::in_child(stopped, &proc_memory, workplace, syscall_at, pace)?;
-    if let Some(namespace) = job.namespace {
+    if let Some(namespace) = namespace {
         namespace.enter_mounts(&mut b)?;
     }
     phases.done("workplace");
@@ -198,7 +222,7 @@ fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon, phases: &mut Pha
     }
     b.flush()?;
     phases.done("map memory");
-    memory::write_eager(&proc_memory, image, &PageMap::new(image), job.store)?;
+    eager.write(&proc_memory)?;
     phases.done("write eager pages");
     shared_memory::protect(&mut b, &manifest.regions)?;
     groups(&mut b, process)?;
@@ -209,7 +233,7 @@ fn build(job: &Job<'_>, stopped: &Stopped, daemon: &mut Daemon, phases: &mut Pha
     close_the_rest(&mut b, manifest, &kept)?;
     b.flush()?;
     phases.done("watch memory");
-    daemon.serve(&uffd, pidfd, &made.mailbox, job.request.eager)?;
+    daemon.serve(&uffd, pidfd, &made.mailbox, request.eager)?;
     phases.done("hand over");
     let place = b.put_text(&process.cwd)?;
     b.later("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;

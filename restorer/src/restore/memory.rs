@@ -1,13 +1,9 @@
 //! Rebuild the address space: everything of the child's own goes, then vDSO, regions and layout fields come.
 
 use super::builder::{Builder, Step, WORKPLACE_PAGES, words};
-use super::error::{RestoreError, outside};
-use images::codec::{Decoder, Verified};
-use images::manifest::{Backing, Manifest, MemoryMap, Region, RegionFlag};
-use images::{Image, PageMap};
-use kernel::memory::ProcessMemory;
-use pages::{ChunkId, PAGE_SIZE_BYTES, PageAddr, PageRange, VirtAddr};
-use store::{Store, Unsound, sound_frame};
+use super::error::RestoreError;
+use images::manifest::{Backing, MemoryMap, Region, RegionFlag};
+use pages::PAGE_SIZE_BYTES;
 
 /// First address past user space with four-level page tables.
 const TASK_SIZE: u64 = 0x7fff_ffff_f000;
@@ -112,57 +108,4 @@ pub fn set_layout(builder: &mut Builder<'_>, mm: &MemoryMap, exe_fd: i32) -> Ste
     })?;
     builder.prctl("set the memory layout", libc::PR_SET_MM, [libc::PR_SET_MM_MAP as u64, at, STRUCT_BYTES, 0])?;
     Ok(())
-}
-
-/// Raw bytes asked for in one request, but for its last chunk: most processes' eager pages come in one, and no restore holds many
-/// frames at once.
-const RUN_BYTES: u64 = 4 << 20;
-
-/// Write the contents that cannot come lazily: changed pages of private file mappings, locked memory.
-pub fn write_eager(memory: &ProcessMemory, image: &Image, map: &PageMap, store: &dyn Store) -> Step<()> {
-    let (mut run, mut run_bytes) = (Vec::new(), 0);
-    for (start, end) in eager_extents(&image.manifest) {
-        let mut page = start;
-        while page < end {
-            let Some((chunk, range)) = map.chunk_of(PageAddr::from_number(page)) else { break };
-            run.push((image.table[chunk as usize], range));
-            run_bytes += range.bytes();
-            if run_bytes >= RUN_BYTES {
-                write_run(memory, &run, store)?;
-                (run, run_bytes) = (Vec::new(), 0);
-            }
-            page = range.end().number();
-        }
-    }
-    write_run(memory, &run, store)
-}
-
-/// Fetch chunks in one request and write them, in this order.
-fn write_run(memory: &ProcessMemory, run: &[(ChunkId, PageRange)], store: &dyn Store) -> Step<()> {
-    if run.is_empty() {
-        return Ok(());
-    }
-    let (mut decoder, mut bytes) = (Decoder::new(), Verified::default());
-    let ids: Vec<ChunkId> = run.iter().map(|(id, _)| *id).collect();
-    for ((id, range), frame) in run.iter().zip(store.frames(&ids)?) {
-        sound_frame(store, id, frame, range.bytes() as usize, &mut decoder, &mut bytes).map_err(|unsound| match unsound {
-            Unsound::Store(error) => error.into(),
-            Unsound::Wrong(error) => RestoreError::Chunk { chunk: id.to_string(), why: error.to_string() },
-        })?;
-        memory.write(VirtAddr(range.start().addr()), &bytes).map_err(outside(format!("write {range}")))?;
-    }
-    Ok(())
-}
-
-/// Page numbers of what must be there before the process runs.
-fn eager_extents(manifest: &Manifest) -> Vec<(u64, u64)> {
-    let lazy = |start: u64| manifest.regions.iter().any(|r| r.lazy && r.start <= start && start < r.end);
-    let number = |extent: &images::manifest::Extent| (extent.start / PAGE_SIZE_BYTES, extent.start / PAGE_SIZE_BYTES + extent.pages);
-    let eager = manifest.extents.iter().filter(|extent| !lazy(extent.start)).map(number);
-    // Arguments and environment: /proc/PID/cmdline reads them in a way that cannot wait for a pager.
-    let mm = manifest.process.as_ref().and_then(|process| process.mm.as_ref());
-    let (first, last) = mm.map_or((0, 0), |mm| (mm.arg_start / PAGE_SIZE_BYTES, mm.env_end.div_ceil(PAGE_SIZE_BYTES)));
-    let arguments =
-        manifest.extents.iter().map(number).map(|(start, end)| (start.max(first), end.min(last))).filter(|(start, end)| start < end);
-    eager.chain(arguments).collect()
 }

@@ -1,0 +1,100 @@
+//! Contents that cannot come lazily: changed pages of private file mappings, locked memory, arguments and environment.
+//!
+//! They are fetched and decoded on a thread of their own from the moment the image is known, while the pager is started and the child is
+//! made; [`Eager::write`] takes them up where the child has its memory.
+
+use super::builder::Step;
+use super::error::{RestoreError, outside};
+use images::codec::{Decoder, Verified};
+use images::manifest::Manifest;
+use images::{Image, PageMap};
+use kernel::memory::ProcessMemory;
+use pages::{ChunkId, PAGE_SIZE_BYTES, PageAddr, PageRange, VirtAddr};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{Builder, Scope};
+use store::{Store, Unsound, sound_frame};
+
+/// Raw bytes asked for in one request, but for its last chunk: most processes' eager pages come in one, and no restore holds many
+/// frames at once.
+const RUN_BYTES: u64 = 4 << 20;
+/// Chunks that may wait to be written: 1 MiB of those of the usual size.
+const WAITING: usize = 64;
+
+type Written = Step<(PageRange, Verified)>;
+
+/// What is on its way.
+#[derive(Debug)]
+pub struct Eager(Receiver<Written>);
+
+impl Eager {
+    /// Fetch all of it.
+    pub fn fetch<'scope>(scope: &'scope Scope<'scope, '_>, image: &'scope Image, store: &'scope dyn Store) -> Step<Self> {
+        let (send, receive) = sync_channel(WAITING);
+        let fetching = Builder::new().name("eager".to_owned()).spawn_scoped(scope, move || {
+            if let Err(error) = fetch_all(image, store, &send) {
+                let _ = send.send(Err(error)); // a restore that failed elsewhere does not listen
+            }
+        });
+        fetching.map_err(outside("start a thread"))?;
+        Ok(Self(receive))
+    }
+
+    /// Write it, as it comes.
+    pub fn write(self, memory: &ProcessMemory) -> Step<()> {
+        self.0.into_iter().try_for_each(|came| {
+            let (range, bytes) = came?;
+            memory.write(VirtAddr(range.start().addr()), &bytes).map_err(outside(format!("write {range}")))
+        })
+    }
+}
+
+fn fetch_all(image: &Image, store: &dyn Store, send: &SyncSender<Written>) -> Step<()> {
+    let (map, mut run, mut run_bytes) = (PageMap::new(image), Vec::new(), 0);
+    for (start, end) in extents(&image.manifest) {
+        let mut page = start;
+        while page < end {
+            let Some((chunk, range)) = map.chunk_of(PageAddr::from_number(page)) else { break };
+            run.push((image.table[chunk as usize], range));
+            run_bytes += range.bytes();
+            if run_bytes >= RUN_BYTES {
+                fetch_run(&run, store, send)?;
+                (run, run_bytes) = (Vec::new(), 0);
+            }
+            page = range.end().number();
+        }
+    }
+    fetch_run(&run, store, send)
+}
+
+/// Fetch chunks in one request and pass them on, in this order.
+fn fetch_run(run: &[(ChunkId, PageRange)], store: &dyn Store, send: &SyncSender<Written>) -> Step<()> {
+    if run.is_empty() {
+        return Ok(());
+    }
+    let mut decoder = Decoder::new();
+    let ids: Vec<ChunkId> = run.iter().map(|(id, _)| *id).collect();
+    for ((id, range), frame) in run.iter().zip(store.frames(&ids)?) {
+        let mut bytes = Verified::default();
+        sound_frame(store, id, frame, range.bytes() as usize, &mut decoder, &mut bytes).map_err(|unsound| match unsound {
+            Unsound::Store(error) => error.into(),
+            Unsound::Wrong(error) => RestoreError::Chunk { chunk: id.to_string(), why: error.to_string() },
+        })?;
+        if send.send(Ok((*range, bytes))).is_err() {
+            break; // the restore failed elsewhere
+        }
+    }
+    Ok(())
+}
+
+/// Page numbers of what must be there before the process runs.
+fn extents(manifest: &Manifest) -> Vec<(u64, u64)> {
+    let lazy = |start: u64| manifest.regions.iter().any(|r| r.lazy && r.start <= start && start < r.end);
+    let number = |extent: &images::manifest::Extent| (extent.start / PAGE_SIZE_BYTES, extent.start / PAGE_SIZE_BYTES + extent.pages);
+    let eager = manifest.extents.iter().filter(|extent| !lazy(extent.start)).map(number);
+    // Arguments and environment: /proc/PID/cmdline reads them in a way that cannot wait for a pager.
+    let mm = manifest.process.as_ref().and_then(|process| process.mm.as_ref());
+    let (first, last) = mm.map_or((0, 0), |mm| (mm.arg_start / PAGE_SIZE_BYTES, mm.env_end.div_ceil(PAGE_SIZE_BYTES)));
+    let arguments =
+        manifest.extents.iter().map(number).map(|(start, end)| (start.max(first), end.min(last))).filter(|(start, end)| start < end);
+    eager.chain(arguments).collect()
+}
