@@ -12,6 +12,7 @@ pub mod live_pager;
 pub mod machines;
 pub mod netns;
 pub mod peers;
+pub mod placement;
 pub mod record;
 pub mod redis;
 mod server;

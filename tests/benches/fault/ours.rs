@@ -1,0 +1,23 @@
+//! Our side: the victim restored from a store, its pager and the page server placed.
+
+use crate::turn::{Order, Placement, Touches};
+use anyhow::Result;
+use defrost_tests::live_pager::{gone, pager_of};
+use defrost_tests::placement::place;
+use defrost_tests::{Server, Victim, restore_with};
+
+/// Restore, place, let it touch.
+pub fn touch(victim: &mut Victim, store: &str, background: bool, placement: Placement, server: &Server, order: Order) -> Result<Touches> {
+    // What one turn touched must not help the next.
+    let cold = ["--no-replay", "--record", "off", "--no-background"];
+    restore_with(victim, "cold", store, &cold[..cold.len() - usize::from(background)])?;
+    let pager = pager_of(victim.pid())?;
+    place(victim.pid(), &placement.program()?)?;
+    for pid in [pager, server.pid()] {
+        place(pid, &placement.answering()?)?;
+    }
+    let touches = order.given_to(victim)?;
+    victim.end()?;
+    gone(pager)?;
+    Ok(touches)
+}
