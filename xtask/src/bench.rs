@@ -68,6 +68,17 @@ pub enum Bench {
         #[arg(long, default_value = "1")]
         seed: String,
     },
+    /// A redis-server's restore with and without what an earlier restore was recorded to touch
+    Replay {
+        #[arg(long, default_value = "5")]
+        rounds: String,
+        /// Values of about 1 KB that it holds
+        #[arg(long, default_value = "700000")]
+        values: String,
+        /// Values asked for one by one
+        #[arg(long, default_value = "3000")]
+        gets: String,
+    },
     /// docs/benchmarks.md from the records
     Report,
 }
@@ -94,6 +105,7 @@ impl Bench {
                 let criu = criu::program()?.display().to_string();
                 bench("criu-kill", &["--kills", &kills, "--mib", &mib, "--seed", &seed, "--criu", &criu])?;
             }
+            Self::Replay { rounds, values, gets } => bench("replay", &["--rounds", &rounds, "--values", &values, "--gets", &gets])?,
             Self::Report => {}
         }
         report::write()
