@@ -16,6 +16,7 @@ pub mod placement;
 pub mod record;
 pub mod redis;
 mod server;
+pub mod stored;
 pub mod storm;
 mod victim;
 pub mod watched;

@@ -11,7 +11,7 @@ pub const RECORDS: &str = "docs/benchmarks";
 
 #[derive(Subcommand)]
 pub enum Bench {
-    /// A redis-server's checkpoint and restore beside CRIU
+    /// A redis-server's restore beside CRIU
     Resume {
         #[arg(long, default_value = "5")]
         rounds: String,
@@ -79,6 +79,17 @@ pub enum Bench {
         #[arg(long, default_value = "3000")]
         gets: String,
     },
+    /// A redis-server's checkpoint beside CRIU, and a second one after few values changed
+    Checkpoint {
+        #[arg(long, default_value = "5")]
+        rounds: String,
+        /// Values of about 1 KB that it holds
+        #[arg(long, default_value = "700000")]
+        values: String,
+        /// Values that change before the second checkpoint
+        #[arg(long, default_value = "100")]
+        changed: String,
+    },
     /// docs/benchmarks.md from the records
     Report,
 }
@@ -106,6 +117,10 @@ impl Bench {
                 bench("criu-kill", &["--kills", &kills, "--mib", &mib, "--seed", &seed, "--criu", &criu])?;
             }
             Self::Replay { rounds, values, gets } => bench("replay", &["--rounds", &rounds, "--values", &values, "--gets", &gets])?,
+            Self::Checkpoint { rounds, values, changed } => {
+                let criu = criu::program()?.display().to_string();
+                bench("checkpoint", &["--rounds", &rounds, "--values", &values, "--changed", &changed, "--criu", &criu])?;
+            }
             Self::Report => {}
         }
         report::write()

@@ -1,19 +1,17 @@
 //! How soon it answers again, and how soon all of its memory is there.
 
-use crate::{Cli, Stored, for_files, mib};
+use crate::{Cli, NAME, Stored};
 use anyhow::{Context as _, Result};
 use defrost_tests::live_pager::{gone, pager_of};
 use defrost_tests::record::{Record, Table};
 use defrost_tests::redis::Redis;
+use defrost_tests::stored::{mib, warm};
 use defrost_tests::watched::{Ended, Running, peak_bytes};
 use defrost_tests::{PATIENCE, Server, binary, defrost_ok, eventually};
-use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// The snapshot's name in every store.
-pub const NAME: &str = "redis:bench";
 /// How often the client asks a redis that is not there yet.
 const ASK_EVERY: Duration = Duration::from_millis(1);
 /// How long after the command's end the port may take to be there.
@@ -81,14 +79,6 @@ pub fn restores(record: &mut Record, redis: &mut Redis, stored: &Stored, cli: &C
     }
     record.tables.extend([first, all, peaks]);
     Ok(())
-}
-
-/// Read everything once, so that it is in the page cache.
-fn warm(folder: &Path) -> Result<()> {
-    for_files(folder, &mut |path| {
-        std::io::copy(&mut File::open(path)?, &mut std::io::sink())?;
-        Ok(())
-    })
 }
 
 /// Start a restore and ask for a value until it is answered; yields when that was, counted from the command's start.
