@@ -175,7 +175,7 @@ fn main() -> Result<()> {
                 at.add(who, after.as_secs_f64() * 1e3);
                 took.into_iter().for_each(|took| times.add(&name, took.as_secs_f64() * 1e3));
                 found.push((name, outcome));
-                end(victim)?;
+                victim.end()?;
                 drop(pager);
             }
         }
@@ -233,14 +233,6 @@ fn wrongs(found: &[(String, Outcome)]) -> String {
     }
     let all: Vec<String> = all.iter().map(|(what, count)| format!("{what} ({count} times)")).collect();
     if all.is_empty() { "No program found anything wrong, and none crashed.".to_owned() } else { format!("In detail: {}.", all.join("; ")) }
-}
-
-/// End the program and take its status: as subreaper we inherit it.
-fn end(victim: &mut Victim) -> Result<()> {
-    let pid = Pid::from_raw(victim.pid() as i32);
-    let _ = kill(pid, Signal::SIGKILL); // crashed already is as well
-    let _ = waitpid(pid, None);
-    victim.end()
 }
 
 /// Whoever brings the memory.

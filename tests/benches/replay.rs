@@ -57,6 +57,7 @@ struct Turn {
 
 fn main() -> Result<()> {
     need_root()?;
+    nix::sys::prctl::set_child_subreaper(true)?; // who was restored is reaped at once when it ends
     let cli = Cli::parse();
     let work = tempfile::tempdir()?;
     let version = |program: PathBuf| {

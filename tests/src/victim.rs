@@ -8,6 +8,7 @@ use crate::{PATIENCE, binaries, eventually};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -213,6 +214,10 @@ impl Victim {
     /// End it wherever it runs, forget what it said, and wait until its pid is free: ready for another restore.
     pub fn end(&mut self) -> Result<()> {
         self.kill();
+        // Where orphans come to us, a restored one is ours to reap; others may take seconds over it.
+        if nix::sys::prctl::get_child_subreaper()? {
+            let _ = waitpid(Pid::from_raw(self.pid as i32), None); // none of ours is as well
+        }
         for name in ["go", "verdict"] {
             match std::fs::remove_file(self.folder().join(name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),

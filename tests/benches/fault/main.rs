@@ -47,7 +47,7 @@ struct Cli {
 /// The snapshot's name in both stores.
 const NAME: &str = "cold";
 /// So long a sleep is an idle machine: everybody who takes part has gone to sleep.
-const WITH_GAPS: Order = Order { touches: 600, gap_us: 2000, threads: 1, pinned: false };
+const WITH_GAPS: Order = Order { touches: 500, gap_us: 2000, threads: 1, pinned: false };
 const TWO_THREADS: Order = Order { threads: 2, ..BACK_TO_BACK };
 
 struct Bench {
@@ -68,6 +68,7 @@ fn main() -> Result<()> {
         return raw_server::serve(store, name);
     }
     need_root()?;
+    nix::sys::prctl::set_child_subreaper(true)?; // who was restored is reaped at once when it ends
     let cli = Cli::parse();
     let folder = tempfile::tempdir()?;
     let mut defrost = Command::new(binary("defrost")?);
