@@ -226,7 +226,7 @@ impl Uffd {
         PageRange::new(FIRST_PAGE, LAST_PAGE).map_or(Ok(()), |everything| self.wake(everything))
     }
 
-    /// Append what happened since; false where nothing did. Never waits. An event that cannot be delivered (EMFILE: a fork needs a
+    /// Append what happened since; false where that was all. Never waits. An event that cannot be delivered (EMFILE: a fork needs a
     /// descriptor) stays in the queue and its process waits.
     pub fn read_events(&self, out: &mut Vec<Event>) -> Result<bool, Errno> {
         let mut batch = [Message::default(); BATCH];
@@ -237,7 +237,7 @@ impl Uffd {
             other => other? as usize / size_of::<Message>(),
         };
         out.extend(batch.iter().take(count).filter_map(Message::decode));
-        Ok(count > 0)
+        Ok(count == BATCH)
     }
 }
 

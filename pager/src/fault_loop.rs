@@ -118,7 +118,8 @@ impl Loop {
                 (None, true, false) => Some(LOOK),
                 (None, true, true) => None,
             };
-            if wait(&shared, &spaces, timeout, ended) && !ended {
+            let woken = wait(&shared, &spaces, timeout, ended);
+            if woken.ended && !ended {
                 // Its own space answers no more; children that it forked may live on.
                 ended = true;
                 if let Some(space) = spaces.first() {
@@ -133,7 +134,9 @@ impl Loop {
                 shared.halt();
                 return Ok(());
             }
-            let _ = shared.nudge.read(); // empty: something else woke us
+            if woken.nudged {
+                let _ = shared.nudge.read(); // to look is what it asked for
+            }
             for space in &spaces {
                 let faults =
                     shared.pump(space).map_err(|error| End::Failed(format!("what happened to its memory cannot be kept: {error}")))?;
@@ -280,8 +283,15 @@ fn stalled(shared: &Shared, fault: &Fault) {
     shared.stalls.lock().unwrap_or_else(PoisonError::into_inner).add(us);
 }
 
-/// Wait for something to do; true once the process has ended.
-fn wait(shared: &Shared, spaces: &[Arc<Space>], timeout: Option<Duration>, ended: bool) -> bool {
+/// Why a wait is over.
+struct Woken {
+    /// The process has ended.
+    ended: bool,
+    nudged: bool,
+}
+
+/// Wait for something to do.
+fn wait(shared: &Shared, spaces: &[Arc<Space>], timeout: Option<Duration>, ended: bool) -> Woken {
     let readable = PollFlags::POLLIN;
     let mut fds = vec![PollFd::new(shared.nudge.as_fd(), readable)];
     fds.extend(spaces.iter().skip(usize::from(ended)).map(|space| PollFd::new(space.as_fd(), readable)));
@@ -290,7 +300,8 @@ fn wait(shared: &Shared, spaces: &[Arc<Space>], timeout: Option<Duration>, ended
     }
     // An interrupted wait is an early look.
     let _ = ppoll(&mut fds, timeout.map(TimeSpec::from), None);
-    ended || fds.last().and_then(PollFd::revents).is_some_and(|events| events.contains(PollFlags::POLLIN))
+    let readable = |fd: Option<&PollFd<'_>>| fd.and_then(PollFd::revents).is_some_and(|events| events.contains(PollFlags::POLLIN));
+    Woken { ended: ended || readable(fds.last()), nudged: readable(fds.first()) }
 }
 
 /// Everything is there: stop watching, so that the process is its own again.

@@ -9,7 +9,7 @@ use crate::journal::Journal;
 use crate::keep::Keep;
 use crate::residency::Residency;
 use crate::space::Space;
-use kernel::uffd::{Event, Uffd, decode, fork_descriptor};
+use kernel::uffd::{BATCH, Event, Uffd, decode, fork_descriptor};
 use nix::errno::Errno;
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::io::Result;
@@ -140,7 +140,8 @@ impl Ledger {
                 None => self.applied(at, false),
             }
         }
-        Ok(count > 0)
+        // A batch that is not full was all there was.
+        Ok(count == BATCH)
     }
 
     /// Apply what a pager before us had read and not applied. Yields how many children nobody has the descriptor of.

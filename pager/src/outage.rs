@@ -50,7 +50,6 @@ pub(crate) struct Awaiting<'a>(&'a Outage, u64);
 impl Drop for Awaiting<'_> {
     fn drop(&mut self) {
         self.0.known().awaited.remove(&self.1);
-        self.0.changed.notify_all();
     }
 }
 
@@ -69,8 +68,6 @@ impl Outage {
         known.last += 1;
         let ticket = known.last;
         known.awaited.insert(ticket, Instant::now());
-        drop(known);
-        self.changed.notify_all();
         Awaiting(self, ticket)
     }
 
@@ -110,12 +107,13 @@ impl Outage {
         self.changed.notify_all();
     }
 
-    /// Wait until a page's time is up; none once nothing is fetched any more.
+    /// Wait until a page's time is up; none once nothing is fetched any more. Nobody tells of pages that are waited for, as every fault
+    /// would pay for it: one whose wait begins right now is due no sooner than this looks again.
     fn wait_until_due(&self) -> Option<Due> {
         let mut known = self.known();
         while !self.over.load(Ordering::Relaxed) {
-            let longest = known.awaited.values().next().map(Instant::elapsed);
-            known = match longest.map_or(Due::Later(None), |waited| self.policy.due(waited)) {
+            let longest = known.awaited.values().next().map_or(Duration::ZERO, Instant::elapsed);
+            known = match self.policy.due(longest) {
                 Due::Later(None) => self.changed.wait(known).unwrap_or_else(PoisonError::into_inner),
                 Due::Later(Some(left)) => self.changed.wait_timeout(known, left).unwrap_or_else(PoisonError::into_inner).0,
                 due => return Some(due),
