@@ -6,15 +6,14 @@
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use defrost_tests::criu::{RoomForPipes, free_port};
-use defrost_tests::live_pager::{gone, pager_of};
+use defrost_tests::frozen::{self, Frozen, Host, daemon};
 use defrost_tests::record::{Record, Table};
 use defrost_tests::redis::Redis;
 use defrost_tests::watched::Running;
-use defrost_tests::{PATIENCE, Server, binary, defrost_ok, eventually, need_root};
+use defrost_tests::{PATIENCE, binary, defrost_ok, need_root};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[derive(Parser)]
 struct Cli {
@@ -37,8 +36,7 @@ struct Cli {
     bench: bool,
 }
 
-/// The process as we froze it, and as CRIU did.
-const OURS: &str = "redis:ours";
+/// The process as CRIU froze it, in our store.
 const CRIUS: &str = "redis:criu";
 /// How often the client asks a redis that is not there yet.
 const ASK_EVERY: Duration = Duration::from_millis(1);
@@ -53,11 +51,9 @@ const ALL: [&str; 6] = [CRIU_LOCAL, CRIU_REMOTE, OUR_LOCAL, OUR_REMOTE, NATIVE, 
 
 struct Bench {
     cli: Cli,
-    redis: Redis,
-    /// CRIU's images, and the same without lazy pages.
-    images: PathBuf,
+    frozen: Frozen,
+    /// CRIU's images without lazy pages.
     lazy: PathBuf,
-    store: PathBuf,
 }
 
 /// What a turn brought.
@@ -71,19 +67,11 @@ fn main() -> Result<()> {
     need_root()?;
     let cli = Cli::parse();
     let work = tempfile::tempdir()?;
-    let version = |program: &Path| {
-        let mut command = Command::new(program);
-        command.arg("--version");
-        command
-    };
     let command = format!("cargo xtask bench criu-frontend --rounds {} --values {} --gets {}", cli.rounds, cli.values, cli.gets);
-    let programs = [version(&binary("defrost")?), version(&cli.criu), version(Path::new("/usr/bin/redis-server"))];
-    let mut record = Record::new("CRIU's lazy restore with its daemon and with ours", command, work.path(), &programs)?;
-    println!("loading redis-server with {} values", cli.values);
-    let redis = Redis::start(cli.values)?;
-    let below = |name: &str| work.path().join(name);
-    let mut bench = Bench { cli, redis, images: below("images"), lazy: below("lazy"), store: below("store") };
-    bench.freeze().context("freeze it")?;
+    let mut record = frozen::record("CRIU's lazy restore with its daemon and with ours", command, &cli.criu, work.path())?;
+    let frozen = Frozen::start(&cli.criu, cli.values, work.path()).context("freeze it")?;
+    let mut bench = Bench { cli, frozen, lazy: work.path().join("lazy") };
+    bench.exchange().context("exchange images")?;
     bench.run(&mut record)?;
     let Cli { rounds, values, gets, .. } = bench.cli;
     record.conditions(&[
@@ -104,31 +92,13 @@ fn main() -> Result<()> {
     record.write(&bench.cli.out)
 }
 
-/// Start a daemon that writes one byte to descriptor 1 once it listens.
-fn daemon(command: Command) -> Result<Running> {
-    let running = Running::start(command)?;
-    eventually("the daemon is ready", || running.has_ended() || running.has_spoken().unwrap_or(true))?;
-    Ok(running)
-}
-
 impl Bench {
-    fn criu(&self, action: &str, images: &Path) -> Command {
-        let mut command = Command::new(&self.cli.criu);
-        command.args([action, "--log-file", &format!("{action}.log"), "--images-dir"]).arg(images);
-        command
-    }
-
-    fn freeze(&mut self) -> Result<()> {
-        let (pid, store) = (self.redis.victim.pid().to_string(), self.store.display().to_string());
-        defrost_ok(&["checkpoint", &pid, OURS, "--leave-running", "--store", &store])?;
-        std::fs::create_dir(&self.images)?;
-        let mut dump = self.criu("dump", &self.images);
-        dump.args(["--tree", &pid]);
-        Running::start(dump)?.ended()?;
-        let (images, lazy) = (self.images.display().to_string(), self.lazy.display().to_string());
+    /// CRIU's images into our store, and out of it without lazy pages.
+    fn exchange(&self) -> Result<()> {
+        let [images, store, lazy] = [&self.frozen.images, &self.frozen.store, &self.lazy].map(|path| path.display().to_string());
         defrost_ok(&["import", "criu", &images, CRIUS, "--store", &store])?;
         defrost_ok(&["export", "criu", CRIUS, &lazy, "--lazy", "--store", &store])?;
-        self.redis.victim.end()
+        Ok(())
     }
 
     fn run(&mut self, record: &mut Record) -> Result<()> {
@@ -157,9 +127,9 @@ impl Bench {
                 p99.add(name, at(99));
                 all.add(name, turn.all.as_secs_f64() * 1e3);
                 if round + 1 == self.cli.rounds {
-                    self.redis.compare(self.cli.values).with_context(|| format!("{name}: all values"))?;
+                    self.frozen.redis.compare(self.cli.values).with_context(|| format!("{name}: all values"))?;
                 }
-                self.redis.victim.end()?;
+                self.frozen.end()?;
             }
         }
         p50.hold(REPLAYED, NATIVE, None);
@@ -178,78 +148,49 @@ impl Bench {
     }
 
     fn turn(&mut self, name: &str, asked: &[usize]) -> Result<Turn> {
-        match name {
-            NATIVE => self.native(asked, &["--no-replay", "--record", "off"]),
-            REPLAYED => {
-                // What is replayed are these very questions, asked once before.
-                self.native(asked, &["--no-replay", "--record", "new"])?;
-                let pager = pager_of(self.redis.victim.pid())?;
-                self.redis.victim.end()?;
-                gone(pager)?; // it has left its record
-                self.native(asked, &["--record", "off"])
-            }
-            CRIU_LOCAL => self.with_daemon(daemon(self.crius_daemon(&[]))?, &self.images, asked),
-            CRIU_REMOTE => {
-                let (_room, port) = (RoomForPipes::make()?, free_port()?.to_string());
-                let mut server = self.criu("page-server", &self.images);
-                server.args(["--lazy-pages", "--status-fd", "1", "--address", "127.0.0.1", "--port", &port]);
-                let _server = daemon(server)?;
-                let remote = ["--page-server", "--address", "127.0.0.1", "--port", port.as_str()];
-                self.with_daemon(daemon(self.crius_daemon(&remote))?, &self.images, asked)
-            }
-            OUR_LOCAL => {
-                let images = self.images.display().to_string();
-                self.with_daemon(daemon(self.our_daemon(&self.images, &["--images", &images])?)?, &self.images, asked)
-            }
-            _ => {
-                let server = Server::start(&self.store)?;
-                let how = ["--snapshot", CRIUS, "--store", &server.store()];
-                self.with_daemon(daemon(self.our_daemon(&self.lazy, &how)?)?, &self.lazy, asked)
-            }
+        let cold = ["--no-replay", "--record", "off"];
+        if name == REPLAYED {
+            // What is replayed are these very questions, asked once before.
+            self.native(asked, &["--no-replay", "--record", "new"])?;
+            self.frozen.end()?;
         }
-    }
-
-    fn crius_daemon(&self, how: &[&str]) -> Command {
-        let mut command = self.criu("lazy-pages", &self.images);
-        command.args(["--status-fd", "1"]).args(how);
-        command
-    }
-
-    fn our_daemon(&self, work: &Path, how: &[&str]) -> Result<Command> {
-        let mut command = Command::new(binary("defrost")?);
-        command.args(["pager", "criu", "--status-fd", "1", "--work-dir"]).arg(work).args(how);
-        Ok(command)
-    }
-
-    /// CRIU's restore with a daemon that is up.
-    fn with_daemon(&self, daemon: Running, images: &Path, asked: &[usize]) -> Result<Turn> {
-        let mut command = self.criu("restore", images);
-        command.args(["--restore-detached", "--lazy-pages"]);
-        let (begun, first, gets) = self.ask(command, asked)?;
-        let all = daemon.ended()?.at.duration_since(begun);
+        let (frozen, images) = (&self.frozen, &self.frozen.images);
+        let ask = |running: &Running| ask(&frozen.redis, running, asked);
+        let ((first, gets), all) = match name {
+            NATIVE => self.native(asked, &cold),
+            REPLAYED => self.native(asked, &cold[1..]),
+            CRIU_LOCAL => frozen.with_daemon(frozen.crius_daemon(&[])?, images, ask),
+            CRIU_REMOTE => frozen.criu_remote(&Host::here(), ask),
+            OUR_LOCAL => frozen.with_daemon(our_daemon(images, &["--images", &images.to_string_lossy()])?, images, ask),
+            _ => {
+                let server = frozen.server(&Host::here())?;
+                let daemon = our_daemon(&self.lazy, &["--snapshot", CRIUS, "--store", &server.store()])?;
+                frozen.with_daemon(daemon, &self.lazy, ask)
+            }
+        }?;
         Ok(Turn { first, gets, all })
     }
 
-    fn native(&self, asked: &[usize], how: &[&str]) -> Result<Turn> {
-        let server = Server::start(&self.store)?;
-        let mut command = Command::new(binary("defrost")?);
-        command.args(["restore", OURS, "--detach", "--store", &server.store()]).args(how);
-        let (begun, first, gets) = self.ask(command, asked)?;
-        let pid = self.redis.victim.pid();
-        defrost_ok(&["wait", &pid.to_string()])?;
-        let all = begun.elapsed();
-        Ok(Turn { first, gets, all })
+    fn native(&self, asked: &[usize], how: &[&str]) -> Result<(Answers, Duration)> {
+        let server = self.frozen.server(&Host::here())?;
+        self.frozen.native(&server.store(), how, |running| ask(&self.frozen.redis, running, asked))
     }
+}
 
-    /// Start a restore, ask for the first value until it is answered, then for the others.
-    fn ask(&self, command: Command, asked: &[usize]) -> Result<(Instant, Duration, Vec<Duration>)> {
-        let (one, others) = asked.split_first().context("something to ask for")?;
-        let running = Running::start(command)?;
-        let begun = running.begun();
-        self.redis.first_answer(*one, ASK_EVERY, || begun.elapsed() < PATIENCE)?;
-        let first = begun.elapsed();
-        let gets = self.redis.one_by_one(others)?;
-        running.ended()?;
-        Ok((begun, first, gets))
-    }
+fn our_daemon(work: &Path, how: &[&str]) -> Result<Running> {
+    let mut command = Command::new(binary("defrost")?);
+    command.args(["pager", "criu", "--status-fd", "1", "--work-dir"]).arg(work).args(how);
+    daemon(command)
+}
+
+/// How long it took to the first answer from the command's start, and to each of the others from its question.
+type Answers = (Duration, Vec<Duration>);
+
+/// Ask for the first value until it is answered, then for the others.
+fn ask(redis: &Redis, running: &Running, asked: &[usize]) -> Result<Answers> {
+    let (one, others) = asked.split_first().context("something to ask for")?;
+    let begun = running.begun();
+    redis.first_answer(*one, ASK_EVERY, || begun.elapsed() < PATIENCE)?;
+    let first = begun.elapsed();
+    Ok((first, redis.one_by_one(others)?))
 }

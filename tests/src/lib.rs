@@ -7,6 +7,7 @@
 pub mod command;
 pub mod container;
 pub mod criu;
+pub mod frozen;
 pub mod guarded;
 pub mod live_pager;
 pub mod machines;

@@ -62,17 +62,12 @@ impl Alone {
     /// What it is opened by.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.name)
+        path(&self.name)
     }
 
     /// Do something inside, in a thread of its own.
     pub fn inside<T: Send>(&self, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let namespace = File::open(self.path())?;
-        let enter = move || {
-            setns(namespace, CloneFlags::CLONE_NEWNET)?;
-            what()
-        };
-        std::thread::scope(|scope| scope.spawn(enter).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        inside(&self.name, what)
     }
 }
 
@@ -80,6 +75,19 @@ impl Drop for Alone {
     fn drop(&mut self) {
         remove(&self.name);
     }
+}
+
+fn path(name: &str) -> PathBuf {
+    Path::new("/run/netns").join(name)
+}
+
+fn inside<T: Send>(name: &str, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let namespace = File::open(path(name))?;
+    let enter = move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        what()
+    };
+    std::thread::scope(|scope| scope.spawn(enter).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
 /// A name nobody else has, up to its last letter.
@@ -116,6 +124,11 @@ impl Cable {
     #[must_use]
     pub fn on(&self, side: Side) -> [String; 2] {
         ["nsenter".to_owned(), format!("--net=/run/netns/{}", self.name(side))]
+    }
+
+    /// Do something on one side, in a thread of its own: whatever that starts is there too.
+    pub fn inside<T: Send>(&self, side: Side, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        inside(self.name(side), what)
     }
 
     /// Pull an end of the cable, or plug it in again. Either side's being out cuts both ways; nobody is told.

@@ -38,6 +38,14 @@ pub enum Bench {
         #[arg(long, default_value = "3000")]
         gets: String,
     },
+    /// How soon all memory of a redis-server is there that nobody touches, beside CRIU and what decoding alone takes
+    Drain {
+        #[arg(long, default_value = "5")]
+        rounds: String,
+        /// Values of about 1 KB that it holds
+        #[arg(long, default_value = "700000")]
+        values: String,
+    },
     /// What a pager, its supervisor and a page server take of the host's memory
     Memory {
         #[arg(long, default_value = "3")]
@@ -104,6 +112,10 @@ impl Bench {
             Self::CriuFrontend { rounds, values, gets } => {
                 let criu = criu::program()?.display().to_string();
                 bench("criu-frontend", &["--rounds", &rounds, "--values", &values, "--gets", &gets, "--criu", &criu])?;
+            }
+            Self::Drain { rounds, values } => {
+                let criu = criu::program()?.display().to_string();
+                bench("drain", &["--rounds", &rounds, "--values", &values, "--criu", &criu])?;
             }
             Self::Fault { rounds, mib } => bench("fault", &["--rounds", &rounds, "--mib", &mib])?,
             Self::Memory { rounds, mib } => bench("memory", &["--rounds", &rounds, "--mib", &mib])?,
