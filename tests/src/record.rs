@@ -23,6 +23,9 @@ pub struct Record {
     pub conditions: Vec<String>,
     /// The figures.
     pub tables: Vec<Table>,
+    /// What was found, by measuring, to be why an aim is missed, a sentence each.
+    #[serde(default)]
+    pub reasons: Vec<String>,
 }
 
 /// The machine and what was on it.
@@ -92,6 +95,26 @@ impl Table {
         }
     }
 
+    /// Whether any row is held against another.
+    #[must_use]
+    pub fn is_compared(&self) -> bool {
+        self.rows.iter().any(|row| row.against.is_some())
+    }
+
+    /// Whether all of it was taken once and is held against nothing.
+    #[must_use]
+    pub fn is_counts(&self) -> bool {
+        !self.is_compared() && self.rows.iter().all(|row| row.figures.len() == 1)
+    }
+
+    /// A row's median, divided by that of the row it is held against.
+    #[must_use]
+    pub fn ratio(&self, row: &Row) -> Option<f64> {
+        let against = row.against.as_ref()?;
+        let other = self.rows.iter().find(|other| other.name == against.row)?;
+        Some(row.median() / other.median())
+    }
+
     /// Hold `name` against `other`, aiming at a ratio of at most `aim`.
     pub fn hold(&mut self, name: &str, other: &str, aim: Option<f64>) {
         for row in self.rows.iter_mut().filter(|row| row.name == name) {
@@ -101,6 +124,12 @@ impl Table {
 }
 
 impl Row {
+    /// The least and the greatest figure.
+    #[must_use]
+    pub fn extremes(&self) -> (f64, f64) {
+        self.figures.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), f| (least.min(*f), most.max(*f)))
+    }
+
     /// The middle figure; the mean of the two in the middle where their number is even.
     #[must_use]
     pub fn median(&self) -> f64 {
@@ -125,6 +154,7 @@ impl Record {
             machine: Machine::ours(snapshots, versions)?,
             conditions: Vec::new(),
             tables: Vec::new(),
+            reasons: Vec::new(),
         };
         Ok(record)
     }

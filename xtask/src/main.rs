@@ -1,9 +1,11 @@
 //! `cargo xtask`: the house's own commands. `test` is what CI runs, `check` the part of it that needs no root, `demo` the whole story,
 //! `bench` what it costs.
 
+mod aims;
 mod bench;
 mod cargo;
 mod packages;
+mod plot;
 mod report;
 
 use anyhow::{Context as _, Result};

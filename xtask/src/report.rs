@@ -1,10 +1,11 @@
-//! docs/benchmarks.md: all records as tables of medians, with what they missed.
+//! docs/benchmarks.md: all records as tables of medians, with what they missed, and a picture of each.
 
 use crate::bench::RECORDS;
+use crate::{aims, plot};
 use anyhow::{Context as _, Result};
 use defrost_tests::record::{Machine, Record, Row, Table};
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const REPORT: &str = "docs/benchmarks.md";
 
@@ -12,6 +13,7 @@ const HEAD: &str = "# Benchmarks
 
 Made by `cargo xtask bench report` from the records in [benchmarks/](benchmarks), which hold every single figure. Each bench runs
 again, record and this page included, by the command it names. A ratio is one of medians; an aim that was missed stays here, marked.
+In pictures a bar is a median, the line over it goes from the least figure to the greatest; what is CRIU's is grey, an aim or a floor pale.
 ";
 
 pub fn write() -> Result<()> {
@@ -21,9 +23,13 @@ pub fn write() -> Result<()> {
         .collect::<Result<_>>()?;
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
     paths.sort();
+    let records = paths.iter().map(|path| Record::read(path)).collect::<Result<Vec<_>>>()?;
     let mut text = HEAD.to_owned();
-    for path in paths {
-        one(&mut text, &Record::read(&path)?)?;
+    aims::write(&mut text, &records)?;
+    for (path, record) in paths.iter().zip(&records) {
+        one(&mut text, record)?;
+        picture(&mut text, record, &path.with_extension("svg"))?;
+        record.tables.iter().try_for_each(|table| one_table(&mut text, table))?;
     }
     std::fs::write(REPORT, text).with_context(|| format!("write {REPORT}"))?;
     println!("wrote {REPORT}");
@@ -31,13 +37,19 @@ pub fn write() -> Result<()> {
 }
 
 fn one(text: &mut String, record: &Record) -> Result<()> {
-    let Record { title, command, commit, machine, conditions, tables } = record;
+    let Record { title, command, commit, machine, conditions, tables: _, reasons: _ } = record;
     writeln!(text, "\n## {title}\n\n    {command}\n\nCommit {commit}. {}.\n", describe(machine))?;
     for condition in conditions {
         writeln!(text, "- {condition}")?;
     }
-    for table in tables {
-        one_table(text, table)?;
+    Ok(())
+}
+
+/// Draw it, and show it if there is something to be seen.
+fn picture(text: &mut String, record: &Record, path: &Path) -> Result<()> {
+    if plot::write(record, path)? {
+        let name = path.file_name().context("a record has a name")?.to_string_lossy();
+        writeln!(text, "\n![{}](benchmarks/{name})", record.title)?;
     }
     Ok(())
 }
@@ -54,16 +66,16 @@ fn describe(machine: &Machine) -> String {
 
 fn one_table(text: &mut String, table: &Table) -> Result<()> {
     let Table { title, unit, rows } = table;
-    let compared = rows.iter().any(|row| row.against.is_some());
+    let compared = table.is_compared();
     writeln!(text, "\n### {title}\n")?;
-    if !compared && rows.iter().all(|row| row.figures.len() == 1) {
+    if table.is_counts() {
         writeln!(text, "| {unit} | |\n| --- | ---: |")?;
         return rows.iter().try_for_each(|row| Ok(writeln!(text, "| {} | {} |", row.name, once(row.median()))?));
     }
     let (head, line) = if compared { (" ratio | aim |", " --- | --- |") } else { ("", "") };
     writeln!(text, "| {unit} | median | min | max |{head}\n| --- | ---: | ---: | ---: |{line}")?;
     for row in rows {
-        let (min, max) = row.figures.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), f| (min.min(*f), max.max(*f)));
+        let (min, max) = row.extremes();
         write!(text, "| {} | {} | {} | {} |", row.name, figure(row.median()), figure(min), figure(max))?;
         if compared {
             write!(text, " {} |", comparison(row, table))?;
@@ -76,13 +88,14 @@ fn one_table(text: &mut String, table: &Table) -> Result<()> {
 /// The ratio and what became of the aim, as two cells.
 fn comparison(row: &Row, table: &Table) -> String {
     let Some(against) = &row.against else { return " | ".to_owned() };
-    let Some(other) = table.rows.iter().find(|other| other.name == against.row) else { return " | ".to_owned() };
-    let ratio = row.median() / other.median();
-    let aim = against.aim.map_or_else(String::new, |aim| {
-        let met = if ratio <= aim { "met" } else { "**missed**" };
-        format!("≤ {aim:.2}: {met}")
-    });
+    let Some(ratio) = table.ratio(row) else { return " | ".to_owned() };
+    let aim = against.aim.map_or_else(String::new, |aim| verdict(ratio, aim));
     format!("{ratio:.2} of {} | {aim}", against.row)
+}
+
+/// What became of an aim.
+pub fn verdict(ratio: f64, aim: f64) -> String {
+    format!("≤ {aim:.2}: {}", if ratio <= aim { "met" } else { "**missed**" })
 }
 
 /// A figure that was taken once: a count has no decimals.
@@ -91,7 +104,7 @@ fn once(value: f64) -> String {
 }
 
 /// Three digits that count.
-fn figure(value: f64) -> String {
+pub fn figure(value: f64) -> String {
     let decimals = match value.abs() {
         v if v >= 99.95 => 0,
         v if v >= 9.995 => 1,
