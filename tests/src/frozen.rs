@@ -11,10 +11,14 @@ use crate::record::Record;
 use crate::redis::Redis;
 use crate::watched::Running;
 use crate::{Server, binary, defrost_ok, eventually};
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use images::{Image, PageMap};
+use pages::ChunkId;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use store::Access;
 
 /// Our snapshot of it.
 pub const NAME: &str = "redis:ours";
@@ -32,6 +36,20 @@ pub struct Frozen {
     pub store: PathBuf,
     criu: PathBuf,
 }
+
+/// A chunk of our snapshot.
+#[derive(Debug)]
+pub struct Chunk {
+    /// Its digest.
+    pub id: ChunkId,
+    /// What is stored of it.
+    pub frame: Bytes,
+    /// How many bytes it has.
+    pub raw_bytes: usize,
+}
+
+/// Chunks read from the store at once.
+const RUN: usize = 64;
 
 /// Where page servers run.
 #[derive(Debug)]
@@ -140,6 +158,20 @@ impl Frozen {
         running.ended()?;
         defrost_ok(&["wait", &self.redis.victim.pid().to_string()])?;
         Ok((did, begun.elapsed()))
+    }
+
+    /// All chunks of our snapshot, in the order of addresses; their frames are in memory, not in a mapped file.
+    pub fn chunks(&self) -> Result<Vec<Chunk>> {
+        let store = store::open(&self.store.to_string_lossy(), Access::Read)?;
+        let image = Image::parse(&store.image(&store.resolve(&NAME.parse()?)?)?)?;
+        let (map, mut chunks) = (PageMap::new(&image), Vec::with_capacity(image.table.len()));
+        for ids in image.table.chunks(RUN) {
+            for (id, frame) in ids.iter().zip(store.frames(ids)?) {
+                let range = map.pages_of(chunks.len() as u32).context("a chunk has pages")?;
+                chunks.push(Chunk { id: *id, frame: Bytes::copy_from_slice(&frame), raw_bytes: range.bytes() as usize });
+            }
+        }
+        Ok(chunks)
     }
 
     /// End what was restored; its pid is free, and its pager gone: it has left its record.

@@ -46,6 +46,14 @@ pub enum Bench {
         #[arg(long, default_value = "700000")]
         values: String,
     },
+    /// How soon all memory of a redis-server is there over slow links, beside CRIU and the link alone
+    Link {
+        #[arg(long, default_value = "5")]
+        rounds: String,
+        /// Values of about 1 KB that it holds, for 1 Gbit/s and for 100 Mbit/s
+        #[arg(long, default_value = "700000,150000")]
+        values: String,
+    },
     /// What a pager, its supervisor and a page server take of the host's memory
     Memory {
         #[arg(long, default_value = "3")]
@@ -116,6 +124,10 @@ impl Bench {
             Self::Drain { rounds, values } => {
                 let criu = criu::program()?.display().to_string();
                 bench("drain", &["--rounds", &rounds, "--values", &values, "--criu", &criu])?;
+            }
+            Self::Link { rounds, values } => {
+                let criu = criu::program()?.display().to_string();
+                bench("link", &["--rounds", &rounds, "--values", &values, "--criu", &criu])?;
             }
             Self::Fault { rounds, mib } => bench("fault", &["--rounds", &rounds, "--mib", &mib])?,
             Self::Memory { rounds, mib } => bench("memory", &["--rounds", &rounds, "--mib", &mib])?,

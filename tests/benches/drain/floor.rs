@@ -4,31 +4,27 @@
 //! own that a userfaultfd watches. No store, no socket, no process to be rebuilt, no account of what is owed.
 
 use anyhow::{Context as _, Result, ensure};
-use bytes::Bytes;
+use defrost_tests::frozen::Chunk;
+use images::chunk_id;
 use images::codec::{Decoder, Verified};
-use images::{Image, PageMap, chunk_id};
 use kernel::uffd::{Filled, Uffd};
 use memmap2::{MmapMut, MmapOptions};
-use pages::{ChunkId, PAGE_SIZE_BYTES, PageAddr, PageRange};
-use std::path::Path;
+use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use store::Access;
 
 /// Frames that a thread takes at once, as many as the pager's run of 1 MiB has chunks of 16 KiB.
 const RUN: usize = 64;
 
-/// A chunk: its digest, its stored frame, where its bytes go.
-struct Chunk {
-    id: ChunkId,
-    frame: Bytes,
+/// A chunk, and where its bytes go.
+struct Placed {
+    chunk: Chunk,
     at: usize,
-    bytes: usize,
 }
 
 /// All frames of a snapshot, in the order of addresses.
 pub struct Frames {
-    chunks: Vec<Chunk>,
+    placed: Vec<Placed>,
     raw_bytes: usize,
 }
 
@@ -41,26 +37,20 @@ pub enum Digest {
 }
 
 impl Frames {
-    /// Read those of a snapshot into memory.
-    pub fn read(store: &Path, name: &str) -> Result<Self> {
-        let store = store::open(&store.to_string_lossy(), Access::Read)?;
-        let image = Image::parse(&store.image(&store.resolve(&name.parse()?)?)?)?;
-        let map = PageMap::new(&image);
-        let (mut chunks, mut raw_bytes) = (Vec::with_capacity(image.table.len()), 0);
-        for (number, ids) in image.table.chunks(RUN).enumerate() {
-            for (index, (id, frame)) in (number * RUN..).zip(ids.iter().zip(store.frames(ids)?)) {
-                let bytes = map.pages_of(index as u32).context("a chunk has pages")?.bytes() as usize;
-                // A copy: the store's own is a mapped file.
-                chunks.push(Chunk { id: *id, frame: Bytes::copy_from_slice(&frame), at: raw_bytes, bytes });
-                raw_bytes += bytes;
-            }
-        }
-        Ok(Self { chunks, raw_bytes })
+    /// Those of these chunks, which are put one behind the other.
+    pub fn new(chunks: Vec<Chunk>) -> Self {
+        let mut raw_bytes = 0;
+        let place = |chunk: Chunk| {
+            let at = raw_bytes;
+            raw_bytes += chunk.raw_bytes;
+            Placed { chunk, at }
+        };
+        Self { placed: chunks.into_iter().map(place).collect(), raw_bytes }
     }
 
     /// Bytes of all of them.
     pub fn bytes(&self) -> usize {
-        self.chunks.iter().map(|chunk| chunk.frame.len()).sum()
+        self.placed.iter().map(|placed| placed.chunk.frame.len()).sum()
     }
 
     /// Bytes of their contents.
@@ -94,23 +84,23 @@ impl Frames {
         let (mut plain, mut unverified) = (zstd::bulk::Decompressor::new()?, Vec::new());
         loop {
             let first = next.fetch_add(RUN, Ordering::Relaxed);
-            let Some(run) = self.chunks.get(first..self.chunks.len().min(first + RUN)).filter(|run| !run.is_empty()) else {
+            let Some(run) = self.placed.get(first..self.placed.len().min(first + RUN)).filter(|run| !run.is_empty()) else {
                 return Ok(());
             };
-            for chunk in run {
+            for Placed { chunk, at } in run {
                 let bytes: &[u8] = match digest {
                     Digest::Checked => {
-                        decoder.decode(&chunk.id, &chunk.frame, chunk.bytes, &mut verified)?;
+                        decoder.decode(&chunk.id, &chunk.frame, chunk.raw_bytes, &mut verified)?;
                         &verified
                     }
                     Digest::Unchecked => {
                         unverified.clear();
-                        unverified.reserve_exact(chunk.bytes);
+                        unverified.reserve_exact(chunk.raw_bytes);
                         plain.decompress_to_buffer(&chunk.frame[..], &mut unverified)?;
                         &unverified
                     }
                 };
-                let at = PageAddr::new(start.addr() + chunk.at as u64).context("chunks are pages")?;
+                let at = PageAddr::new(start.addr() + *at as u64).context("chunks are pages")?;
                 let filled = uffd.copy(at, bytes);
                 ensure!(filled == Filled::Done, "pages at {at} cannot be installed: {filled:?}");
             }
@@ -118,8 +108,8 @@ impl Frames {
     }
 
     fn compare(&self, memory: &MmapMut) -> Result<()> {
-        for chunk in &self.chunks {
-            ensure!(chunk_id(&memory[chunk.at..chunk.at + chunk.bytes]) == chunk.id, "chunk {} was not installed right", chunk.id);
+        for Placed { chunk, at } in &self.placed {
+            ensure!(chunk_id(&memory[*at..at + chunk.raw_bytes]) == chunk.id, "chunk {} was not installed right", chunk.id);
         }
         Ok(())
     }

@@ -48,7 +48,7 @@ fn main() -> Result<()> {
     let command = format!("cargo xtask bench drain --rounds {} --values {}", cli.rounds, cli.values);
     let mut record = frozen::record("Drain: all memory of a redis-server that nobody touches", command, &cli.criu, work.path())?;
     let mut frozen = Frozen::start(&cli.criu, cli.values, work.path()).context("freeze it")?;
-    let frames = Frames::read(&frozen.store, frozen::NAME)?;
+    let frames = Frames::new(frozen.chunks()?);
     run(&mut record, &mut frozen, &frames, &cli)?;
     record.conditions(&[
         &format!("One redis-server with {} JSON-like values of about 1 KB; frozen once by each program at the same state.", cli.values),
