@@ -8,7 +8,7 @@ use clap::Parser;
 use defrost_tests::live_pager::{gone, pager_of};
 use defrost_tests::record::{Record, Table};
 use defrost_tests::redis::Redis;
-use defrost_tests::stored::{fresh, mib, stored_bytes};
+use defrost_tests::stored::{self, fresh, mib};
 use defrost_tests::watched::{Running, peak_bytes};
 use defrost_tests::{Server, binary, need_root, restore};
 use std::path::{Path, PathBuf};
@@ -73,10 +73,10 @@ impl Tables {
 
     /// Run a checkpoint into a folder.
     fn take(&mut self, name: &str, folder: &Path, command: Command) -> Result<()> {
-        let before = stored_bytes(folder)?;
+        let before = stored::bytes(folder)?;
         nix::unistd::sync();
         let ended = Running::start(command)?.ended().with_context(|| name.to_owned())?;
-        let (ms, stored) = (ended.took.as_secs_f64() * 1e3, mib(stored_bytes(folder)? - before));
+        let (ms, stored) = (ended.took.as_secs_f64() * 1e3, mib(stored::bytes(folder)? - before));
         println!("  {name}: {ms:.0} ms, {stored:.1} MiB");
         self.times.add(name, ms);
         self.cpu.add(name, ended.cpu.as_secs_f64() * 1e3);

@@ -17,6 +17,7 @@ pub mod placement;
 pub mod record;
 pub mod redis;
 mod server;
+pub mod sized;
 pub mod stored;
 pub mod storm;
 mod victim;

@@ -1,6 +1,7 @@
-//! Folders that snapshots are stored in, as benches handle them: made anew, measured, read into the page cache.
+//! Folders that snapshots are stored in, as benches handle them: made anew, measured, in the page cache or out of it.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::File;
 use std::path::Path;
 
@@ -15,7 +16,7 @@ pub fn fresh(folder: &Path) -> Result<()> {
 }
 
 /// The sum of all files' lengths below a folder.
-pub fn stored_bytes(folder: &Path) -> Result<u64> {
+pub fn bytes(folder: &Path) -> Result<u64> {
     let mut sum = 0;
     for_files(folder, &mut |path| {
         sum += path.metadata()?.len();
@@ -29,6 +30,15 @@ pub fn warm(folder: &Path) -> Result<()> {
     for_files(folder, &mut |path| {
         std::io::copy(&mut File::open(path)?, &mut std::io::sink())?;
         Ok(())
+    })
+}
+
+/// Write everything back and let the page cache forget it; nobody may have it mapped.
+pub fn cold(folder: &Path) -> Result<()> {
+    for_files(folder, &mut |path| {
+        let file = File::open(path)?;
+        file.sync_all()?; // what is dirty stays
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).with_context(|| path.display().to_string())
     })
 }
 
