@@ -10,6 +10,7 @@ use defrost_tests::live_pager::gone;
 use defrost_tests::record::{Record, Table};
 use defrost_tests::sized::Sized;
 use defrost_tests::watched::{Running, peak_bytes};
+use defrost_tests::stored::mib;
 use defrost_tests::{Server, binary, defrost_ok, need_root, stored};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -167,8 +168,4 @@ fn number(pid: u32, file: &str, field: &str) -> Result<u64> {
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("{path} has no {field}"))?;
     Ok(line.split_whitespace().next().context("it is empty")?.parse()?)
-}
-
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
 }

@@ -2,9 +2,10 @@
 
 use crate::cargo::cargo;
 use crate::{packages, report};
-use anyhow::Result;
-use clap::Subcommand;
+use anyhow::{Result, ensure};
+use clap::{Parser, Subcommand};
 use defrost_tests::criu;
+use std::time::Instant;
 
 /// Where records are kept.
 pub const RECORDS: &str = "docs/benchmarks";
@@ -53,6 +54,25 @@ pub enum Bench {
         /// Values of about 1 KB that it holds, for 1 Gbit/s and for 100 Mbit/s
         #[arg(long, default_value = "700000,150000")]
         values: String,
+    },
+    /// How soon a process of any size runs again, and what its pager takes
+    Scale {
+        #[arg(long, default_value = "3")]
+        rounds: String,
+        /// MiB of the processes, separated by commas; the machine must have as much memory and 4 GiB more
+        #[arg(long, default_value = "256,1024,4096,16384")]
+        mib: String,
+    },
+    /// Many restores of one snapshot at once from one page server
+    Many {
+        #[arg(long, default_value = "3")]
+        rounds: String,
+        /// MiB of the process
+        #[arg(long, default_value = "64")]
+        mib: String,
+        /// Restores at once, separated by commas
+        #[arg(long, default_value = "1,8,32")]
+        restores: String,
     },
     /// What a pager, its supervisor and a page server take of the host's memory
     Memory {
@@ -106,8 +126,25 @@ pub enum Bench {
         #[arg(long, default_value = "100")]
         changed: String,
     },
+    /// All that hold a figure against an aim, one after the other: some 20 minutes
+    All {
+        /// In place of what each does unless told
+        #[arg(long)]
+        rounds: Option<String>,
+    },
     /// docs/benchmarks.md from the records
     Report,
+}
+
+/// What `all` runs, as it is called. (Torture and CRIU killed look for wrong bytes, by the hour.)
+const ALL: &[&str] =
+    &["resume", "checkpoint", "criu-frontend", "replay", "fault", "drain", "link", "scale", "many", "memory"];
+
+#[derive(Parser)]
+#[command(no_binary_name = true)]
+struct One {
+    #[command(subcommand)]
+    what: Bench,
 }
 
 impl Bench {
@@ -130,6 +167,10 @@ impl Bench {
                 bench("link", &["--rounds", &rounds, "--values", &values, "--criu", &criu])?;
             }
             Self::Fault { rounds, mib } => bench("fault", &["--rounds", &rounds, "--mib", &mib])?,
+            Self::Scale { rounds, mib } => bench("scale", &["--rounds", &rounds, "--mib", &mib])?,
+            Self::Many { rounds, mib, restores } => {
+                bench("many", &["--rounds", &rounds, "--mib", &mib, "--restores", &restores])?;
+            }
             Self::Memory { rounds, mib } => bench("memory", &["--rounds", &rounds, "--mib", &mib])?,
             Self::Torture { kills, mib, seed } => {
                 let seed = seed.iter().flat_map(|seed| ["--seed", seed.as_str()]);
@@ -145,10 +186,28 @@ impl Bench {
                 let criu = criu::program()?.display().to_string();
                 bench("checkpoint", &["--rounds", &rounds, "--values", &values, "--changed", &changed, "--criu", &criu])?;
             }
+            Self::All { rounds } => all(rounds.as_deref())?,
             Self::Report => {}
         }
         report::write()
     }
+}
+
+/// Run all; what fails does not keep the others from running.
+fn all(rounds: Option<&str>) -> Result<()> {
+    let mut failed = Vec::new();
+    for name in ALL {
+        let rounds = rounds.iter().flat_map(|rounds| ["--rounds", rounds]);
+        let begun = Instant::now();
+        let ended = One::try_parse_from([*name].into_iter().chain(rounds)).map_err(Into::into).and_then(|one| one.what.run());
+        println!("{name} took {:.0?}", begun.elapsed());
+        if let Err(error) = ended {
+            eprintln!("{name}: {error:#}");
+            failed.push(*name);
+        }
+    }
+    ensure!(failed.is_empty(), "these benches failed, their records are those of earlier runs: {}", failed.join(", "));
+    Ok(())
 }
 
 fn bench(name: &str, args: &[&str]) -> Result<()> {

@@ -12,8 +12,9 @@ const REPORT: &str = "docs/benchmarks.md";
 const HEAD: &str = "# Benchmarks
 
 Made by `cargo xtask bench report` from the records in [benchmarks/](benchmarks), which hold every single figure. Each bench runs
-again, record and this page included, by the command it names. A ratio is one of medians; an aim that was missed stays here, marked.
-In pictures a bar is a median, the line over it goes from the least figure to the greatest; what is CRIU's is grey, an aim or a floor pale.
+again, record and this page included, by the command it names; `cargo xtask bench all` runs all that have an aim. A ratio is one of
+medians; an aim that was missed stays here, marked. In pictures a bar is a median, the line over it goes from the least figure to the
+greatest; what is CRIU's is grey, an aim or a floor pale.
 ";
 
 pub fn write() -> Result<()> {
