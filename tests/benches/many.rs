@@ -41,7 +41,7 @@ struct Cli {
 const NAME: &str = "sized:many";
 /// Words of a page that are hardly compressible: half of it.
 const NOISE: u32 = 256;
-const STORED: &str = "bytes of the store";
+const STORED: &str = "floor: bytes of the store";
 /// The project's aim: read from disk once, with what the kernel reads ahead.
 const AIM_READ: f64 = 1.1;
 

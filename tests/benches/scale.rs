@@ -3,7 +3,7 @@
 //! The program looks at the clock all the time and leaves the moment at which it finds that it was frozen: its first instructions after
 //! the restore. Then it compares one page of every MiB, scattered, each of which comes when it is touched.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use defrost_tests::live_pager::{gone, pager_of};
 use defrost_tests::record::{Record, Table};
@@ -39,6 +39,9 @@ const EVERY: u32 = 256;
 const SERVED: &str = "page server";
 const EMBEDDED: &str = "embedded store";
 
+/// What everybody else needs meanwhile: the checkpoint, the store in the page cache, and some room.
+const SPARE_MIB: u64 = 2048;
+
 /// The project's aims: the largest beside the smallest; and for a pager so many MiB, and a thousandth of the process.
 const AIM_FIRST: f64 = 1.3;
 const AIM_MIB: f64 = 64.0;
@@ -47,6 +50,7 @@ const AIM_SHARE: f64 = 0.001;
 fn main() -> Result<()> {
     need_root()?;
     let cli = Cli::parse();
+    cli.mib.iter().try_for_each(|mib| enough_memory(*mib))?;
     let folder = tempfile::tempdir()?;
     let mut defrost = Command::new(binary("defrost")?);
     defrost.arg("--version");
@@ -82,6 +86,18 @@ fn main() -> Result<()> {
     }
     record.tables.extend([first, command, peak]);
     record.write(&cli.out)
+}
+
+/// Whoever has too little would have others killed.
+fn enough_memory(mib: u32) -> Result<()> {
+    let memory = std::fs::read_to_string("/proc/meminfo")?;
+    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("/proc/meminfo has no MemAvailable")?;
+    let available_mib = line.trim().trim_end_matches(" kB").parse::<u64>()? / 1024;
+    ensure!(
+        available_mib > u64::from(mib) + SPARE_MIB,
+        "{available_mib} MiB of memory are free: a process of {mib} MiB needs {SPARE_MIB} more than it has, leave it out of --mib"
+    );
+    Ok(())
 }
 
 fn row(store: &str, mib: u32) -> String {

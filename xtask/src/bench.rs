@@ -59,7 +59,7 @@ pub enum Bench {
     Scale {
         #[arg(long, default_value = "3")]
         rounds: String,
-        /// MiB of the processes, separated by commas; the machine must have as much memory and 4 GiB more
+        /// MiB of the processes, separated by commas; the machine must have as much memory and 2 GiB more
         #[arg(long, default_value = "256,1024,4096,16384")]
         mib: String,
     },
