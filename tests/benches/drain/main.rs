@@ -9,6 +9,7 @@ use clap::Parser;
 use defrost_tests::frozen::{self, Frozen, Host};
 use defrost_tests::need_root;
 use defrost_tests::record::{Record, Table};
+use defrost_tests::stored::mib;
 use floor::{Digest, Frames};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -55,8 +56,8 @@ fn main() -> Result<()> {
         &format!("{} rounds; in each the contenders take their turns in the order of the tables. Release builds.", cli.rounds),
         &format!(
             "Our snapshot has {:.0} MiB of memory in {:.0} MiB of zstd frames; CRIU sends its memory as it is.",
-            mib(frames.raw_bytes()),
-            mib(frames.bytes())
+            mib(frames.raw_bytes() as u64),
+            mib(frames.bytes() as u64)
         ),
         "From the start of the restore's command until nothing is owed any more: CRIU's daemon ends, or `defrost wait` does. Page servers \
          and CRIU's daemon are up before that; defrost's own pager is started by its command. Nothing is replayed.",
@@ -111,8 +112,4 @@ fn turn(frozen: &Frozen, frames: &Frames, name: &str) -> Result<Duration> {
         }
     }
     .map(|((), took)| took)
-}
-
-fn mib(bytes: usize) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
 }
