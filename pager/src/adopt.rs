@@ -169,7 +169,7 @@ fn brake(pid: u32, record: &Record, own_table: &[Open], mailbox: &Mailbox) -> Re
 }
 
 /// Whether the process behind a pidfd has ended, reaped or not.
-fn has_ended(pidfd: &OwnedFd) -> bool {
+pub(crate) fn has_ended(pidfd: &OwnedFd) -> bool {
     poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1)
 }
 

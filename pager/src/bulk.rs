@@ -10,6 +10,7 @@
 //! together hold at most [`MAX_WORKERS`] × ([`RUN_BYTES`] + 2 × the chunk size): 6 MiB with chunks of 16 KiB, 18 MiB with the largest.
 
 use crate::chunks::{Chunks, Unfit};
+use crate::history::How;
 use crate::pager::Shared;
 use crate::space::Outcome;
 use nix::errno::Errno;
@@ -69,6 +70,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, store: &Arc<dyn Store>, priority: Prio
 
 fn run(shared: &Shared, store: Arc<dyn Store>, under_way: &Mutex<HashSet<u32>>, priority: Priority) {
     let mut chunks = Chunks::new(shared.image.clone(), shared.map.clone(), store);
+    let how = if priority == Priority::Usual { How::Eager } else { How::Bulk };
     while !shared.stop.load(Ordering::Relaxed) && !shared.settled() {
         step_aside(shared, priority);
         let run = next(shared, &chunks, under_way);
@@ -79,7 +81,7 @@ fn run(shared: &Shared, store: Arc<dyn Store>, under_way: &Mutex<HashSet<u32>>, 
         let mut failed = None;
         let fetched = chunks.fetch_run(&run, &[], &shared.outage.over, &|error| shared.lost(error), &mut |(_, range), chunk| {
             step_aside(shared, priority);
-            failed = install(shared, range, chunk);
+            failed = install(shared, how, range, chunk);
             failed.is_none() && !shared.stop.load(Ordering::Relaxed)
         });
         let mut under_way = under_way.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,10 +106,10 @@ fn step_aside(shared: &Shared, priority: Priority) {
 }
 
 /// Install a chunk wherever it is owed; waits for the fault loop to read an event that is in the way.
-pub(crate) fn install(shared: &Shared, range: PageRange, chunk: &[u8]) -> Option<(PageRange, Errno)> {
+pub(crate) fn install(shared: &Shared, how: How, range: PageRange, chunk: &[u8]) -> Option<(PageRange, Errno)> {
     for space in shared.spaces() {
         loop {
-            match space.install(range, chunk) {
+            match space.install_as(how, range, chunk) {
                 Outcome::Settled | Outcome::Gone => break,
                 Outcome::Failed(errno) => return Some((range, errno)),
                 Outcome::Retry if shared.stop.load(Ordering::Relaxed) => return None,

@@ -1,13 +1,16 @@
 //! How others ask a pager: one unix socket a restore, one line each way.
 //!
 //! The socket is PID.sock in the runtime directory (/run/defrost for root, else $XDG_RUNTIME_DIR/defrost). `status` answers at once,
-//! `wait` when everything is there or never will be; the answer is a [`Status`] as JSON. A socket nobody listens on is swept.
+//! `wait` when everything is there or never will be; the answer is a [`Status`] as JSON. `picture` yields a [`Picture`].
+//! A socket nobody listens on is swept.
 //! A pager that ended its process stays until one `wait` was told why, or for [`TOLD_WITHIN`].
 
 use crate::keep::Place;
 use crate::pager::Shared;
+use crate::picture::Picture;
 use crate::status::{State, Status};
 use pages::PAGE_SIZE_BYTES;
+use serde::de::DeserializeOwned;
 use std::io::{BufRead as _, BufReader, Error, ErrorKind, Result, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -125,9 +128,14 @@ pub(crate) fn listen(shared: Arc<Shared>) -> Result<Listening> {
 fn serve(stream: UnixStream, shared: &Shared) -> Result<bool> {
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line)?;
+    if line.trim() == "picture" {
+        let answer = serde_json::to_string(&shared.picture()).map_err(Error::from)?;
+        writeln!(&stream, "{answer}")?;
+        return Ok(false);
+    }
     let wait = line.trim() == "wait";
     if wait {
-        shared.wait_settled();
+        shared.wait_reported();
     }
     let status = shared.status();
     let answer = serde_json::to_string(&status).map_err(Error::from)?;
@@ -135,12 +143,25 @@ fn serve(stream: UnixStream, shared: &Shared) -> Result<bool> {
     Ok(wait && status.state.why_broken().is_some())
 }
 
-fn ask(pid: u32, what: &str) -> Result<Status> {
+fn ask<T: DeserializeOwned>(pid: u32, what: &str) -> Result<T> {
     let stream = UnixStream::connect(socket_path(pid))?;
     writeln!(&stream, "{what}")?;
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line)?;
     Ok(serde_json::from_str(&line)?)
+}
+
+/// How the memory of one restore came, as its pager knows it; `NotFound` where there is none, and none where nobody serves it.
+pub fn picture(pid: u32) -> Result<Option<Picture>> {
+    let begun = Instant::now();
+    loop {
+        match (ask(pid, "picture"), unattended(pid)) {
+            (Ok(picture), _) => return Ok(Some(picture)),
+            (Err(_), Some(_)) if begun.elapsed() > SUCCEEDED_WITHIN => return Ok(None),
+            (Err(_), Some(_)) => std::thread::sleep(LOOK),
+            (Err(error), None) => return Err(error),
+        }
+    }
 }
 
 /// The status of one restore; `NotFound` where there is none. One that nobody serves is unattended.

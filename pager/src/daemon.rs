@@ -7,16 +7,17 @@
 //!   pager → restore  "ready" (store open, image understood), or "failed WHY"
 //!   restore → pager  one byte with four descriptors: the userfaultfd, the process's pidfd, the mailbox's receiving and sending end
 //!   pager → restore  "serving", a space and what took how long as JSON ([`Phases`]); with `eager` also "resident", or "failed WHY"
-//!   restore → pager  without `eager`: "runs", once the process does; hanging up says the same
+//!   restore → pager  "runs", once the process does; hanging up says that it does or has ended
 //! A restore that hangs up before the descriptors came ends the pager. Who asks for a take-over is told "serving" or "failed WHY".
 
-use crate::adopt::{Adopted, adopt};
+use crate::adopt::{Adopted, adopt, has_ended};
 use crate::brake::Brake;
 use crate::control::{self, runtime_dir};
 use crate::keep::{Keep, Place, Record};
 use crate::mailbox::Mailbox;
 use crate::pager::{Config, Pager, lazy_origins};
 use crate::phases::Phases;
+use crate::picture::Picture;
 use crate::policy::Policy;
 use crate::replay::Recording;
 use crate::status::State;
@@ -36,6 +37,7 @@ use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,6 +77,9 @@ pub struct Start {
     /// When the restore began, by the clock of [`Phases`].
     #[serde(default)]
     pub origin_us: u64,
+    /// Where a report is to be written once everything is there, or the process has ended.
+    #[serde(default)]
+    pub report: Option<PathBuf>,
 }
 
 /// Why a pager ended early.
@@ -125,6 +130,9 @@ impl From<std::io::Error> for DaemonError {
 /// Opens a store for reading, for one class: a connection of its own each time.
 pub type Open<'a> = &'a (dyn Fn(&str, Class) -> Result<Arc<dyn Store>, StoreError> + Sync);
 
+/// Writes a report, or says why it cannot.
+pub type Report<'a> = &'a dyn Fn(&Path, &Picture) -> Result<(), String>;
+
 /// Start our program as a pager's supervisor with `socket` as its standard input and one more variable of the environment: it outlives
 /// us.
 pub fn spawn(socket: UnixStream, options: &[&str], variable: Option<(&str, &OsStr)>) -> std::io::Result<Child> {
@@ -139,13 +147,13 @@ pub fn spawn(socket: UnixStream, options: &[&str], variable: Option<(&str, &OsSt
 }
 
 /// Do `work` until the process has ended.
-pub fn serve(work: &Work, told: &Told, open: Open<'_>) -> Result<(), DaemonError> {
+pub fn serve(work: &Work, told: &Told, open: Open<'_>, report: Report<'_>) -> Result<(), DaemonError> {
     die_whole();
     match work {
-        Work::Start(socket) => start(socket, told, open),
+        Work::Start(socket) => start(socket, told, open, report),
         Work::TakeOver(pid, socket) => {
             let asked = socket.as_ref();
-            take_over(*pid, asked, told, open).inspect_err(|error| {
+            take_over(*pid, asked, told, open, report).inspect_err(|error| {
                 if let Some(mut socket) = asked {
                     let _ = writeln!(socket, "failed {error}"); // who hung up need not be told
                 }
@@ -164,13 +172,13 @@ fn die_whole() {
     }));
 }
 
-fn start(mut socket: &UnixStream, told: &Told, open: Open<'_>) -> Result<(), DaemonError> {
+fn start(mut socket: &UnixStream, told: &Told, open: Open<'_>, report: Report<'_>) -> Result<(), DaemonError> {
     let [file] = <[_; 1]>::try_from(kernel::handoff::recv_fds(socket, 1).map_err(std::io::Error::from)?)
         .map_err(|_| DaemonError::Request("a descriptor".to_owned()))?;
     let mut line = String::new();
     BufReader::new(socket).read_line(&mut line)?;
     let start: Start = serde_json::from_str(&line).map_err(|error| DaemonError::Request(error.to_string()))?;
-    let eager = start.eager;
+    let (eager, report_to) = (start.eager, start.report.clone());
     let mut phases = Phases::begun_at("pager", start.origin_us);
     let mut image = Vec::new();
     let read = File::from(file).read_to_end(&mut image).map_err(DaemonError::from);
@@ -189,14 +197,16 @@ fn start(mut socket: &UnixStream, told: &Told, open: Open<'_>) -> Result<(), Dae
             Some(why) => writeln!(socket, "failed {why}"),
             None => writeln!(socket, "resident"),
         };
-    } else {
-        // A restore that died took the process with it, or had just let it go: either way there is nothing more to wait for.
-        let _ = BufReader::new(socket).read_line(&mut line);
-        pager.process_runs();
     }
+    // A restore that died took the process with it, or had just let it go: either way there is nothing more to wait for.
+    line.clear();
+    let _ = BufReader::new(socket).read_line(&mut line);
+    pager.process_runs();
     // The supervisor has it open as well: shutting down is what the other side sees.
     let _ = socket.shutdown(std::net::Shutdown::Both);
-    finish(pager, listening, &place);
+    // A restore that failed ended the process before it hung up, and has nothing to report.
+    let ran = line.trim_end() == "runs" || !has_ended(&pager.shared().pidfd);
+    finish(pager, listening, &place, report_to.as_deref().filter(|_| ran), report);
     Ok(())
 }
 
@@ -230,7 +240,7 @@ fn receive(socket: &UnixStream, start: Start, image: Image, (demand, bulk): Stor
     Ok((pager, listening, place))
 }
 
-fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Told, open: Open<'_>) -> Result<(), DaemonError> {
+fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Told, open: Open<'_>, report: Report<'_>) -> Result<(), DaemonError> {
     let place = Place::new(&runtime_dir(), pid);
     let mut record = place.read().map_err(|error| match error.kind() {
         ErrorKind::NotFound => DaemonError::NoRestore(pid),
@@ -282,7 +292,7 @@ fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Told, open: Open<'_>)
         let _ = writeln!(socket, "serving"); // who hung up need not be told
         let _ = socket.shutdown(std::net::Shutdown::Both);
     }
-    finish(pager, listening, &place);
+    finish(pager, listening, &place, record.start.report.as_deref(), report);
     Ok(())
 }
 
@@ -297,8 +307,15 @@ fn lock(place: &Place, pid: u32) -> Result<Flock<File>, DaemonError> {
     Err(DaemonError::Served(pid))
 }
 
-/// Until the process has ended; then nothing of the restore stays.
-fn finish(pager: Pager, listening: control::Listening, place: &Place) {
+/// Until the process has ended; then nothing of the restore stays but its report.
+fn finish(pager: Pager, listening: control::Listening, place: &Place, report_to: Option<&Path>, report: Report<'_>) {
+    if let Some(path) = report_to {
+        let pid = pager.wait_resident().pid;
+        if let Err(error) = report(path, &pager.picture()) {
+            tracing::error!(pid, %error, "the report is not written: `defrost status PID --report FILE` makes another one");
+        }
+    }
+    pager.reported();
     let keep = pager.shared().keep.clone();
     let clear = || keep.iter().for_each(|keep| place.clear_own(keep.uffd_inode()));
     let status = pager.join();
@@ -327,6 +344,7 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
         policy: start.policy,
         // With everything brought at once there is no order to keep to, nor to be seen.
         replay: start.replay && !start.eager,
+        reports: start.report.is_some(),
         recording: if start.eager { Recording::Off } else { start.recording },
     }
 }

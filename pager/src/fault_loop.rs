@@ -7,6 +7,7 @@
 
 use crate::chunks::{Chunk, Chunks, Unfit};
 use crate::farewell;
+use crate::history::How;
 use crate::neighbours::Neighbours;
 use crate::pager::Shared;
 use crate::space::{Outcome, Space};
@@ -98,7 +99,7 @@ impl Loop {
             let _awaiting = shared.outage.awaits(); // who faults meanwhile waits for this
             let fetched = self.chunks.fetch_run(run, &[], &shared.outage.over, &|error| shared.lost(error), &mut |(_, range), chunk| {
                 shared.hot.store(range.end().number(), Ordering::Relaxed);
-                let _ = space.install(range, chunk);
+                let _ = space.install_as(How::Eager, range, chunk);
                 true
             });
             if fetched.is_err() {
@@ -247,7 +248,7 @@ impl Loop {
                 if outcome == Outcome::Settled {
                     self.shared.zero_faults.fetch_add(1, Ordering::Relaxed);
                 }
-                stalled(&self.shared, &fault);
+                stalled(&self.shared, &fault, true);
             }
         }
         Ok(())
@@ -257,7 +258,7 @@ impl Loop {
 /// Install a chunk in the spaces of those that wait for it.
 fn settle(shared: &Shared, parked: &mut Vec<Fault>, (_, range): Chunk, data: &[u8], faults: Vec<Fault>) -> Result<(), End> {
     for fault in faults {
-        match fault.space.install(range, data) {
+        match fault.space.install_as(How::Demand, range, data) {
             Outcome::Retry => parked.push(fault),
             Outcome::Failed(errno) => return Err(cannot(fault.page, errno)),
             outcome => {
@@ -266,7 +267,7 @@ fn settle(shared: &Shared, parked: &mut Vec<Fault>, (_, range): Chunk, data: &[u
                     // COPY woke whoever waited for a page it filled; a page that bulk was faster with needs this.
                     fault.space.wake(fault.page);
                 }
-                stalled(shared, &fault);
+                stalled(shared, &fault, false);
             }
         }
     }
@@ -278,9 +279,10 @@ fn cannot(page: PageAddr, errno: Errno) -> End {
 }
 
 /// It waits no more.
-fn stalled(shared: &Shared, fault: &Fault) {
+fn stalled(shared: &Shared, fault: &Fault, zero: bool) {
     let us = fault.since.elapsed().as_micros().min(u128::from(u32::MAX)) as u32;
     shared.stalls.lock().unwrap_or_else(PoisonError::into_inner).add(us);
+    shared.note_stall(fault.since, us, fault.page, zero);
 }
 
 /// Why a wait is over.

@@ -5,6 +5,7 @@
 //! applied as they are read.
 
 use crate::crash::point;
+use crate::history::{History, How};
 use crate::journal::Journal;
 use crate::keep::Keep;
 use crate::residency::Residency;
@@ -15,6 +16,7 @@ use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::io::Result;
 use std::os::fd::RawFd;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::time::Instant;
 
 /// Held for reading from before events are read until descriptors that came with them are kept.
 static READING: RwLock<()> = RwLock::new(());
@@ -54,17 +56,19 @@ struct Kept {
 pub(crate) struct Ledger {
     residency: Residency,
     kept: Option<Kept>,
+    /// How its memory came, where somebody may want to know: the process's own space.
+    history: Option<Box<History>>,
 }
 
 impl Ledger {
     /// Nobody takes it over.
     pub(crate) fn new(residency: Residency) -> Self {
-        Self { residency, kept: None }
+        Self { residency, kept: None, history: None }
     }
 
     /// With a journal that outlives us.
     pub(crate) fn kept(residency: Residency, journal: Journal, keep: Arc<Keep>) -> Self {
-        Self { residency, kept: Some(Kept { journal, keep }) }
+        Self { residency, kept: Some(Kept { journal, keep }), history: None }
     }
 
     /// What is owed.
@@ -72,16 +76,41 @@ impl Ledger {
         &self.residency
     }
 
+    /// Remember how its memory comes from now on.
+    pub(crate) fn remember(&mut self, history: History) {
+        self.history = Some(Box::new(history));
+    }
+
+    /// How its memory came so far.
+    pub(crate) fn history(&self) -> Option<&History> {
+        self.history.as_deref()
+    }
+
     /// These are owed no more: first in the journal, which must never owe less than we do.
-    pub(crate) fn settle(&mut self, origin: PageAddr, pages: u64) {
+    pub(crate) fn settle(&mut self, how: How, origin: PageAddr, pages: u64) {
         if let Some(kept) = &self.kept {
             kept.journal.settle(origin, pages);
         }
+        let before = self.residency.owed_pages();
         self.residency.settle(origin, pages);
+        if let Some(history) = &mut self.history {
+            history.note(how, (origin, pages), before - self.residency.owed_pages(), Instant::now());
+        }
+    }
+
+    /// What is owed in `range` is about to be owed no more, as the program wants it.
+    fn note_removed(&mut self, range: PageRange) {
+        let Some(history) = &mut self.history else { return };
+        let now = Instant::now();
+        self.residency.owed_within(range).iter().for_each(|run| history.note(How::Removed, (run.origin, run.pages), run.pages, now));
     }
 
     /// The memory is gone, and with it what was owed.
     pub(crate) fn forget(&mut self) {
+        if let Some(history) = &mut self.history {
+            let now = Instant::now();
+            self.residency.owed().for_each(|range| history.note(How::Lost, (range.start(), range.pages()), range.pages(), now));
+        }
         self.residency = Residency::default();
     }
 
@@ -202,8 +231,14 @@ impl Ledger {
                 Some(range) => self.remap(at, range, to.page())?,
                 None => Vec::new(),
             },
-            Event::Remove(range) => self.residency.remove(range),
-            Event::Unmap(range) => self.residency.unmap(range),
+            Event::Remove(range) => {
+                self.note_removed(range);
+                self.residency.remove(range)
+            }
+            Event::Unmap(range) => {
+                self.note_removed(range);
+                self.residency.unmap(range)
+            }
         };
         if let Some(kept) = &self.kept {
             settled.iter().for_each(|run| kept.journal.settle(run.origin, run.pages));
@@ -212,6 +247,7 @@ impl Ledger {
     }
 
     fn remap(&mut self, at: usize, range: PageRange, to: PageAddr) -> Result<Vec<crate::residency::Run>> {
+        PageRange::with_len(to, range.pages()).into_iter().for_each(|covered| self.note_removed(covered));
         let Some(Kept { journal, .. }) = &mut self.kept else { return Ok(self.residency.remap(range, to)) };
         if journal.is_logged(at) {
             return Ok(Vec::new()); // taken over with it: the residency has it already

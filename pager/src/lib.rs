@@ -5,7 +5,7 @@
 //! and brings [`neighbours`] of what they wait for, as many as a [`window`] (pure) says; [`replay`] brings what earlier restores touched,
 //! [`bulk`] the rest behind it, each with a thread and a store of its own, so that a demand fault never queues behind bulk; [`outage`]
 //! watches over a store that does not answer, by the operator's [`policy`]. [`Pager`] is the sum of these, [`daemon`] the process that
-//! hosts one, [`control`] how others ask it.
+//! hosts one, [`control`] how others ask it. How memory came is kept in a [`history`] and a [`timeline`], of which a [`picture`] is made.
 //!
 //! What a pager's death must not take along is in its [`keep`]: a [`journal`] for each space, and a [`mailbox`] in the process itself;
 //! what neither has yet when everybody dies is stopped by the [`brake`].
@@ -24,6 +24,7 @@ pub mod daemon;
 mod farewell;
 mod fault_loop;
 pub mod frontend;
+pub mod history;
 pub mod journal;
 pub mod keep;
 mod ledger;
@@ -34,6 +35,7 @@ pub mod origins;
 mod outage;
 mod pager;
 pub mod phases;
+pub mod picture;
 mod policy;
 mod replay;
 pub mod residency;
@@ -41,6 +43,7 @@ mod space;
 mod status;
 pub mod supervisor;
 pub mod table;
+pub mod timeline;
 mod unwatched;
 mod watched;
 mod window;

@@ -6,6 +6,7 @@
 //! Memory: frames of at most [`MAX_RUNS`] runs, each of at most a window's bytes (`window`).
 
 use crate::chunks::{Chunk, Chunks};
+use crate::history::How;
 use crate::space::{Outcome, Space};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -111,7 +112,7 @@ impl Neighbours {
             return Outcome::Settled; // somebody was faster
         }
         let Some(data) = chunks.at_hand(chunk, frame.clone()) else { return Outcome::Settled };
-        let outcome = run.space.install(chunk.1, data);
+        let outcome = run.space.install_as(How::Neighbour, chunk.1, data);
         match outcome {
             Outcome::Retry => run.chunks.push_front((chunk, frame)), // an event comes first
             Outcome::Gone => run.chunks.clear(),

@@ -1,14 +1,17 @@
 //! A running pager: the spaces it serves, its two kinds of threads, and when it is done.
 
+use crate::history::History;
 use crate::keep::Keep;
 use crate::ledger::Pumped;
 use crate::origins::Origins;
 use crate::outage::Outage;
+use crate::picture::{Picture, Seen};
 use crate::policy::Policy;
 use crate::replay::{self, Recording, Touched};
 use crate::residency::Residency;
 use crate::space::Space;
 use crate::status::{Stalls, State, Status};
+use crate::timeline::{Stall, Timeline};
 use crate::{bulk, fault_loop, outage};
 use images::{Image, PageMap};
 use kernel::uffd::Uffd;
@@ -18,7 +21,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use store::{Store, StoreError, Tally};
 
 /// What to serve.
@@ -53,6 +56,8 @@ pub struct Config {
     pub replay: bool,
     /// What to do with what this one touches.
     pub recording: Recording,
+    /// A report is to be written once it is resident, which whoever waits for that waits for too: see [`Pager::reported`].
+    pub reports: bool,
 }
 
 /// The lazy regions of an image.
@@ -91,8 +96,12 @@ pub(crate) struct Shared {
     /// When a thread last waited for a page, in microseconds since `begun`: bulk steps aside for a while.
     faulted_us: AtomicU64,
     begun: Instant,
-    /// When the process began to run, likewise; the highest number before.
+    /// When the process began to run, and when everything was there, likewise; the highest number before.
     ran_us: AtomicU64,
+    resident_us: AtomicU64,
+    timeline: Mutex<Timeline>,
+    /// A report is still to be written; changed under the lock of `state`.
+    reports: AtomicBool,
     pub(crate) stalls: Mutex<Stalls>,
     pub(crate) outage: Outage,
     state: Mutex<(State, Option<String>)>,
@@ -124,9 +133,13 @@ impl Pager {
 
     /// Serve these spaces, the process's own first.
     pub(crate) fn serve(config: Config, spaces: Vec<Space>) -> std::io::Result<Self> {
+        let (map, begun) = (Arc::new(PageMap::new(&config.image)), Instant::now());
+        if let Some(own) = spaces.first() {
+            own.remember(History::new(map.clone(), begun));
+        }
         let shared = Arc::new(Shared {
             total_pages: lazy_origins(&config.image).pages(),
-            map: Arc::new(PageMap::new(&config.image)),
+            map,
             image: config.image,
             spaces: Mutex::new(spaces.into_iter().map(Arc::new).collect()),
             pidfd: config.pidfd,
@@ -141,8 +154,11 @@ impl Pager {
             zero_faults: AtomicU64::new(0),
             hot: AtomicU64::new(0),
             faulted_us: AtomicU64::new(0),
-            begun: Instant::now(),
+            begun,
             ran_us: AtomicU64::new(u64::MAX),
+            resident_us: AtomicU64::new(u64::MAX),
+            timeline: Mutex::default(),
+            reports: AtomicBool::new(config.reports),
             stalls: Mutex::default(),
             outage: Outage::new(config.policy, config.demand.clone(), config.bulk.clone()),
             state: Mutex::new((State::Lazy, None)),
@@ -187,6 +203,19 @@ impl Pager {
         self.shared.status()
     }
 
+    /// How its memory came so far.
+    #[must_use]
+    pub fn picture(&self) -> Picture {
+        self.shared.picture()
+    }
+
+    /// The report is written, or never will be.
+    pub fn reported(&self) {
+        let _state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.reports.store(false, Ordering::Relaxed);
+        self.shared.changed.notify_all();
+    }
+
     /// Wait until the process has ended.
     pub fn join(self) -> Status {
         for thread in self.threads {
@@ -216,6 +245,11 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
+    /// The same, and for a report of it to be written.
+    pub(crate) fn wait_reported(&self) {
+        self.wait(|state| !matches!(state, State::Lazy | State::Waiting) && !self.reports.load(Ordering::Relaxed));
+    }
+
     /// Wait until bulk may begin, or never will.
     pub(crate) fn wait_for_bulk(&self) {
         let may = || self.runs.load(Ordering::Relaxed) && !self.replaying.load(Ordering::Relaxed);
@@ -236,6 +270,9 @@ impl Shared {
             (State::Failed(_) | State::Poisoned(_) | State::Gone, _) => return,
             (State::Resident, State::Lazy | State::Waiting) => return,
             _ => state.0 = new,
+        }
+        if state.0 == State::Resident {
+            self.resident_us.fetch_min(self.begun.elapsed().as_micros() as u64, Ordering::Relaxed);
         }
         self.changed.notify_all();
     }
@@ -262,6 +299,12 @@ impl Shared {
     /// A thread waits for a page now.
     pub(crate) fn note_fault(&self) {
         self.faulted_us.store(self.begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// A thread waited for a page for so long.
+    pub(crate) fn note_stall(&self, since: Instant, us: u32, page: PageAddr, zero: bool) {
+        let at_us = since.saturating_duration_since(self.begun).as_micros() as u64;
+        self.timeline.lock().unwrap_or_else(PoisonError::into_inner).add(Stall(at_us, us, page.addr(), zero));
     }
 
     /// How long ago a thread last waited for a page.
@@ -319,6 +362,36 @@ impl Shared {
 
     pub(crate) fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// How its memory came so far.
+    pub(crate) fn picture(&self) -> Picture {
+        let seen = self.spaces().first().and_then(|space| space.history());
+        let (history, owed) = seen.unwrap_or_else(|| (History::new(self.map.clone(), self.begun), Vec::new()));
+        let seen = Seen { image: &self.image, map: &self.map, history: &history, owed: &owed, total_pages: self.total_pages };
+        let missing_bytes = owed.iter().map(PageRange::bytes).sum();
+        let taken = self.begun.elapsed();
+        let begun = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(taken);
+        let (stalls, stalls_seen) = {
+            let timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
+            (timeline.kept(), timeline.seen())
+        };
+        let (regions, unit_bytes) = seen.regions();
+        let written = regions.iter().filter(|region| !region.lazy).flat_map(|region| &region.runs);
+        let known = |us: &AtomicU64| Some(us.load(Ordering::Relaxed)).filter(|us| *us != u64::MAX);
+        Picture {
+            status: Status { missing_bytes, ..self.status() }, // of the same moment
+            begun_unix_ms: begun.as_millis() as u64,
+            taken_us: taken.as_micros() as u64,
+            ran_us: known(&self.ran_us),
+            resident_us: known(&self.resident_us),
+            unit_bytes,
+            written_bytes: written.map(|run| run.1 * PAGE_SIZE_BYTES).sum(),
+            shares: seen.shares(),
+            regions,
+            stalls,
+            stalls_seen,
+        }
     }
 
     pub(crate) fn status(&self) -> Status {

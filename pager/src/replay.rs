@@ -11,6 +11,7 @@
 
 use crate::bulk::install;
 use crate::chunks::{Chunk, Chunks, Unfit};
+use crate::history::How;
 use crate::pager::Shared;
 use crate::status::State;
 use images::working_set::WorkingSet;
@@ -124,7 +125,7 @@ fn next(shared: &Shared, chunks: &Chunks, left: &mut &[u32]) -> Option<Vec<Chunk
 fn bring(shared: &Shared, chunks: &mut Chunks, run: &[Chunk]) -> Result<(), Option<String>> {
     let mut failed = None;
     let fetched = chunks.fetch_run(run, &[], &shared.outage.over, &|error| shared.lost(error), &mut |(_, range), chunk| {
-        failed = install(shared, range, chunk);
+        failed = install(shared, How::Replay, range, chunk);
         shared.touched.replayed_bytes.fetch_add(range.bytes(), Ordering::Relaxed);
         failed.is_none() && !shared.stop.load(Ordering::Relaxed)
     });

@@ -71,6 +71,25 @@ impl Residency {
         next.map(|(start, _)| PageAddr::from_number(*start))
     }
 
+    /// All that is owed, by origin.
+    pub fn owed(&self) -> impl Iterator<Item = PageRange> + '_ {
+        let range = |(start, end): (&u64, &u64)| PageRange::new(PageAddr::from_number(*start), PageAddr::from_number(*end));
+        self.owed.iter().filter_map(range)
+    }
+
+    /// What is owed of what lies in `range` today.
+    pub(crate) fn owed_within(&self, range: PageRange) -> Vec<Run> {
+        let owed = |view: Run| {
+            let (low, high) = (view.origin.number(), view.origin.number() + view.pages);
+            overlaps(&self.owed, low, high).into_iter().map(move |(from, to)| Run {
+                at: PageAddr::from_number(view.at.number() + (from - low)),
+                origin: PageAddr::from_number(from),
+                pages: to - from,
+            })
+        };
+        self.views_within(range).into_iter().flat_map(owed).collect()
+    }
+
     /// What of `origins` is owed, as runs to install.
     #[must_use]
     pub fn owed_runs(&self, origins: PageRange) -> Vec<Run> {

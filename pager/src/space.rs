@@ -17,6 +17,7 @@
 //! is not wiped in a child: no event tells (what was marked at the checkpoint is not lazy).
 
 use crate::crash::point;
+use crate::history::{History, How};
 use crate::journal::Journal;
 use crate::keep::Keep;
 use crate::ledger::{Ledger, Pumped};
@@ -142,9 +143,25 @@ impl Space {
         self.lock().residency().owed_pages()
     }
 
-    /// Step B: install what is owed of a chunk whose pages were at `origins`.
+    /// Remember how its memory comes from now on.
+    pub(crate) fn remember(&self, history: History) {
+        self.lock().remember(history);
+    }
+
+    /// How its memory came so far, and what is still owed, by origin: of one moment.
+    pub(crate) fn history(&self) -> Option<(History, Vec<PageRange>)> {
+        let ledger = self.lock();
+        Some((ledger.history()?.clone(), ledger.residency().owed().collect()))
+    }
+
+    /// Step B for memory whose history nobody wants.
     pub fn install(&self, origins: PageRange, data: &[u8]) -> Outcome {
-        self.fill(origins, |uffd, at, origin, pages| {
+        self.install_as(How::Demand, origins, data)
+    }
+
+    /// Step B: install what is owed of a chunk whose pages were at `origins`; `how` is why it comes.
+    pub(crate) fn install_as(&self, how: How, origins: PageRange, data: &[u8]) -> Outcome {
+        self.fill(how, origins, |uffd, at, origin, pages| {
             let skip = ((origin.number() - origins.start().number()) * PAGE_SIZE_BYTES) as usize;
             uffd.copy(at, &data[skip..skip + (pages * PAGE_SIZE_BYTES) as usize])
         })
@@ -153,11 +170,13 @@ impl Space {
     /// Step B with poison, for all that is owed: touches of it are fatal from now on, and nothing is owed any more.
     pub fn poison(&self) -> Outcome {
         let Some(everything) = PageRange::with_len(PageAddr::from_number(0), ADDRESSABLE_PAGES) else { return Outcome::Settled };
-        self.fill(everything, |uffd, at, _, pages| PageRange::with_len(at, pages).map_or(Filled::Unmapped, |range| uffd.poison(range)))
+        self.fill(How::Lost, everything, |uffd, at, _, pages| {
+            PageRange::with_len(at, pages).map_or(Filled::Unmapped, |range| uffd.poison(range))
+        })
     }
 
     /// Fill what is owed of `origins`: `one` answers so many pages at the first address, whose origin is the second.
-    fn fill(&self, origins: PageRange, mut one: impl FnMut(&Uffd, PageAddr, PageAddr, u64) -> Filled) -> Outcome {
+    fn fill(&self, how: How, origins: PageRange, mut one: impl FnMut(&Uffd, PageAddr, PageAddr, u64) -> Filled) -> Outcome {
         let mut ledger = self.lock();
         for run in ledger.residency().owed_runs(origins) {
             let mut next = 0; // pages of the run that are dealt with
@@ -176,7 +195,7 @@ impl Space {
                         bytes / PAGE_SIZE_BYTES + self.granule_pages
                     }
                     Filled::Changing { bytes } => {
-                        ledger.settle(origin, bytes / PAGE_SIZE_BYTES);
+                        ledger.settle(how, origin, bytes / PAGE_SIZE_BYTES);
                         return Outcome::Retry;
                     }
                     // One COPY must stay within one mapping: mprotect may have split it. A single page that has no mapping is gone.
@@ -192,7 +211,7 @@ impl Space {
                     Filled::NoMemory => return Outcome::Failed(nix::errno::Errno::ENOMEM),
                     Filled::Failed(errno) => return Outcome::Failed(errno),
                 };
-                ledger.settle(origin, done);
+                ledger.settle(how, origin, done);
                 next += done;
             }
         }

@@ -214,6 +214,7 @@ fn serve(
         policy: Policy::default(),
         replay: true,
         recording: Recording::Add,
+        reports: false,
     };
     let pager = Pager::start(config, uffd).expect("start");
     pager.process_runs();

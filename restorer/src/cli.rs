@@ -276,6 +276,9 @@ pub struct RestoreArgs {
     /// (off)
     #[arg(long, default_value = "add", value_name = "add|new|off")]
     pub record: Recording,
+    /// Once all memory is there, or the process has ended: write a page there that shows how and when it came (FILE.json: its data alone)
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// In a pid namespace of its own, where its pid is free
     #[arg(long)]
     pub new_pid_namespace: bool,
@@ -301,6 +304,9 @@ pub enum Verb {
         /// As JSON, one line each
         #[arg(long)]
         json: bool,
+        /// Also write a page there that shows how and when its memory came so far (FILE.json: its data alone)
+        #[arg(long, value_name = "FILE", requires = "pid")]
+        report: Option<PathBuf>,
     },
     /// Wait until a restored process has all its memory
     Wait {

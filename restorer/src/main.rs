@@ -45,7 +45,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Checkpoint(args) => verbs::process::checkpoint(args)?,
         Verb::Restore(args) => return verbs::process::restore(args),
-        Verb::Status { pid, json } => verbs::live::status(pid, json)?,
+        Verb::Status { pid: Some(pid), json, report: Some(file) } => verbs::live::report(pid, json, &file)?,
+        Verb::Status { pid, json, .. } => verbs::live::status(pid, json)?,
         Verb::Wait { pid, json } => verbs::live::wait(pid, json)?,
         Verb::List { store, json } => verbs::snapshots::list(store, json)?,
         Verb::Inspect(one) => verbs::inspect::inspect(one)?,

@@ -63,6 +63,8 @@ pub struct Request {
     pub replay: bool,
     /// What to do with what this one touches.
     pub recording: pager::Recording,
+    /// Where the daemon writes a report: a place that was checked.
+    pub report: Option<PathBuf>,
     /// The file of the authority that servers must be known to, as the daemon can find it.
     pub authority: Option<PathBuf>,
 }

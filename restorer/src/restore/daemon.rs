@@ -57,6 +57,7 @@ impl Daemon {
             replay: request.replay,
             recording: request.recording,
             origin_us,
+            report: request.report.clone(),
         };
         let mut file = File::from(memfd_create(c"defrost-image", MFdFlags::MFD_CLOEXEC).map_err(outside("make a file in memory"))?);
         file.write_all(image).and_then(|()| file.rewind()).map_err(outside("write the image for the pager"))?;

@@ -2,11 +2,13 @@
 
 use super::show;
 use anyhow::{Context as _, Result, bail};
+use defrost_restorer::report;
 use defrost_restorer::restore::AUTHORITY;
 use pager::supervisor::{self, Work};
 use pager::{State, Status, control, daemon};
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 use store::Access;
 
@@ -26,7 +28,8 @@ pub fn pager(take_over: Option<u32>, socket: Option<UnixStream>) -> Result<ExitC
         (None, None) => bail!("a pager is started by `defrost restore`, or with --adopt PID"),
     };
     let open = |address: &str, class| super::open(address, Access::Read, class);
-    let status = supervisor::run(work, &|work, told| match daemon::serve(work, told, &open) {
+    let report = |path: &Path, picture: &_| report::write(path, picture).map_err(|error| error.to_string());
+    let status = supervisor::run(work, &|work, told| match daemon::serve(work, told, &open, &report) {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("defrost pager: {error:#}");
@@ -63,6 +66,22 @@ pub fn status(pid: Option<u32>, json: bool) -> Result<()> {
         show(json, &status, &status)?;
     }
     Ok(())
+}
+
+/// How the memory of one came so far, as a page; and where it stands at that moment.
+pub fn report(pid: u32, json: bool, file: &Path) -> Result<()> {
+    let file = report::place(file)?;
+    let none = || {
+        format!(
+            "process {pid} is not a live restore: `defrost status` shows those that are; there are no reports of what `defrost pager criu`, \
+             `firecracker` and other front ends serve"
+        )
+    };
+    let Some(picture) = control::picture(pid).with_context(none)? else {
+        bail!("nobody serves process {pid} now, and so nobody knows how its memory came: `defrost pager --adopt {pid}`, then once more");
+    };
+    report::write(&file, &picture)?;
+    show(json, &picture.status, &picture.status)
 }
 
 /// Until everything is there, or never will be.

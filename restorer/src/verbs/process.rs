@@ -5,6 +5,7 @@ use crate::cli::{CheckpointArgs, RestoreArgs};
 use crate::foreground::Following;
 use anyhow::Result;
 use defrost_restorer::checkpoint;
+use defrost_restorer::report;
 use defrost_restorer::restore::{self, RestoreError, Stdio};
 use pager::Policy;
 use pager::phases::Phase;
@@ -37,6 +38,7 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
         policy: Policy { on_lost: args.on_lost, lost_after_s: args.lost_after },
         replay: !args.no_replay && (!args.no_background || args.replay),
         recording: args.record,
+        report: args.report.as_deref().map(report::place).transpose()?,
         authority: authority()?,
     };
     let store = open(&address, Access::Read, Class::Demand)?; // somebody waits for all that it reads
