@@ -309,14 +309,17 @@ fn lock(place: &Place, pid: u32) -> Result<Flock<File>, DaemonError> {
 
 /// Until the process has ended; then nothing of the restore stays but its report.
 fn finish(pager: Pager, listening: control::Listening, place: &Place, report_to: Option<&Path>, report: Report<'_>) {
+    let keep = pager.shared().keep.clone();
     if let Some(path) = report_to {
         let pid = pager.wait_resident().pid;
         if let Err(error) = report(path, &pager.picture()) {
             tracing::error!(pid, %error, "the report is not written: `defrost status PID --report FILE` makes another one");
         }
+        if let Some(Err(error)) = keep.as_ref().map(|keep| place.reported(keep.uffd_inode())) {
+            tracing::warn!(pid, %error, "that the report is written is not kept: whoever takes over writes it anew");
+        }
     }
     pager.reported();
-    let keep = pager.shared().keep.clone();
     let clear = || keep.iter().for_each(|keep| place.clear_own(keep.uffd_inode()));
     let status = pager.join();
     if !matches!(status.state, State::Failed(_)) {

@@ -92,6 +92,15 @@ impl Place {
         Ok(serde_json::from_slice(&fs::read(self.path("restore"))?)?)
     }
 
+    /// The report is done with, of the restore of that userfaultfd: who takes over from now on knows less.
+    pub(crate) fn reported(&self, uffd_inode: u64) -> Result<()> {
+        let mut record = self.read()?;
+        if record.uffd_inode == uffd_inode && record.start.report.take().is_some() {
+            self.write(&record)?;
+        }
+        Ok(())
+    }
+
     /// Be the one who serves a restore that is just being made: whoever served an earlier process of this number may be about to end.
     pub fn lock_anew(&self) -> Result<Option<Flock<File>>> {
         match fs::remove_file(self.lock_path()) {

@@ -7,7 +7,7 @@
 use crate::history::{History, How};
 use crate::status::Status;
 use crate::timeline::Stall;
-use images::manifest::{Backing, Region};
+use images::manifest::{Backing, MemoryMap, Region};
 use images::{Image, PageMap};
 use pages::{PAGE_SIZE_BYTES, PageRange};
 use serde::{Deserialize, Serialize};
@@ -130,6 +130,7 @@ impl Seen<'_> {
     fn drawn(&self, unit_pages: Option<u64>) -> Vec<Drawn> {
         let slot_us = self.history.last_us() / SLOTS + 1;
         let extents: Vec<PageRange> = self.map.extents().collect();
+        let mm = self.image.manifest.process.as_ref().and_then(|process| process.mm.as_ref());
         let drawn = |region: &Region| {
             let range = PageRange::from_addrs(region.start, region.end)?;
             let mut runs = Runs { unit_pages, slot_us, first: range.start().number(), open: None, runs: Vec::new() };
@@ -137,7 +138,7 @@ impl Seen<'_> {
             let contents = extents[first..].iter().map_while(|extent| extent.intersect(&range));
             contents.for_each(|contents| self.pieces(contents, region.lazy, &mut |piece| runs.add(piece)));
             let (start, end, lazy) = (region.start, region.end, region.lazy);
-            Some(Drawn { start, end, name: name(region), prot: prot(region), lazy, runs: runs.end() })
+            Some(Drawn { start, end, name: name(region, mm), prot: prot(region), lazy, runs: runs.end() })
         };
         self.image.manifest.regions.iter().filter_map(drawn).collect()
     }
@@ -232,9 +233,13 @@ impl Runs {
     }
 }
 
-fn name(region: &Region) -> String {
+/// What is mapped, as /proc/PID/maps would say.
+fn name(region: &Region, mm: Option<&MemoryMap>) -> String {
+    let is = |what: fn(&Region, &MemoryMap) -> bool| mm.is_some_and(|mm| what(region, mm));
     match &region.file {
         Some(file) => file.path.clone(),
+        None if region.name.is_empty() && is(|region, mm| region.start < mm.brk && mm.start_brk < region.end) => "[heap]".to_owned(),
+        None if region.name.is_empty() && is(|region, mm| (region.start..region.end).contains(&mm.start_stack)) => "[stack]".to_owned(),
         None if region.name.is_empty() => String::new(),
         None if region.name.starts_with('[') => region.name.clone(),
         None => format!("[anon:{}]", region.name),
@@ -355,8 +360,11 @@ mod tests {
     fn names_say_what_is_mapped() {
         let file = images::manifest::FileIdentity { path: "/tmp/</script>".to_owned(), ..Default::default() };
         let region = Region { file: Some(file), backing: Backing::FileShared as i32, prot: 5, ..Region::default() };
-        assert_eq!((&*name(&region), &*prot(&region)), ("/tmp/</script>", "r-xs"));
-        assert_eq!(name(&Region { name: "heap of mine".to_owned(), ..Region::default() }), "[anon:heap of mine]");
+        assert_eq!((&*name(&region, None), &*prot(&region)), ("/tmp/</script>", "r-xs"));
+        let mm = MemoryMap { start_brk: 0x3000, brk: 0x5000, start_stack: 0x8800, ..MemoryMap::default() };
+        let named = |start, end, own: &str| name(&Region { start, end, name: own.to_owned(), ..Region::default() }, Some(&mm));
+        assert_eq!(named(0x3000, 0x5000, "heap of mine"), "[anon:heap of mine]");
+        assert_eq!((&*named(0x3000, 0x5000, ""), &*named(0x8000, 0x9000, ""), &*named(0x5000, 0x6000, "")), ("[heap]", "[stack]", ""));
         assert_eq!(PageAddr::from_number(1).addr(), PAGE_SIZE_BYTES);
     }
 }

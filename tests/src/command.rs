@@ -56,10 +56,16 @@ fn run(mark: &str, through: &[&str], args: &[&str]) -> Result<Output> {
 
 fn run_program(program: &Path, mark: &str, through: &[&str], args: &[&str]) -> Result<Output> {
     let mut command = through_command(through, program)?;
+    command.args(args).env(MARK, mark);
+    to_its_end(command)
+}
+
+/// Run a program without input until it ends; not longer than anything may take.
+pub fn to_its_end(mut command: Command) -> Result<Output> {
     // Not through pipes: a detached restore's daemon may keep its standard error.
     let (stdout, stderr) = (tempfile::NamedTempFile::new()?, tempfile::NamedTempFile::new()?);
-    command.args(args).env(MARK, mark).stdin(Stdio::null()).stdout(stdout.reopen()?).stderr(stderr.reopen()?);
-    let mut child = command.spawn()?;
+    command.stdin(Stdio::null()).stdout(stdout.reopen()?).stderr(stderr.reopen()?);
+    let mut child = command.spawn().with_context(|| format!("run {command:?}"))?;
     let begun = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -68,7 +74,7 @@ fn run_program(program: &Path, mark: &str, through: &[&str], args: &[&str]) -> R
         if begun.elapsed() > PATIENCE {
             child.kill()?;
             child.wait()?;
-            anyhow::bail!("defrost {} did not end in {PATIENCE:?}: {}", args.join(" "), std::fs::read_to_string(stderr.path())?);
+            anyhow::bail!("{command:?} did not end in {PATIENCE:?}: {}", std::fs::read_to_string(stderr.path())?);
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
     };

@@ -4,6 +4,7 @@
 //! [`Server`] ends with its value, also when a test fails. Root is needed, and asked for by name.
 #![forbid(unsafe_code)]
 
+pub mod browser;
 pub mod command;
 pub mod container;
 pub mod criu;

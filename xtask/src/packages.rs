@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Each with the file that tells whether it is there.
-const PACKAGES: [(&str, &str); 11] = [
+const PACKAGES: [(&str, &str); 12] = [
     ("redis-server", "/usr/bin/redis-server"),
     ("strace", "/usr/bin/strace"),
     ("python3", "/usr/bin/python3"),
@@ -18,6 +18,7 @@ const PACKAGES: [(&str, &str); 11] = [
     ("iproute2", "/usr/sbin/tc"),
     ("runc", "/usr/sbin/runc"),
     ("debootstrap", "/usr/sbin/debootstrap"),
+    ("chromium", "/usr/bin/chromium"), // opens reports
 ];
 
 /// Install what is missing, and say so.

@@ -25,6 +25,12 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
+function swatch(colour) {
+  const made = element("span", { className: "swatch" });
+  made.style.background = `var(--${colour})`;
+  return made;
+}
+
 // Words.
 function bytesText(bytes) {
   const units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
@@ -60,11 +66,12 @@ function gradient(part) {
 }
 const timed = (how) => !["missing", "earlier"].includes(how);
 
-// Time: until the last thing happened, or now while pages are still to come.
+// Time: until the last thing happened; a while longer where pages are still to come.
 const lastRun = regions.reduce((last, region) => region.runs.reduce((most, run) => Math.max(most, run[4]), last), 0);
 const lastStall = stalls.reduce((last, stall) => Math.max(last, stall[0] + stall[1]), 0);
 const settled = ["resident", "gone", "failed", "poisoned"].includes(status.state);
-const endUs = Math.max(lastRun, lastStall, picture.resident_us ?? 0, picture.ran_us ?? 0, settled ? 0 : picture.taken_us, 1);
+const lastUs = Math.max(lastRun, lastStall, picture.resident_us ?? 0, picture.ran_us ?? 0, 1);
+const endUs = settled ? lastUs : Math.min(Math.max(picture.taken_us, lastUs), lastUs * 1.5);
 
 // A canvas as sharp as the screen; yields its context and its size in CSS pixels.
 function prepare(canvas, height) {
@@ -122,20 +129,19 @@ function tellAll() {
       part.style.background = `var(--${how})`;
       byId("bar").append(part);
     }
-    const swatch = element("span", { className: "swatch" });
-    swatch.style.background = `var(--${how})`;
     byId("shares").tBodies[0].append(element("tr", { hidden: bytes === 0 && how === "earlier" },
-      element("th", {}, swatch, name), element("td", { className: "meaning", textContent: meaning }),
+      element("th", {}, swatch(how), name), element("td", { className: "meaning", textContent: meaning }),
       number(bytesText(bytes), { share: how, value: bytes }), number(percent(bytes))));
   }
   byId("shares").tFoot.append(element("tr", {}, element("th", { textContent: "total" }),
     element("td", { className: "meaning", textContent: "memory with contents that came lazily" }),
     number(bytesText(total), { field: "sum_bytes", value: total }), number(percent(total))));
-  const zeros = element("span", { className: "swatch" });
-  zeros.style.background = "var(--zero)";
-  byId("shares").tFoot.append(element("tr", {}, element("th", {}, zeros, "zeros"),
-    element("td", { className: "meaning", textContent: "touches of memory that had no contents: not part of the total" }),
-    number(plural(status.zero_faults, "fault", "faults")), number("")));
+  const beside = (colour, name, meaning, text) => {
+    byId("shares").tFoot.append(element("tr", {}, element("th", {}, swatch(colour), name),
+      element("td", { className: "meaning", textContent: `${meaning}: not part of the total` }), number(text), number("")));
+  };
+  beside("eager", "written", "pages of files and whatever else cannot wait, written by the restore itself", bytesText(picture.written_bytes));
+  beside("zero", "zeros", "touches of memory that had no contents", plural(status.zero_faults, "fault", "faults"));
 
   const drawn = regions.filter((region) => region.lazy).reduce((sum, region) => sum + contents(region), 0) * PAGE_BYTES;
   const runs = regions.reduce((sum, region) => sum + region.runs.length, 0);
