@@ -1,9 +1,10 @@
 //! The type-stated ptrace and injected calls, tried on real children: Debian's `sleep`, a shell that counts, and this very test
 //! program run again as somebody else's tracer.
 
+use defrost_kernel::call_list::{CallList, STUB};
 use defrost_kernel::memory::ProcessMemory;
 use defrost_kernel::regs::REGISTERS_BYTES;
-use defrost_kernel::remote::{Borrowed, CallError};
+use defrost_kernel::remote::{Borrowed, CallError, Remote, block_signals};
 use defrost_kernel::spawn::{SpawnError, kill_and_reap, spawn_stopped};
 use defrost_kernel::tracee::{Running, TraceError};
 use nix::errno::Errno;
@@ -162,6 +163,81 @@ fn an_error_of_a_call_is_an_errno() {
     session.give_back().expect("give back");
     stopped.detach().expect("detach");
     eventually("it sleeps again", || sleep.state() == Some('S'));
+}
+
+/// A fresh child with a page for a list and one for what its calls point to, and the stub behind them.
+fn with_lists(works: impl FnOnce(&mut Remote<'_>, &ProcessMemory, [VirtAddr; 3])) {
+    let stopped = spawn_stopped(free_pid()).expect("spawn");
+    let at = VirtAddr(stopped.registers().expect("registers").0.rip - 2);
+    block_signals(&stopped, true).expect("block");
+    let memory = ProcessMemory::open(stopped.tid()).expect("open");
+    let mut remote = Remote::new(&stopped, at).expect("begin");
+    let page = remote.call(libc::SYS_mmap, [0, 3 * 4096, 7, 0x22, u64::MAX, 0]).expect("mmap");
+    let [list, data, stub] = [0, 4096, 8192].map(|offset| VirtAddr(page + offset));
+    memory.write(stub, &STUB).expect("write");
+    works(&mut remote, &memory, [list, data, stub]);
+    kill_and_reap(stopped.tid());
+}
+
+#[test]
+fn a_list_of_calls_is_made_in_order() {
+    with_lists(|remote, memory, [list, data, stub]| {
+        // A file of 70 bytes, written one by one at its end, read back as a whole.
+        memory.write(data, b"a\0").expect("write");
+        let file = remote.call(libc::SYS_memfd_create, [data.0, 0, 0, 0, 0, 0]).expect("memfd");
+        memory.write(data, &(0..70).collect::<Vec<u8>>()).expect("write");
+        let mut calls = CallList::default();
+        (0..70).for_each(|byte| calls.push(libc::SYS_write, [file, data.0 + byte, 1, 0, 0, 0]));
+        calls.push(libc::SYS_pread64, [file, data.0 + 1000, 100, 0, 0, 0]);
+        memory.write(list, calls.bytes()).expect("write");
+        remote.call_all(stub, list, calls.len()).expect("all are made");
+        let mut read = vec![0; 71];
+        memory.read(VirtAddr(data.0 + 1000), &mut read).expect("read");
+        assert_eq!(read, (0..70).chain([0]).collect::<Vec<u8>>());
+    });
+}
+
+#[test]
+fn a_list_ends_with_the_call_that_fails() {
+    with_lists(|remote, memory, [list, _, stub]| {
+        remote.call(libc::SYS_umask, [0; 6]).expect("umask");
+        for failing in [0, 1, 5, 9] {
+            let mut calls = CallList::default();
+            for at in 0..10 {
+                let number = if at == failing { libc::SYS_close } else { libc::SYS_umask };
+                calls.push(number, [100 + at, 0, 0, 0, 0, 0]);
+            }
+            memory.write(list, calls.bytes()).expect("write");
+            let error = remote.call_all(stub, list, calls.len()).expect_err("one fails");
+            assert!(error.at as u64 == failing && matches!(error.source, CallError::Errno(Errno::EBADF)), "{failing}: {error:?}");
+            // What came before it was made, what comes after it was not.
+            let before = remote.call(libc::SYS_umask, [0; 6]).expect("umask");
+            assert_eq!(before, if failing == 0 { 0 } else { (100 + failing - 1) & 0o777 }, "{failing}");
+        }
+    });
+}
+
+#[test]
+fn signals_from_outside_do_not_end_a_list() {
+    with_lists(|remote, memory, [list, data, stub]| {
+        // 20 ms a call: the signals come in between.
+        memory.write(data, &[0_u64.to_ne_bytes(), 20_000_000_u64.to_ne_bytes()].concat()).expect("write");
+        let mut calls = CallList::default();
+        (0..10).for_each(|_| calls.push(libc::SYS_nanosleep, [data.0, 0, 0, 0, 0, 0]));
+        memory.write(list, calls.bytes()).expect("write");
+        let (tid, begun) = (remote.tid(), Instant::now());
+        let sender = std::thread::spawn(move || {
+            for signal in [Signal::SIGTERM, Signal::SIGSTOP, Signal::SIGUSR1, Signal::SIGSTOP] {
+                std::thread::sleep(Duration::from_millis(30));
+                kill(tid, signal).expect("kill");
+            }
+        });
+        remote.call_all(stub, list, calls.len()).expect("all are made");
+        sender.join().expect("it sends");
+        assert!(begun.elapsed() >= Duration::from_millis(200), "a sleep was cut short");
+        let pid = remote.call(libc::SYS_getpid, [0; 6]).expect("getpid");
+        assert_eq!(pid, tid.as_raw() as u64);
+    });
 }
 
 #[test]

@@ -32,6 +32,7 @@ victims! {
     restartable_sequences_stay_registered: "rseq";
 
     blocked_and_pending_signals_stay: "signals";
+    a_pending_trap_stays: "signals", "trap";
     alternate_signal_stacks_stay: "sigaltstack", "idle";
     a_handler_on_an_alternate_stack_goes_on: "sigaltstack", "inside";
     interval_timers_go_on: "itimers";

@@ -1,4 +1,5 @@
 // Signals blocked and pending, for the process and for one thread, in order and with their values; every handler still in place.
+// With `trap` SIGTRAP, which a tracer has its own uses for, is handled, blocked and pending; otherwise it is ignored.
 #include "victim.h"
 
 #define VALUES 5
@@ -35,14 +36,15 @@ static void *other(void *argument) {
     return NULL;
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    int trap = argc > 1 && !strcmp(argv[1], "trap");
     struct sigaction actions[65], now;
     for (int s = 1; s <= 64; s++) {
         struct sigaction act = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | (s % 2 ? SA_RESTART : 0) | (s % 3 ? 0 : SA_NODEFER)};
         sigemptyset(&act.sa_mask);
         sigaddset(&act.sa_mask, s % 31 + 1);
         if (s % 5 == 0) act = (struct sigaction){.sa_handler = SIG_IGN};
-        if (s == SIGUSR1 || s == SIGUSR2 || s == SIGRTMIN + 3) act = (struct sigaction){.sa_sigaction = handler, .sa_flags = SA_SIGINFO};
+        if ((trap && s == SIGTRAP) || s == SIGUSR1 || s == SIGUSR2 || s == SIGRTMIN + 3) act = (struct sigaction){.sa_sigaction = handler, .sa_flags = SA_SIGINFO};
         if (s != SIGSEGV && s != SIGBUS && s != SIGCHLD) sigaction(s, &act, NULL);
         sigaction(s, NULL, &actions[s]);
     }
@@ -52,11 +54,13 @@ int main(void) {
     sigaddset(&blocked, SIGUSR2);
     sigaddset(&blocked, SIGHUP);
     sigaddset(&blocked, SIGRTMIN + 3);
+    if (trap) sigaddset(&blocked, SIGTRAP);
     MUST(sigprocmask(SIG_SETMASK, &blocked, NULL) == 0);
     pthread_t thread = start(other, NULL);
     while (!__atomic_load_n(&thread_ready, __ATOMIC_SEQ_CST)) sleep_ms(1);
     MUST(kill(getpid(), SIGUSR1) == 0);
     MUST(kill(getpid(), SIGUSR1) == 0); // not queued twice
+    if (trap) MUST(kill(getpid(), SIGTRAP) == 0);
     for (int i = 0; i < VALUES; i++) MUST(sigqueue(getpid(), SIGRTMIN + 3, (union sigval){.sival_int = 1000 + i}) == 0);
 
     ready();
@@ -71,10 +75,11 @@ int main(void) {
         CHECK(now.sa_sigaction == actions[s].sa_sigaction && now.sa_flags == actions[s].sa_flags && memcmp(&now.sa_mask, &actions[s].sa_mask, 8) == 0, "the action of signal %d differs", s);
     }
     sigpending(&pending);
-    CHECK(sigismember(&pending, SIGUSR1) && sigismember(&pending, SIGRTMIN + 3) && !sigismember(&pending, SIGUSR2) && !sigismember(&pending, SIGHUP), "other signals are pending");
+    CHECK(sigismember(&pending, SIGUSR1) && sigismember(&pending, SIGRTMIN + 3) && !sigismember(&pending, SIGUSR2) && !sigismember(&pending, SIGHUP) && sigismember(&pending, SIGTRAP) == trap, "other signals are pending");
     CHECK(got[SIGUSR1] == 0 && at == 0, "a blocked signal came through");
     sigemptyset(&mask);
     MUST(sigprocmask(SIG_SETMASK, &mask, NULL) == 0);
+    CHECK(got[SIGTRAP] == trap, "SIGTRAP came %d times", (int)got[SIGTRAP]);
     CHECK(got[SIGUSR1] == 1, "SIGUSR1 came %d times", (int)got[SIGUSR1]);
     CHECK(at == VALUES, "%d queued signals came instead of %d", (int)at, VALUES);
     for (int i = 0; i < VALUES; i++) CHECK(values[i] == 1000 + i && senders[i] == getpid(), "queued signal %d has value %d from %d", i, values[i], senders[i]);
