@@ -110,6 +110,35 @@ fn a_taken_pid_is_free_in_a_pid_namespace() -> Result<()> {
 }
 
 #[test]
+fn timings_tell_what_restore_and_pager_did() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let store = folder.path().to_string_lossy().into_owned();
+    let mut victim = Victim::c("identity", &[])?;
+    defrost_ok(&["checkpoint", &victim.pid().to_string(), "i", "--store", &store])?;
+    victim.reap()?;
+    let begun = std::time::Instant::now();
+    let report = json(&defrost_ok(&["restore", "i", "--store", &store, "--detach", "--json", "--timings"])?)?;
+    let whole_us = begun.elapsed().as_micros() as u64;
+    for (who, least) in
+        [("restore", ["plan", "map memory", "hand over", "let it run"]), ("pager", ["begin", "open the store", "read the image", "listen"])]
+    {
+        let timings = report["timings"].as_array().context("timings")?.iter().filter(|phase| phase["who"] == who);
+        let mut before_us = 0;
+        let mut names = Vec::new();
+        for phase in timings {
+            let (at_us, us) = (phase["at_us"].as_u64().context("at_us")?, phase["us"].as_u64().context("us")?);
+            assert!(at_us >= before_us && at_us + us <= whole_us, "{who}: not one after the other within {whole_us} µs: {report}");
+            before_us = at_us + us;
+            names.push(phase["phase"].as_str().context("phase")?);
+        }
+        assert!(least.iter().all(|name| names.contains(name)), "{who}: {names:?}");
+    }
+    victim.check("")?;
+    victim.end()
+}
+
+#[test]
 fn threads_come_back_in_a_pid_namespace() -> Result<()> {
     need_root()?;
     let folder = tempfile::tempdir()?;
