@@ -40,7 +40,11 @@ impl Frozen {
                 match Running::seize(Pid::from_raw(tid as i32)).and_then(|r| r.request_stop().map(|()| r)) {
                     Ok(running) => asked.push(running),
                     Err(TraceError::Gone(_)) if tid != pid => {} // a thread that ended meanwhile
-                    Err(TraceError::NotPermitted(_)) if tid != pid && has_ended(proc, tid) => {} // one that is just ending
+                    // One that is just ending.
+                    Err(TraceError::NotPermitted(_)) if tid != pid && has_ended(proc, tid) => {}
+                    Err(TraceError::NotPermitted(ended)) if has_ended(proc, tid) => {
+                        return Err(CheckpointError::trace(pid)(TraceError::Gone(ended)));
+                    }
                     Err(error) => return Err(CheckpointError::trace(pid)(error)),
                 }
             }
