@@ -2,7 +2,7 @@
 //! prints the digest of the first region of a snapshot, with pages coming in the order they are read and others behind them.
 use images::chunk_id;
 use kernel::lazy_memory::LazyMemory;
-use pager::frontend::{Arrival, Failure, FrontEnd, Mapped, Snapshot, serve};
+use pager::frontend::{Arrival, Failure, FrontEnd, Mapped, Places, Recall, Snapshot, serve};
 use pages::PageRange;
 use std::collections::VecDeque;
 use store::Access;
@@ -29,9 +29,10 @@ pub fn contents(store: &str, name: &str) -> Result<Vec<u8>, Failure> {
     let mapped = vec![Mapped { at: memory.range(), from: region.start() }];
     let script = Script(VecDeque::from([Arrival::Memory(snapshot.memory(0, uffd, &mapped)), Arrival::Complete]));
 
-    // One source for pages that somebody waits for, one for all others. With a server, give each a connection of its own.
-    let (demand, bulk) = (snapshot.source(mapped.clone(), store.clone()), snapshot.source(mapped, store));
-    let serving = std::thread::spawn(move || serve(script, demand, bulk));
+    // One store for pages that somebody waits for, one for all others. With a server, give each a connection of its own.
+    let places = Places::new(mapped.into_iter().map(|mapped| (0, mapped)));
+    let sources = snapshot.sources(places, store.clone(), store, Recall::NONE);
+    let serving = std::thread::spawn(move || serve(script, sources));
 
     // From here on it is memory like any other.
     let mut bytes = vec![0; region.bytes() as usize];

@@ -50,7 +50,7 @@ struct Loop {
     shared: Arc<Shared>,
     chunks: Chunks,
     window: Window,
-    neighbours: Neighbours,
+    neighbours: Neighbours<Arc<Space>>,
     /// Those that wait, and could not be answered yet.
     parked: Vec<Fault>,
     /// How long the last request took.
@@ -145,7 +145,7 @@ impl Loop {
             }
             if !self.parked.is_empty() {
                 self.answer()?;
-            } else if let Outcome::Failed(errno) = self.neighbours.install_one(&mut self.chunks) {
+            } else if let Outcome::Failed(errno) = self.neighbours.install_one(&mut self.chunks, |space| space.clone()) {
                 return Err(End::Failed(format!("pages cannot be installed: {errno}")));
             }
             if !released && !ended && self.parked.is_empty() && shared.settled() {
@@ -174,7 +174,7 @@ impl Loop {
         if wanted.is_empty() {
             return Ok(());
         }
-        self.shared.note_fault();
+        self.shared.pace.note_fault();
         let shared = self.shared.clone();
         let _awaiting: Vec<_> = wanted.iter().map(|_| shared.outage.awaits()).collect();
         let (known, unknown): (Wanted, Wanted) = wanted.into_iter().partition(|((index, _), _)| self.neighbours.has(*index));

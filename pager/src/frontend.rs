@@ -1,8 +1,9 @@
 //! Front ends: who brings userfaultfds to the pager other than our own restores, and where the pages of their memory come from.
 //!
 //! A [`FrontEnd`] speaks whatever its users speak and tells what happens as [`Arrival`]s: memory that is watched and misses its pages,
-//! and at some time that there will be no more. [`serve`] answers the faults of all of it from one [`Source`] as they come, and
-//! brings the rest from another in the background, until nothing is owed any more. [`criu`] is one for `criu restore --lazy-pages`,
+//! and at some time that there will be no more. [`serve`] answers the faults of all of it from one [`Source`] as they come, brings what
+//! is known to be touched first where they are of a [`Snapshot`] ([`Recall`]), and the rest from others in the background, one a thread,
+//! until nothing is owed any more. [`criu`] is one for `criu restore --lazy-pages`,
 //! [`firecracker`] one for microVMs. One of your own needs a few lines: `examples/lazy_memory.rs`.
 //!
 //! Never zeros, for every front end: what cannot be brought is poisoned before anything is let go, so that a touch of it is a SIGBUS.
@@ -17,15 +18,20 @@ mod fill;
 pub mod firecracker;
 mod granule;
 mod held;
+mod history;
+mod places;
 mod serve;
+mod shared;
 mod snapshot;
 mod source;
 
 pub use error::FrontEndError;
 pub use held::Held;
+pub use history::Recall;
+pub use places::{Mapped, Places};
 pub use serve::serve;
-pub use snapshot::{FromSnapshot, Mapped, Snapshot, SnapshotError};
-pub use source::{Install, Source};
+pub use snapshot::{FromSnapshot, Snapshot, SnapshotError};
+pub use source::{Install, Source, Sources, Wanted};
 
 use pages::PageRange;
 use std::error::Error;
@@ -53,7 +59,9 @@ pub enum Arrival {
     Memory(Memory),
     /// There is no more: what nobody asks for is brought as well now, and [`serve`] ends once nothing is owed and nothing is shared.
     Complete,
-    /// The same, and shared memory is let go as well once nothing of it is owed: it needs nobody then.
+    /// There is no more, and what nobody asks for is not brought: [`serve`] ends once nothing is owed, or all memory is gone.
+    OnDemand,
+    /// As [`Self::Complete`], and shared memory is let go as well once nothing of it is owed: it needs nobody then.
     Leave,
     /// All memory is gone, and so is who had it.
     Gone,
@@ -72,6 +80,9 @@ pub struct Memory {
     pub owed: Vec<PageRange>,
     /// How large its own pages are, in pages of 4 KiB: 512 for memory of 2 MiB pages (hugetlbfs).
     pub granule_pages: u64,
+    /// It is watched already, all of it. Otherwise nothing is brought but what is asked for, and what lies in one mapping with that, until
+    /// there is no more: what is installed where nothing is mapped yet is lost.
+    pub watched: bool,
     /// Somebody else keeps a copy of the userfaultfd open: it is read until [`Arrival::Gone`] or [`Arrival::Leave`], as whoever causes an
     /// event waits for that.
     pub shared: bool,
@@ -88,4 +99,6 @@ pub struct Served {
     pub zero_faults: u64,
     /// Pages brought though nobody waited for them.
     pub bulk_pages: u64,
+    /// The same, because earlier restores touched them.
+    pub replayed_pages: u64,
 }

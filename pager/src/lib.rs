@@ -3,9 +3,10 @@
 //! [`residency`] (pure) knows which pages an address space still owes; its [`ledger`] changes that by what happens to the memory; [`space`]
 //! ties it to the space's userfaultfd under one lock; [`chunks`] fetches, decodes and verifies; [`fault_loop`] answers threads that wait
 //! and brings [`neighbours`] of what they wait for, as many as a [`window`] (pure) says; [`replay`] brings what earlier restores touched,
-//! [`bulk`] the rest behind it, each with a thread and a store of its own, so that a demand fault never queues behind bulk; [`outage`]
-//! watches over a store that does not answer, by the operator's [`policy`]. [`Pager`] is the sum of these, [`daemon`] the process that
-//! hosts one, [`control`] how others ask it. How memory came is kept in a [`history`] and a [`timeline`], of which a [`picture`] is made.
+//! [`bulk`] the rest behind it at its own [`pace`], by [`marks`], each with a thread and a store of its own, so that a demand fault never
+//! queues behind bulk; [`outage`] watches over a store that does not answer, by the operator's [`policy`]. [`Pager`] is the sum of these,
+//! [`daemon`] the process that hosts one, [`control`] how others ask it. How memory came is kept in a [`history`] and a [`timeline`], of
+//! which a [`picture`] is made.
 //!
 //! What a pager's death must not take along is in its [`keep`]: a [`journal`] for each space, and a [`mailbox`] in the process itself;
 //! what neither has yet when everybody dies is stopped by the [`brake`].
@@ -29,10 +30,12 @@ pub mod journal;
 pub mod keep;
 mod ledger;
 pub mod mailbox;
+mod marks;
 mod neighbours;
 pub mod oom;
 pub mod origins;
 mod outage;
+mod pace;
 mod pager;
 pub mod phases;
 pub mod picture;
@@ -48,6 +51,7 @@ mod unwatched;
 mod watched;
 mod window;
 
+pub use pace::workers;
 pub use pager::{Config, Pager, lazy_origins, lazy_regions};
 pub use policy::{LOST_AFTER_S, OnLost, Policy};
 pub use replay::Recording;

@@ -9,6 +9,7 @@ use crate::chunks::{Chunk, Chunks};
 use crate::history::How;
 use crate::space::{Outcome, Space};
 use bytes::Bytes;
+use pages::PageRange;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,15 +22,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The first look after a run comes soon, others after a quarter of the time gone by.
 const LOOKS: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(10));
 
-struct Run {
-    space: Arc<Space>,
+struct Run<T> {
+    whose: T,
     asked: Instant,
     coming: Option<Box<dyn Coming>>,
     /// With frames once they came; where nothing is to come, the store has them at hand.
     chunks: VecDeque<(Chunk, Option<Bytes>)>,
 }
 
-impl Run {
+impl<T> Run<T> {
     fn came(&mut self, arrived: Arrived) {
         match arrived {
             Arrived::NotYet if self.asked.elapsed() < PATIENCE => {}
@@ -45,15 +46,38 @@ impl Run {
     }
 }
 
-/// All runs that are not installed yet, the oldest first.
-#[derive(Default)]
-pub(crate) struct Neighbours {
-    runs: VecDeque<Run>,
+/// All runs that are not installed yet, the oldest first; each of some memory.
+pub(crate) struct Neighbours<T> {
+    runs: VecDeque<Run<T>>,
 }
 
-impl Neighbours {
+impl<T> Default for Neighbours<T> {
+    fn default() -> Self {
+        Self { runs: VecDeque::new() }
+    }
+}
+
+/// Memory that neighbours are for.
+pub(crate) trait Owing {
+    /// Whether anything of these pages is owed.
+    fn owes(&self, pages: PageRange) -> bool;
+    /// Install them.
+    fn install(&mut self, pages: PageRange, data: &[u8]) -> Outcome;
+}
+
+impl Owing for Arc<Space> {
+    fn owes(&self, pages: PageRange) -> bool {
+        Space::owes(self, pages)
+    }
+
+    fn install(&mut self, pages: PageRange, data: &[u8]) -> Outcome {
+        Space::install_as(self, How::Neighbour, pages, data)
+    }
+}
+
+impl<T> Neighbours<T> {
     /// These were asked for.
-    pub(crate) fn add(&mut self, space: Arc<Space>, chunks: Vec<Chunk>, ahead: Ahead) {
+    pub(crate) fn add(&mut self, whose: T, chunks: Vec<Chunk>, ahead: Ahead) {
         let coming = match ahead {
             _ if chunks.is_empty() => return,
             Ahead::Lost => return,
@@ -64,7 +88,7 @@ impl Neighbours {
             self.runs.pop_front();
         }
         let chunks = chunks.into_iter().map(|chunk| (chunk, None)).collect();
-        self.runs.push_back(Run { space, asked: Instant::now(), coming, chunks });
+        self.runs.push_back(Run { whose, asked: Instant::now(), coming, chunks });
     }
 
     /// Whether a chunk is among them.
@@ -75,7 +99,7 @@ impl Neighbours {
     /// Take a chunk that a thread waits for now, waiting for it no longer than `limit`: its frame, none within where the store has it at
     /// hand. None at all where it does not come.
     pub(crate) fn take(&mut self, index: u32, limit: Duration) -> Option<Option<Bytes>> {
-        let holds = |run: &Run| run.chunks.iter().position(|((other, _), _)| *other == index);
+        let holds = |run: &Run<T>| run.chunks.iter().position(|((other, _), _)| *other == index);
         let run = self.runs.iter_mut().find(|run| holds(run).is_some())?;
         if let Some(coming) = &mut run.coming {
             let arrived = coming.wait(limit);
@@ -93,12 +117,12 @@ impl Neighbours {
 
     /// When to look again; none where nothing is under way.
     pub(crate) fn due(&self) -> Option<Duration> {
-        let due = |run: &Run| if run.coming.is_some() { (run.asked.elapsed() / 4).clamp(LOOKS.0, LOOKS.1) } else { Duration::ZERO };
+        let due = |run: &Run<T>| if run.coming.is_some() { (run.asked.elapsed() / 4).clamp(LOOKS.0, LOOKS.1) } else { Duration::ZERO };
         self.runs.iter().map(due).min()
     }
 
     /// Install one chunk that has come.
-    pub(crate) fn install_one(&mut self, chunks: &mut Chunks) -> Outcome {
+    pub(crate) fn install_one<O: Owing>(&mut self, chunks: &mut Chunks, owing: impl FnOnce(&mut T) -> O) -> Outcome {
         for run in &mut self.runs {
             if let Some(coming) = &mut run.coming {
                 let arrived = coming.look();
@@ -108,11 +132,12 @@ impl Neighbours {
         self.runs.retain(|run| !run.chunks.is_empty());
         let Some(run) = self.runs.iter_mut().find(|run| run.coming.is_none()) else { return Outcome::Settled };
         let Some((chunk, frame)) = run.chunks.pop_front() else { return Outcome::Settled };
-        if !run.space.owes(chunk.1) {
+        let mut owing = owing(&mut run.whose);
+        if !owing.owes(chunk.1) {
             return Outcome::Settled; // somebody was faster
         }
         let Some(data) = chunks.at_hand(chunk, frame.clone()) else { return Outcome::Settled };
-        let outcome = run.space.install_as(How::Neighbour, chunk.1, data);
+        let outcome = owing.install(chunk.1, data);
         match outcome {
             Outcome::Retry => run.chunks.push_front((chunk, frame)), // an event comes first
             Outcome::Gone => run.chunks.clear(),

@@ -5,6 +5,7 @@ use crate::keep::Keep;
 use crate::ledger::Pumped;
 use crate::origins::Origins;
 use crate::outage::Outage;
+use crate::pace::Pace;
 use crate::picture::{Picture, Seen};
 use crate::policy::Policy;
 use crate::replay::{self, Recording, Touched};
@@ -21,7 +22,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 use store::{Store, StoreError, Tally};
 
 /// What to serve.
@@ -93,11 +94,8 @@ pub(crate) struct Shared {
     pub(crate) zero_faults: AtomicU64,
     /// Origin page number behind the last fault: where bulk goes on.
     pub(crate) hot: AtomicU64,
-    /// When a thread last waited for a page, in microseconds since `begun`: bulk steps aside for a while.
-    faulted_us: AtomicU64,
-    begun: Instant,
-    /// When the process began to run, and when everything was there, likewise; the highest number before.
-    ran_us: AtomicU64,
+    pub(crate) pace: Pace,
+    /// When everything was there, in microseconds since it began; the highest number before.
     resident_us: AtomicU64,
     timeline: Mutex<Timeline>,
     /// A report is still to be written; changed under the lock of `state`.
@@ -153,9 +151,7 @@ impl Pager {
             demand_faults: AtomicU64::new(0),
             zero_faults: AtomicU64::new(0),
             hot: AtomicU64::new(0),
-            faulted_us: AtomicU64::new(0),
-            begun,
-            ran_us: AtomicU64::new(u64::MAX),
+            pace: Pace::new(begun),
             resident_us: AtomicU64::new(u64::MAX),
             timeline: Mutex::default(),
             reports: AtomicBool::new(config.reports),
@@ -191,7 +187,7 @@ impl Pager {
     /// Let bulk begin: before, it would only take processors from whoever rebuilds the process.
     pub fn process_runs(&self) {
         let _state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
-        self.shared.ran_us.store(self.shared.begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+        self.shared.pace.runs();
         self.shared.runs.store(true, Ordering::Relaxed);
         self.shared.changed.notify_all();
     }
@@ -272,7 +268,7 @@ impl Shared {
             _ => state.0 = new,
         }
         if state.0 == State::Resident {
-            self.resident_us.fetch_min(self.begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+            self.resident_us.fetch_min(self.pace.begun().elapsed().as_micros() as u64, Ordering::Relaxed);
         }
         self.changed.notify_all();
     }
@@ -296,25 +292,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(why.to_owned());
     }
 
-    /// A thread waits for a page now.
-    pub(crate) fn note_fault(&self) {
-        self.faulted_us.store(self.begun.elapsed().as_micros() as u64, Ordering::Relaxed);
-    }
-
     /// A thread waited for a page for so long.
     pub(crate) fn note_stall(&self, since: Instant, us: u32, page: PageAddr, zero: bool) {
-        let at_us = since.saturating_duration_since(self.begun).as_micros() as u64;
+        let at_us = since.saturating_duration_since(self.pace.begun()).as_micros() as u64;
         self.timeline.lock().unwrap_or_else(PoisonError::into_inner).add(Stall(at_us, us, page.addr(), zero));
-    }
-
-    /// How long ago a thread last waited for a page.
-    pub(crate) fn since_fault(&self) -> Duration {
-        self.begun.elapsed().saturating_sub(Duration::from_micros(self.faulted_us.load(Ordering::Relaxed)))
-    }
-
-    /// How long the process has been running.
-    pub(crate) fn since_runs(&self) -> Duration {
-        self.begun.elapsed().saturating_sub(Duration::from_micros(self.ran_us.load(Ordering::Relaxed)))
     }
 
     /// End the process: a page of it can never be right.
@@ -367,10 +348,10 @@ impl Shared {
     /// How its memory came so far.
     pub(crate) fn picture(&self) -> Picture {
         let seen = self.spaces().first().and_then(|space| space.history());
-        let (history, owed) = seen.unwrap_or_else(|| (History::new(self.map.clone(), self.begun), Vec::new()));
+        let (history, owed) = seen.unwrap_or_else(|| (History::new(self.map.clone(), self.pace.begun()), Vec::new()));
         let seen = Seen { image: &self.image, map: &self.map, history: &history, owed: &owed, total_pages: self.total_pages };
         let missing_bytes = owed.iter().map(PageRange::bytes).sum();
-        let taken = self.begun.elapsed();
+        let taken = self.pace.begun().elapsed();
         let begun = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(taken);
         let (stalls, stalls_seen) = {
             let timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
@@ -383,7 +364,7 @@ impl Shared {
             status: Status { missing_bytes, ..self.status() }, // of the same moment
             begun_unix_ms: begun.as_millis() as u64,
             taken_us: taken.as_micros() as u64,
-            ran_us: known(&self.ran_us),
+            ran_us: self.pace.ran_us(),
             resident_us: known(&self.resident_us),
             unit_bytes,
             written_bytes: written.map(|run| run.1 * PAGE_SIZE_BYTES).sum(),

@@ -14,6 +14,7 @@ use crate::chunks::{Chunk, Chunks, Unfit};
 use crate::history::How;
 use crate::pager::Shared;
 use crate::status::State;
+use images::Image;
 use images::working_set::WorkingSet;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +23,7 @@ use std::thread::JoinHandle;
 use store::{Store, StoreError};
 
 /// Raw bytes of one request: what is touched first must not wait for much of what comes after it.
-const RUN_BYTES: u64 = 256 << 10;
+pub(crate) const RUN_BYTES: u64 = 256 << 10;
 
 /// What to do with what this restore touches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,7 +68,7 @@ impl Touched {
     }
 
     /// All of it.
-    fn take(&self) -> Vec<u32> {
+    pub(crate) fn take(&self) -> Vec<u32> {
         self.chunks.as_ref().map_or_else(Vec::new, |chunks| std::mem::take(&mut *chunks.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
@@ -82,7 +83,7 @@ impl Touched {
 /// Bring what earlier restores touched, if that is known.
 pub(crate) fn spawn(shared: Arc<Shared>, store: Arc<dyn Store>) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("replay".to_owned()).spawn(move || {
-        match fetch(store.as_ref(), &shared) {
+        match fetch(store.as_ref(), &shared.image) {
             Ok(Some(set)) => replay(&shared, store, &set),
             Ok(None) => {}
             Err(error) => tracing::warn!(pid = shared.pid(), %error, "what earlier restores touched is not known: nothing is replayed"),
@@ -147,17 +148,21 @@ pub(crate) fn keep(shared: Arc<Shared>, store: Arc<dyn Store>, recording: Record
         if touched.is_empty() {
             return;
         }
-        match put(&shared, store.as_ref(), recording, touched) {
+        match put(&shared.image, store.as_ref(), recording, touched) {
             Ok(chunks) => tracing::debug!(pid = shared.pid(), chunks, "the working set is kept"),
             Err(error) => tracing::warn!(pid = shared.pid(), %error, "what was touched first is not kept: the next restore replays less"),
         }
     })
 }
 
-fn put(shared: &Shared, store: &dyn Store, recording: Recording, touched: Vec<u32>) -> Result<usize, StoreError> {
-    let id = shared.image.id;
+/// Of several restores in one process each adds to what those before it have put.
+static PUTTING: Mutex<()> = Mutex::new(());
+
+/// Keep a working set; yields how many chunks it has.
+pub(crate) fn put(image: &Image, store: &dyn Store, recording: Recording, touched: Vec<u32>) -> Result<usize, StoreError> {
+    let _putting = PUTTING.lock().unwrap_or_else(PoisonError::into_inner);
     let before = match recording {
-        Recording::Add => fetch(store, shared)?,
+        Recording::Add => fetch(store, image)?,
         Recording::Anew | Recording::Off => None,
     };
     let set = match before {
@@ -167,11 +172,12 @@ fn put(shared: &Shared, store: &dyn Store, recording: Recording, touched: Vec<u3
         }
         None => WorkingSet::recorded(touched),
     };
-    store.put_working_set(&id, set.to_bytes().into())?;
+    store.put_working_set(&image.id, set.to_bytes().into())?;
     Ok(set.chunks().len())
 }
 
-fn fetch(store: &dyn Store, shared: &Shared) -> Result<Option<WorkingSet>, StoreError> {
-    let chunks = u32::try_from(shared.image.table.len()).unwrap_or(u32::MAX);
-    Ok(store.working_set(&shared.image.id)?.and_then(|bytes| WorkingSet::parse(&bytes, chunks)))
+/// The working set there is.
+pub(crate) fn fetch(store: &dyn Store, image: &Image) -> Result<Option<WorkingSet>, StoreError> {
+    let chunks = u32::try_from(image.table.len()).unwrap_or(u32::MAX);
+    Ok(store.working_set(&image.id)?.and_then(|bytes| WorkingSet::parse(&bytes, chunks)))
 }

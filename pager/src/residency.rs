@@ -90,6 +90,13 @@ impl Residency {
         self.views_within(range).into_iter().flat_map(owed).collect()
     }
 
+    /// The run of owed pages, by origin, that `origin` is in.
+    #[must_use]
+    pub fn owed_run(&self, origin: PageAddr) -> Option<PageRange> {
+        let (start, end) = self.owed.range(..=origin.number()).next_back()?;
+        PageRange::new(PageAddr::from_number(*start), PageAddr::from_number(*end)).filter(|run| run.contains(origin))
+    }
+
     /// What of `origins` is owed, as runs to install.
     #[must_use]
     pub fn owed_runs(&self, origins: PageRange) -> Vec<Run> {

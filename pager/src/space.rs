@@ -109,6 +109,11 @@ impl Space {
         self.lock().residency().next_owed(cursor)
     }
 
+    /// The run of owed pages that `origin` is in.
+    pub(crate) fn owed_run(&self, origin: PageAddr) -> Option<PageRange> {
+        self.lock().residency().owed_run(origin)
+    }
+
     /// Whether anything of `origins` is owed.
     pub fn owes(&self, origins: PageRange) -> bool {
         self.next_owed(origins.start()).is_some_and(|origin| origins.contains(origin))
@@ -154,30 +159,38 @@ impl Space {
         Some((ledger.history()?.clone(), ledger.residency().owed().collect()))
     }
 
-    /// Step B for memory whose history nobody wants.
-    pub fn install(&self, origins: PageRange, data: &[u8]) -> Outcome {
-        self.install_as(How::Demand, origins, data)
-    }
-
     /// Step B: install what is owed of a chunk whose pages were at `origins`; `how` is why it comes.
     pub(crate) fn install_as(&self, how: How, origins: PageRange, data: &[u8]) -> Outcome {
-        self.fill(how, origins, |uffd, at, origin, pages| {
+        self.install_counted(how, origins, data).0
+    }
+
+    /// The same; and how many pages of it came so.
+    pub(crate) fn install_counted(&self, how: How, origins: PageRange, data: &[u8]) -> (Outcome, u64) {
+        let mut ledger = self.lock();
+        let before = ledger.residency().owed_pages();
+        let outcome = self.fill(&mut ledger, how, origins, |uffd, at, origin, pages| {
             let skip = ((origin.number() - origins.start().number()) * PAGE_SIZE_BYTES) as usize;
             uffd.copy(at, &data[skip..skip + (pages * PAGE_SIZE_BYTES) as usize])
-        })
+        });
+        (outcome, before - ledger.residency().owed_pages())
     }
 
     /// Step B with poison, for all that is owed: touches of it are fatal from now on, and nothing is owed any more.
     pub fn poison(&self) -> Outcome {
         let Some(everything) = PageRange::with_len(PageAddr::from_number(0), ADDRESSABLE_PAGES) else { return Outcome::Settled };
-        self.fill(How::Lost, everything, |uffd, at, _, pages| {
+        self.fill(&mut self.lock(), How::Lost, everything, |uffd, at, _, pages| {
             PageRange::with_len(at, pages).map_or(Filled::Unmapped, |range| uffd.poison(range))
         })
     }
 
     /// Fill what is owed of `origins`: `one` answers so many pages at the first address, whose origin is the second.
-    fn fill(&self, how: How, origins: PageRange, mut one: impl FnMut(&Uffd, PageAddr, PageAddr, u64) -> Filled) -> Outcome {
-        let mut ledger = self.lock();
+    fn fill(
+        &self,
+        ledger: &mut Ledger,
+        how: How,
+        origins: PageRange,
+        mut one: impl FnMut(&Uffd, PageAddr, PageAddr, u64) -> Filled,
+    ) -> Outcome {
         for run in ledger.residency().owed_runs(origins) {
             let mut next = 0; // pages of the run that are dealt with
             let mut by_page = false;

@@ -171,6 +171,11 @@ pub struct FirecrackerArgs {
     /// Only what they touch
     #[arg(long)]
     pub no_background: bool,
+    #[command(flatten)]
+    pub recall: RecallArgs,
+    /// With --no-background: bring what earlier VMs touched all the same
+    #[arg(long, requires = "no_background", conflicts_with = "no_replay")]
+    pub replay: bool,
 }
 
 /// What a daemon for CRIU takes, as CRIU's own do.
@@ -234,10 +239,30 @@ pub struct CriuArgs {
     pub keep_as: Option<SnapshotName>,
     #[command(flatten)]
     pub store: StoreArg,
+    /// Only what is touched, until its tasks have ended; SIGTERM brings the rest
+    #[arg(long, conflicts_with = "page_server")]
+    pub no_background: bool,
+    #[command(flatten)]
+    pub recall: RecallArgs,
+    /// With --no-background: bring what earlier restores touched all the same
+    #[arg(long, requires = "no_background", conflicts_with = "no_replay")]
+    pub replay: bool,
     #[command(flatten)]
     pub compression: CompressionArgs,
     #[command(flatten)]
     pub daemon: DaemonArgs,
+}
+
+/// What whoever serves a snapshot takes about what is touched first.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct RecallArgs {
+    /// Do not bring what earlier restores of this snapshot touched before anything else
+    #[arg(long)]
+    pub no_replay: bool,
+    /// What to do with what this one touches: add it to what the store knows of earlier ones, keep it in place of that (new), or nothing
+    /// (off)
+    #[arg(long, default_value = "add", value_name = "add|new|off")]
+    pub record: Recording,
 }
 
 /// What `restore` takes.
@@ -266,16 +291,11 @@ pub struct RestoreArgs {
     /// Seconds that the process waits for one page before that
     #[arg(long, value_name = "SECONDS", requires = "on_lost", default_value_t = LOST_AFTER_S, value_parser = clap::value_parser!(u64).range(1..))]
     pub lost_after: u64,
-    /// Do not bring what earlier restores of this snapshot touched before anything else
-    #[arg(long)]
-    pub no_replay: bool,
+    #[command(flatten)]
+    pub recall: RecallArgs,
     /// With --no-background: bring what earlier restores touched all the same
     #[arg(long, requires = "no_background", conflicts_with = "no_replay")]
     pub replay: bool,
-    /// What to do with what this one touches: add it to what the store knows of earlier ones, keep it in place of that (new), or nothing
-    /// (off)
-    #[arg(long, default_value = "add", value_name = "add|new|off")]
-    pub record: Recording,
     /// Once all memory is there, or the process has ended: write a page there that shows how and when it came (FILE.json: its data alone)
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,

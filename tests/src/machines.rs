@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tempfile::{NamedTempFile, TempDir};
 
 /// A memory file of so many pages, as `victims/machine.c` wants it, and what stands for a VM's state.
@@ -55,6 +56,9 @@ impl MemoryFile {
     }
 }
 
+/// Among the flags of a socket in /proc/net/unix: it listens.
+const ACCEPTS: &str = " 00010000 ";
+
 /// A handler that listens.
 #[derive(Debug)]
 pub struct Handler {
@@ -74,7 +78,12 @@ impl Handler {
         command.env("RUST_LOG", "info").stdin(Stdio::null()).stdout(Stdio::null()).stderr(said.reopen()?);
         let mut handler = Self { child: command.spawn()?, socket, said, _folder: folder };
         let socket = handler.socket.clone();
-        eventually("the handler listens", || socket.exists() || handler.child.try_wait().is_ok_and(|ended| ended.is_some()))?;
+        // The path is there a moment before anybody can connect.
+        let listens = || {
+            let all = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+            all.lines().any(|line| line.contains(ACCEPTS) && Path::new(line.rsplit(' ').next().unwrap_or_default()) == socket)
+        };
+        eventually("the handler listens", || listens() || handler.child.try_wait().is_ok_and(|ended| ended.is_some()))?;
         ensure!(handler.child.try_wait()?.is_none(), "the handler does not listen: {}", handler.said());
         Ok(handler)
     }
@@ -120,11 +129,14 @@ impl Drop for Handler {
     }
 }
 
-/// Huge pages of the machine, lent for a test.
+/// Huge pages of the machine, lent for a test; one at a time.
 #[derive(Debug)]
 pub struct HugePages {
     before: u64,
+    _turn: MutexGuard<'static, ()>,
 }
+
+static TURN: Mutex<()> = Mutex::new(());
 
 const NR_HUGEPAGES: &str = "/proc/sys/vm/nr_hugepages";
 
@@ -132,7 +144,8 @@ impl HugePages {
     /// Have so many more than there are.
     pub fn lend(count: u64) -> Result<Self> {
         let number = || -> Result<u64> { Ok(std::fs::read_to_string(NR_HUGEPAGES)?.trim().parse()?) };
-        let lent = Self { before: number()? };
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let lent = Self { before: number()?, _turn: turn };
         std::fs::write("/proc/sys/vm/compact_memory", "1").context("compact memory: this test needs root")?;
         std::fs::write(NR_HUGEPAGES, (lent.before + count).to_string())?;
         let got = number()? - lent.before;

@@ -6,7 +6,9 @@ use defrost_tests::criu::{self, Dumped, LazyPages};
 use defrost_tests::redis::Redis;
 use defrost_tests::{Server, Victim, binary, defrost_fails, defrost_ok, eventually, need_root, victims};
 use images::criu::Pagemap;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::unistd::Pid;
 use std::io::{IoSlice, Write as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -94,6 +96,67 @@ fn redis_answers_with_every_value() -> Result<()> {
     redis.compare(VALUES)?;
     daemon.has_served()?;
     redis.victim.end()
+}
+
+/// A redis that CRIU dumped, restored twice from a page server: what is asked for first comes before all else the second time.
+#[test]
+fn what_was_touched_first_comes_first_the_next_time() -> Result<()> {
+    const VALUES: usize = 120_000;
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let (images, lazy) = (folder.path().join("images"), folder.path().join("lazy"));
+    let (mut redis, server) = (Redis::start(VALUES)?, Server::start(&folder.path().join("store"))?);
+    criu::dump(&redis.victim, &images, &[])?;
+    redis.victim.reap()?;
+    defrost_ok(&["import", "criu", &images.display().to_string(), "redis", "--store", &server.store()])?;
+    defrost_ok(&["export", "criu", "redis", &lazy.display().to_string(), "--lazy", "--store", &server.store()])?;
+    std::fs::remove_dir_all(&images)?;
+    let mut random = fastrand::Rng::with_seed(5);
+    let asked: Vec<usize> = (0..1000).map(|_| random.usize(..VALUES)).collect();
+    // Only what is asked for and what `how` says; then all is compared, by a signal or by touching it.
+    let mut restore = |how: &[&str], replays: bool| -> Result<(u64, u64)> {
+        let daemon = LazyPages::start(&lazy, &[&["--snapshot", "redis", "--store", &server.store(), "--no-background"], how].concat())?;
+        criu::restore_with(&lazy, &lazy, &["--lazy-pages"]).with_context(|| daemon.said())?;
+        if replays {
+            eventually("what is known is there", || daemon.said().contains("what earlier restores touched is there"))?;
+        }
+        redis.compare_these(&asked)?;
+        kill(Pid::from_raw(daemon.pid() as i32), Signal::SIGTERM)?;
+        let said = daemon.has_served()?;
+        redis.compare(VALUES)?;
+        redis.victim.end()?;
+        // CRIU itself touches some before the tasks run, and before anything can be brought that is not asked for.
+        let before = said.split("demand_faults=").nth(1).and_then(|rest| rest.split(' ').next());
+        let before: u64 = before.with_context(|| said.clone())?.parse()?;
+        Ok((LazyPages::number(&said, "demand_faults")? - before, LazyPages::number(&said, "replayed_pages")?))
+    };
+    let known = || -> Result<serde_json::Value> {
+        Ok(serde_json::from_str(&defrost_ok(&["inspect", "redis", "--json", "--store", &server.store()])?)?)
+    };
+    let (cold, _) = restore(&["--record", "off"], false)?;
+    ensure!(cold > 300 && known()?["working_set"].is_null(), "{cold} faults: {}", known()?);
+    restore(&["--replay"], false)?;
+    ensure!(known()?["working_set"]["restores"] == 1, "{}", known()?);
+    let (warm, replayed) = restore(&["--replay"], true)?;
+    ensure!(warm * 10 <= cold && replayed > 0, "{warm} faults instead of {cold}, {replayed} pages replayed");
+    let (again, replayed) = restore(&["--no-replay", "--record", "new"], false)?;
+    ensure!(again * 2 > cold && replayed == 0, "{again} faults without replay, {replayed} pages replayed");
+    ensure!(known()?["working_set"]["restores"] == 1, "{}", known()?);
+    // With everything in the background, and with a task that ends before all is there.
+    let daemon = LazyPages::start(&lazy, &["--snapshot", "redis", "--store", &server.store()])?;
+    criu::restore_with(&lazy, &lazy, &["--lazy-pages"]).with_context(|| daemon.said())?;
+    redis.compare_these(&asked)?;
+    let said = daemon.has_served()?;
+    ensure!(LazyPages::number(&said, "replayed_pages")? > 0, "{said}");
+    redis.compare(VALUES)?;
+    redis.victim.end()?;
+    let daemon = LazyPages::start(&lazy, &["--snapshot", "redis", "--store", &server.store(), "--no-background", "--replay"])?;
+    criu::restore_with(&lazy, &lazy, &["--lazy-pages"]).with_context(|| daemon.said())?;
+    redis.compare_these(&asked)?;
+    redis.victim.end()?;
+    let said = daemon.has_served()?;
+    ensure!(LazyPages::number(&said, "bulk_pages")? == 0, "{said}");
+    Ok(())
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! MicroVMs whose memory comes from a snapshot: `victims/machine.c` plays Firecracker's side, byte for byte as its documentation says,
 //! with memory and threads of its own that check every page.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use defrost_tests::command::{defrost_fails, defrost_ok};
 use defrost_tests::machines::{Handler, HugePages, MemoryFile};
 
@@ -93,6 +93,42 @@ fn threads_read_what_was_frozen() -> Result<()> {
         handler.signal(Signal::SIGTERM)?;
         ensure!(handler.ended()?.success(), "{}", handler.said());
         ensure!(!handler.socket().exists(), "the socket is left behind");
+    }
+    Ok(())
+}
+
+/// Let one machine read everything, with nothing brought but what `how` says; yields the faults that were left.
+fn faults(served: &Served, how: &[&str], machine: &[&str], replays: bool) -> Result<u64> {
+    let handler = served.handler(&[&["--no-background"], how].concat())?;
+    let machine = served.boot(&handler, machine)?;
+    if replays {
+        handler.says("what earlier restores touched is there")?;
+    }
+    machine.check("")?;
+    drop(machine);
+    handler.says("a machine is done")?;
+    let said = handler.said();
+    let faults = said.split("demand_faults: ").nth(1).and_then(|rest| rest.split(',').next());
+    Ok(faults.with_context(|| said.clone())?.parse()?)
+}
+
+#[test]
+fn what_one_machine_touched_is_there_for_the_next() -> Result<()> {
+    let _lent = HugePages::lend(70)?;
+    for machine in [PLAIN, ["2", "1", "0"]] {
+        let served = Served::of(16_384)?;
+        let known = || -> Result<serde_json::Value> {
+            Ok(serde_json::from_str(&defrost_ok(&["inspect", "vm", "--json", "--store", &served.server.store()])?)?)
+        };
+        let cold = faults(&served, &["--record", "off"], &machine, false)?;
+        ensure!(known()?["working_set"].is_null(), "something was recorded: {}", known()?);
+        let first = faults(&served, &["--replay"], &machine, false)?;
+        ensure!(known()?["working_set"]["restores"] == 1, "{}", known()?);
+        let warm = faults(&served, &["--replay", "--record", "off"], &machine, true)?;
+        ensure!(cold >= 20 && warm * 10 <= cold, "{warm} faults instead of {cold} or {first}");
+        // Without --replay nothing is brought that is not touched.
+        let again = faults(&served, &["--record", "off"], &machine, false)?;
+        ensure!(again > warm, "{again} faults without replay, {warm} with it");
     }
     Ok(())
 }

@@ -149,8 +149,9 @@ int main(int count, char **words) {
     const char *lie = count > 7 ? words[7] : "";
     region_pages = pages / regions;
     CHECK(region_pages * regions == pages && region_pages % granule == 0, "%lu pages in %lu regions", (unsigned long)pages, (unsigned long)regions);
+    if (*lie) ready(); // it may be ended for its lie at once
     hand_over(words[2], watch(), lie);
-    ready();
+    if (!*lie) ready();
     wait_go();
     pthread_t threads[READERS + BALLOONS];
     for (u64 i = 0; i < READERS; i++) threads[i] = start(reader, (void *)i);

@@ -3,8 +3,8 @@
 //! The restore connects to a socket in the work folder and sends, for each task, its pid and its userfaultfd ([`conversation`]). What
 //! that task owes is known from the dump ([`plan`]); it is served at once, since tasks may touch lazy memory while they are still being
 //! rebuilt. Contents come from a [`source`]: the folder ([`dump_dir`]), chunks of a store, or CRIU's page server, which may be the frozen
-//! process itself ([`page_server`]). Once the restore says that all tasks run, the rest is brought; the daemon ends when nothing is owed
-//! any more.
+//! process itself ([`page_server`]). Once the restore says that all tasks run, the rest is brought, what
+//! earlier restores of a snapshot touched first; the daemon ends when nothing is owed any more.
 //!
 //! What the protocol leaves open to never-zeros: the task closes its copy of the userfaultfd, so that ours is the last. Whatever we can
 //! notice (a page that cannot be had, a restore that hangs up, SIGTERM) ends in all pages there or poisoned. If the daemon is killed
@@ -26,7 +26,7 @@ pub use page_server::{FromPageServer, Kept, KeptError, Link, MakeSource, PageSer
 pub use plan::Plan;
 pub use source::{FromFolder, FromStore};
 
-use super::{Held, Served, Source, serve};
+use super::{Held, Served, Sources, serve};
 use conversation::Listening;
 use std::path::Path;
 use std::sync::Arc;
@@ -49,9 +49,11 @@ impl Daemon {
         Ok(Self { plan, listening: Listening::open(work_dir)?, held })
     }
 
-    /// Serve one restore until all its memory is there. Faults are answered from the first source, the rest comes from the second.
-    pub fn serve(self, demand: Box<dyn Source>, bulk: Box<dyn Source>) -> Result<Served, CriuError> {
+    /// Serve one restore until all its memory is there. Without `background` only what its tasks touch is brought, until they have ended or
+    /// a signal comes: then the rest is.
+    pub fn serve(self, sources: Sources, background: bool) -> Result<Served, CriuError> {
         let conversation = self.listening.accept(self.plan.tasks().count(), &self.held)?;
-        Ok(serve(Tasks::new(self.plan, conversation)?, demand, bulk)?)
+        let on_demand = (!background).then_some(self.held);
+        Ok(serve(Tasks::new(self.plan, conversation, on_demand)?, sources)?)
     }
 }

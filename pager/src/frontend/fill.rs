@@ -1,83 +1,88 @@
-//! Background fill: once all memory is known, one thread brings what nobody has asked for yet, space after space, behind each one's last
-//! fault.
+//! Background fill: once all memory is known and what was recorded of it was replayed, threads bring what nobody has asked for yet, space
+//! after space, behind each one's last fault.
+//!
+//! Each has a source of its own, and claims what it brings ([`crate::marks`]): about 1 MiB by one request. They rank low and step aside as
+//! bulk of our own restores does ([`crate::pace`]). Memory: what a source holds of one request, for each of them.
 
-use super::FrontEndError;
 use super::granule::Whole;
-use super::serve::{News, ServedSpace, Shared};
-use crate::space::Outcome;
-use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
+use super::shared::Shared;
+use super::source::{Source, Wanted};
+use super::{FrontEndError, history::Replay};
+use crate::bulk::RUN_BYTES;
+use crate::marks::Claim;
+use crate::pace::{self, PAUSE};
+use pages::{PAGE_SIZE_BYTES, PageAddr};
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-/// Pages brought in one go: 1 MiB, as bulk of our own restores does.
-const RUN_PAGES: u64 = 256;
-/// Pause after an event got in the way, which the main loop reads.
-const PAUSE: Duration = Duration::from_micros(200);
-/// Between two looks for children, once nothing is owed.
-const IDLE: Duration = Duration::from_millis(5);
 /// How often progress is told.
 const TELL_EVERY: Duration = Duration::from_secs(1);
-/// How low the thread ranks, as bulk of our own restores does.
-const NICE: i32 = 10;
 
-pub(super) fn spawn(shared: Arc<Shared>, news: Sender<News>, mut source: Whole) -> std::io::Result<()> {
+/// Start a thread that brings something until it has, or cannot go on, which `told` hears.
+pub(super) fn spawn(
+    name: &str,
+    shared: &Arc<Shared>,
+    told: impl FnOnce(Result<(), FrontEndError>) + Send + 'static,
+    bring: impl FnOnce(&Shared) -> Result<(), FrontEndError> + Send + 'static,
+) -> std::io::Result<()> {
+    let shared = shared.clone();
     let run = move || {
-        // Where it may not, it is merely in the way a little.
-        let _ = kernel::sys::set_nice(NICE);
-        let mut told = Instant::now();
-        while !shared.stop.load(Ordering::Relaxed) {
-            let (mut spaces, mut owed) = (shared.spaces(), 0);
-            spaces.retain(|served| served.space.owed_pages() > 0);
-            for served in &spaces {
-                if let Err(error) = step(&shared, served, &mut source) {
-                    return shared.tell(&news, News::Bulk(Err(error)));
-                }
-                let left = served.space.owed_pages();
-                owed += left;
-                if left == 0 {
-                    shared.tell(&news, News::Bulk(Ok(())));
-                }
-            }
-            if told.elapsed() >= TELL_EVERY {
-                told = Instant::now();
-                tracing::info!(missing_bytes = owed * PAGE_SIZE_BYTES, "memory is coming");
-            }
-            if owed == 0 {
-                // The main loop ends once it sees the same; a child may be born before, or others' memory stay.
-                if !spaces.is_empty() {
-                    shared.tell(&news, News::Bulk(Ok(())));
-                }
-                std::thread::sleep(IDLE);
-            }
-        }
+        told(bring(&shared));
+        shared.nudge();
     };
-    std::thread::Builder::new().name("bulk".to_owned()).spawn(run).map(drop)
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
 }
 
-/// Bring one run of a space.
-fn step(shared: &Shared, served: &ServedSpace, source: &mut Whole) -> Result<(), FrontEndError> {
-    let hot = PageAddr::from_number(served.hot.load(Ordering::Relaxed));
-    let Some(origin) = served.space.next_owed(hot) else { return Ok(()) };
-    let Some(run) = PageRange::with_len(origin, RUN_PAGES) else { return Ok(()) };
-    let mut failed = Ok(());
-    source.bring(served, origin, run, &shared.stop, &mut |range, data| {
-        let before = served.space.owed_pages();
-        loop {
-            match served.space.install(range, data) {
-                Outcome::Retry if shared.stop.load(Ordering::Relaxed) => return false,
-                Outcome::Retry => std::thread::sleep(PAUSE),
-                Outcome::Settled => break,
-                Outcome::Gone => return false,
-                Outcome::Failed(errno) => {
-                    failed = Err(FrontEndError::Install { id: served.id, page: range.start(), errno });
-                    return false;
-                }
+/// Replay, for a thread of its own.
+pub(super) fn replay(shared: &Shared, replay: Replay) -> Result<(), FrontEndError> {
+    let ended = replay.run(shared);
+    shared.replayed();
+    ended
+}
+
+/// Bulk, for a thread of its own; one of several tells how far they are.
+pub(super) fn fill(shared: &Shared, source: Box<dyn Source>, tells: bool) -> Result<(), FrontEndError> {
+    pace::rank_low();
+    shared.wait_for_bulk();
+    let (mut source, mut told) = (Whole::new(source), Instant::now());
+    while !shared.stop.load(Ordering::Relaxed) {
+        shared.pace.step_aside(&shared.stop);
+        let seen = shared.arrivals();
+        let (claim, granule_pages) = next(shared, &mut source);
+        if claim.parts.is_empty() {
+            match shared.owed_pages() {
+                // The main loop ends once it sees the same; a child may be born before, or others' memory stay.
+                0 => shared.wait_for_another(seen),
+                _ => std::thread::sleep(PAUSE),
             }
+            continue;
         }
-        shared.bulk_pages.fetch_add(before.saturating_sub(served.space.owed_pages()), Ordering::Relaxed);
-        true
-    })?;
-    failed
+        let mut failed = Ok(());
+        source.bring(granule_pages, (&claim.parts, &[]), &shared.stop, &mut |id, range, data| {
+            shared.pace.step_aside(&shared.stop);
+            shared.install_counting(id, range, data, &shared.bulk_pages, &mut failed)
+        })?;
+        failed?;
+        if tells && told.elapsed() >= TELL_EVERY {
+            told = Instant::now();
+            tracing::info!(missing_bytes = shared.owed_pages() * PAGE_SIZE_BYTES, "memory is coming");
+        }
+    }
+    Ok(())
+}
+
+/// The next owed pages nobody brings yet, of memory with pages that are this large.
+fn next<'a>(shared: &'a Shared, source: &mut Whole) -> (Claim<'a, Wanted>, u64) {
+    let (spaces, granule_pages) = (shared.spaces(), Cell::new(1));
+    let owing = spaces.iter().filter(|served| served.space.owed_pages() > 0).map(|served| {
+        granule_pages.set(served.space.granule_pages());
+        (served.id, &served.space, PageAddr::from_number(served.hot.load(Ordering::Relaxed)))
+    });
+    let claim = shared.marks.claim(owing, RUN_BYTES, |id, wanted| {
+        let pages = source.reach(granule_pages.get(), id, wanted);
+        Some((pages, Wanted { id, pages }))
+    });
+    (claim, granule_pages.get())
 }

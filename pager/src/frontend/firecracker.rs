@@ -19,7 +19,7 @@ mod machine;
 pub use error::FirecrackerError;
 pub use handshake::GuestRegion;
 
-use super::{Held, Mapped, Served, Snapshot, serve};
+use super::{Held, Mapped, Places, Recall, Served, Snapshot, serve};
 use handshake::{Handshake, HandshakeError};
 use machine::Machine;
 use nix::unistd::Pid;
@@ -44,14 +44,21 @@ pub struct Guest {
     demand: Arc<dyn Store>,
     bulk: Arc<dyn Store>,
     background: bool,
+    recall: Recall,
 }
 
 impl Guest {
     /// The memory of a snapshot that `import firecracker` made; faults are answered from `demand`. Without `background` only what a VM
-    /// touches is brought, until we are to end.
-    pub fn new(snapshot: Snapshot, demand: Arc<dyn Store>, bulk: Arc<dyn Store>, background: bool) -> Result<Self, FirecrackerError> {
+    /// touches is brought, until we are to end. `recall` is what to do about what VMs touch first.
+    pub fn new(
+        snapshot: Snapshot,
+        demand: Arc<dyn Store>,
+        bulk: Arc<dyn Store>,
+        background: bool,
+        recall: Recall,
+    ) -> Result<Self, FirecrackerError> {
         let memory_bytes = snapshot.image().manifest.memory_file.as_ref().ok_or(FirecrackerError::NoMemoryFile)?.memory_bytes;
-        Ok(Self { snapshot, memory_bytes, demand, bulk, background })
+        Ok(Self { snapshot, memory_bytes, demand, bulk, background, recall })
     }
 }
 
@@ -132,9 +139,11 @@ fn attend(guest: &Guest, stream: UnixStream, held: Arc<Held>, pid: Option<u32>) 
         }
     })?;
     let mapped: Vec<Mapped> = handshake.regions.iter().map(GuestRegion::mapped).collect();
-    let mut memory = guest.snapshot.memory(pid.unwrap_or(0), handshake.uffd, &mapped);
+    let id = pid.unwrap_or(0);
+    let mut memory = guest.snapshot.memory(id, handshake.uffd, &mapped);
     (memory.granule_pages, memory.shared) = (handshake.granule_pages, true);
-    let source = |store: &Arc<dyn Store>| guest.snapshot.source(mapped.clone(), store.clone());
+    let places = Places::new(mapped.into_iter().map(|mapped| (id, mapped)));
+    let sources = guest.snapshot.sources(places, guest.demand.clone(), guest.bulk.clone(), guest.recall);
     let machine = Machine::new(memory, process, stream, held, guest.background);
-    Ok(serve(machine, source(&guest.demand), source(&guest.bulk))?)
+    Ok(serve(machine, sources)?)
 }

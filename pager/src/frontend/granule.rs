@@ -1,17 +1,13 @@
 //! Memory whose own pages are larger than 4 KiB: one of them comes whole or not at all, so its parts are put together first.
+//!
+//! A chunk is decoded into its source's buffer and copied from there into the granule's, which the kernel copies once more: little
+//! against decoding it, and nothing has to be known here of how a source comes by its pages.
 
-use super::serve::ServedSpace;
-use super::source::{Install, Source};
+use super::source::{Install, Source, Wanted, around};
 use super::{FrontEndError, Memory};
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// The granules that `range` touches; the range itself where they are pages.
-pub(super) fn around(range: PageRange, granule_pages: u64) -> PageRange {
-    let (start, end) = (range.start().number(), range.end().number());
-    let (start, end) = (start - start % granule_pages, end.next_multiple_of(granule_pages));
-    PageRange::new(PageAddr::from_number(start), PageAddr::from_number(end)).unwrap_or(range)
-}
+use std::time::Duration;
 
 /// What is owed of memory, in granules.
 pub(super) fn owed(memory: &Memory) -> Vec<PageRange> {
@@ -29,56 +25,73 @@ pub(super) fn owed(memory: &Memory) -> Vec<PageRange> {
 pub(super) struct Whole {
     source: Box<dyn Source>,
     buffer: Vec<u8>,
+    missing: Vec<bool>,
 }
 
 impl Whole {
     pub fn new(source: Box<dyn Source>) -> Self {
-        Self { source, buffer: Vec::new() }
+        Self { source, buffer: Vec::new(), missing: Vec::new() }
     }
 
-    /// Bring `page` and what can be had of `wanted` with it; in whole granules.
+    /// Bring what is wanted, and perhaps what is behind; in whole granules of so many pages.
     pub fn bring(
         &mut self,
-        served: &ServedSpace,
-        page: PageAddr,
-        wanted: PageRange,
+        granule_pages: u64,
+        (wanted, behind): (&[Wanted], &[Wanted]),
         stop: &AtomicBool,
         install: Install<'_>,
     ) -> Result<(), FrontEndError> {
-        let granule_pages = served.space.granule_pages();
         if granule_pages == 1 {
-            return self.source.bring(served.id, page, wanted, stop, install);
+            return self.source.bring(wanted, behind, stop, install);
         }
-        let all = around(wanted, granule_pages).start().number()..wanted.end().number();
-        for start in all.step_by(granule_pages as usize) {
-            let Some(whole) = PageRange::with_len(PageAddr::from_number(start), granule_pages) else { break };
-            self.fill(served.id, whole, stop)?;
-            if stop.load(Ordering::Relaxed) || !install(whole, &self.buffer) {
-                break;
+        for Wanted { id, pages } in wanted {
+            let all = around(*pages, granule_pages);
+            for start in (all.start().number()..all.end().number()).step_by(granule_pages as usize) {
+                let Some(whole) = PageRange::with_len(PageAddr::from_number(start), granule_pages) else { break };
+                self.fill(*id, whole, stop)?;
+                if stop.load(Ordering::Relaxed) || !install(*id, whole, &self.buffer) {
+                    return Ok(());
+                }
             }
         }
         Ok(())
     }
 
+    /// See [`Source::reach`].
+    pub fn reach(&mut self, granule_pages: u64, id: u32, wanted: PageRange) -> PageRange {
+        if granule_pages == 1 { self.source.reach(id, wanted) } else { around(wanted, granule_pages) }
+    }
+
+    /// See [`Source::fault`].
+    pub fn fault(&mut self, id: u32, page: PageAddr) -> (PageRange, PageRange) {
+        self.source.fault(id, page)
+    }
+
+    /// See [`Source::later`]; only ever of memory of 4 KiB.
+    pub fn later(&mut self, install: Install<'_>) -> Option<Duration> {
+        self.source.later(install)
+    }
+
     /// Put a granule together.
     fn fill(&mut self, id: u32, whole: PageRange, stop: &AtomicBool) -> Result<(), FrontEndError> {
-        let (first, mut missing) = (whole.start().number(), vec![true; whole.pages() as usize]);
-        self.buffer.clear();
-        self.buffer.resize(whole.bytes() as usize, 0);
+        let Self { source, buffer, missing } = self;
+        let first = whole.start().number();
+        missing.clear();
+        missing.resize(whole.pages() as usize, true);
+        buffer.resize(whole.bytes() as usize, 0); // what it had is overwritten before anybody is given it
         while let Some(next) = missing.iter().position(|missing| *missing).filter(|_| !stop.load(Ordering::Relaxed)) {
-            let (buffer, missing) = (&mut self.buffer, &mut missing);
             let page = PageAddr::from_number(first + next as u64);
             let rest = PageRange::new(page, whole.end()).unwrap_or(whole);
+            let pages = source.reach(id, rest).intersect(&rest).unwrap_or(rest);
             let mut came = false;
-            self.source.bring(id, page, rest, stop, &mut |range, data| {
-                if let Some(part) = range.intersect(&whole).filter(|part| !part.is_empty()) {
-                    let skip = ((part.start().number() - range.start().number()) * PAGE_SIZE_BYTES) as usize;
-                    let (from, to) = ((part.start().number() - first) as usize, (part.end().number() - first) as usize);
-                    let room = &mut buffer[from * PAGE_SIZE_BYTES as usize..to * PAGE_SIZE_BYTES as usize];
-                    room.copy_from_slice(&data[skip..skip + part.bytes() as usize]);
-                    missing[from..to].fill(false);
-                    came |= part.contains(page);
-                }
+            source.bring(&[Wanted { id, pages }], &[], stop, &mut |of, range, data| {
+                let Some(part) = range.intersect(&whole).filter(|_| of == id) else { return true };
+                let skip = ((part.start().number() - range.start().number()) * PAGE_SIZE_BYTES) as usize;
+                let (from, to) = ((part.start().number() - first) as usize, (part.end().number() - first) as usize);
+                let room = &mut buffer[from * PAGE_SIZE_BYTES as usize..to * PAGE_SIZE_BYTES as usize];
+                room.copy_from_slice(&data[skip..skip + part.bytes() as usize]);
+                missing[from..to].fill(false);
+                came |= part.contains(page);
                 true
             })?;
             if !came && !stop.load(Ordering::Relaxed) {

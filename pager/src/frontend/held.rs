@@ -19,6 +19,16 @@ impl Held {
         Ok(Self(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?))
     }
 
+    /// Wait for one of them.
+    pub(super) fn wait(&self) -> Result<()> {
+        loop {
+            match poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                Err(Errno::EINTR) => {}
+                other => return Ok(other.map(drop)?),
+            }
+        }
+    }
+
     /// Wait until something can be read from `fd`; false once a signal has come, which goes first.
     pub(super) fn waits_for(&self, fd: BorrowedFd<'_>) -> Result<bool> {
         loop {

@@ -5,12 +5,12 @@ pub mod page_server;
 mod remote;
 
 use super::{address_of, open};
-use crate::cli::{CriuArgs, DaemonArgs, FirecrackerArgs};
+use crate::cli::{CriuArgs, DaemonArgs, FirecrackerArgs, RecallArgs};
 use anyhow::{Context as _, Result, bail};
 use images::criu::{Dump, Layout};
 use nix::unistd::{dup2_stderr, dup2_stdout};
 use pager::frontend::criu::{Daemon, DumpDir, FromFolder, FromStore, Plan, Take};
-use pager::frontend::{Held, Snapshot, Source, firecracker};
+use pager::frontend::{Held, Recall, Snapshot, Source, Sources, firecracker};
 use pages::SnapshotName;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -31,20 +31,21 @@ pub fn criu(args: CriuArgs) -> Result<()> {
             args.keep_as.map(|name| Ok::<_, anyhow::Error>((name, address_of(args.store.store)?, args.compression.into()))).transpose()?;
         return remote::serve(&address, &images, keep, &work_dir, begun);
     }
-    let (plan, demand, bulk) = match (args.snapshot, args.images) {
-        (Some(name), _) => snapshot(&name, &address_of(args.store.store)?)?,
+    let recall = args.recall.recall(!args.no_background || args.replay);
+    let (plan, sources) = match (args.snapshot, args.images) {
+        (Some(name), _) => snapshot(&name, &address_of(args.store.store)?, recall)?,
         (None, Some(images)) => {
             let dir = DumpDir::open(&images, Take::Memory)?;
             let plan = Arc::new(Plan::new(dir.dump())?);
             let source = || -> Result<Box<dyn Source>> { Ok(Box::new(FromFolder::open(&dir, &plan)?)) };
-            let (demand, bulk) = (source()?, source()?);
-            (plan, demand, bulk)
+            let sources = Sources::new(source()?, (0..pager::workers()).map(|_| source()).collect::<Result<_>>()?);
+            (plan, sources)
         }
         (None, None) => bail!("name --images or --snapshot"),
     };
     let daemon = Daemon::listen(plan, &work_dir, begun.held()?)?;
     begun.tell()?;
-    let served = daemon.serve(demand, bulk)?;
+    let served = daemon.serve(sources, !args.no_background)?;
     tracing::info!(?served, "all memory is there");
     Ok(())
 }
@@ -93,21 +94,25 @@ impl Begun {
     }
 }
 
-type Planned = (Arc<Plan>, Box<dyn Source>, Box<dyn Source>);
+impl RecallArgs {
+    /// What they say; `replays` is for who says nothing.
+    fn recall(self, replays: bool) -> Recall {
+        Recall { replay: replays && !self.no_replay, recording: self.record }
+    }
+}
 
 /// A snapshot that an import made.
-fn snapshot(name: &SnapshotName, address: &str) -> Result<Planned> {
+fn snapshot(name: &SnapshotName, address: &str, recall: Recall) -> Result<(Arc<Plan>, Sources)> {
     let (demand, bulk) = (open(address, Access::Read, Class::Demand)?, open(address, Access::Read, Class::Bulk)?);
     let snapshot = Snapshot::open(name, bulk.as_ref())?;
     let Some(kept) = &snapshot.image().manifest.criu_dump else {
         bail!("snapshot {name} is a process that defrost froze, not a dump of CRIU's: bring it back with `defrost restore {name}`");
     };
     let dump = Dump::of(kept).with_context(|| format!("snapshot {name}"))?;
-    let layout = Arc::new(Layout::new(&dump).with_context(|| format!("snapshot {name}"))?);
-    let (plan, dump) = (Arc::new(Plan::new(&dump)?), Arc::new(dump));
-    let source = |store| -> Box<dyn Source> { Box::new(FromStore::new(&snapshot, &plan, &dump, &layout, store)) };
-    let (demand, bulk) = (source(demand), source(bulk));
-    Ok((plan, demand, bulk))
+    let layout = Layout::new(&dump).with_context(|| format!("snapshot {name}"))?;
+    let plan = Arc::new(Plan::new(&dump)?);
+    let sources = FromStore::sources(&snapshot, &plan, &dump, &layout, (demand, bulk), recall)?;
+    Ok((plan, sources))
 }
 
 /// The handler of microVMs of one snapshot, until a signal comes.
@@ -116,7 +121,8 @@ pub fn firecracker(args: FirecrackerArgs) -> Result<()> {
     let address = address_of(args.store.store)?;
     let (demand, bulk) = (open(&address, Access::Read, Class::Demand)?, open(&address, Access::Read, Class::Bulk)?);
     let snapshot = Snapshot::open(&args.snapshot, bulk.as_ref())?;
-    let guest = firecracker::Guest::new(snapshot, demand, bulk, !args.no_background).with_context(|| args.snapshot.to_string())?;
+    let recall = args.recall.recall(!args.no_background || args.replay);
+    let guest = firecracker::Guest::new(snapshot, demand, bulk, !args.no_background, recall).with_context(|| args.snapshot.to_string())?;
     Ok(firecracker::Daemon::listen(&args.socket, guest, held)?.serve()?)
 }
 

@@ -36,8 +36,8 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
         background: !args.no_background,
         new_pid_namespace: args.new_pid_namespace,
         policy: Policy { on_lost: args.on_lost, lost_after_s: args.lost_after },
-        replay: !args.no_replay && (!args.no_background || args.replay),
-        recording: args.record,
+        replay: !args.recall.no_replay && (!args.no_background || args.replay),
+        recording: args.recall.record,
         report: args.report.as_deref().map(report::place).transpose()?,
         authority: authority()?,
     };

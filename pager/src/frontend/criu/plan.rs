@@ -54,9 +54,14 @@ impl Plan {
         lazy.get(at).filter(|piece| piece.range.contains(page)).ok_or(CriuError::NoPiece { pid, page })
     }
 
-    /// What of `wanted` can be had with a page of it.
-    pub(super) fn wanted(&self, pid: u32, page: PageAddr, wanted: PageRange) -> Result<Piece, CriuError> {
-        let piece = self.piece(pid, page)?;
+    /// All pieces, with the tasks that they are of.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = (u32, &Piece)> {
+        self.0.iter().flat_map(|task| task.memory.lazy.iter().map(|piece| (task.pid, piece)))
+    }
+
+    /// What of `wanted` can be had with its first page.
+    pub(super) fn wanted(&self, pid: u32, wanted: PageRange) -> Result<Piece, CriuError> {
+        let piece = self.piece(pid, wanted.start())?;
         Ok(piece.within(&wanted).unwrap_or(*piece))
     }
 

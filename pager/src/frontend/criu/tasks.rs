@@ -2,7 +2,7 @@
 
 use super::conversation::{Conversation, Said};
 use super::{CriuError, Plan};
-use crate::frontend::{Arrival, Failure, FrontEnd, Memory};
+use crate::frontend::{Arrival, Failure, FrontEnd, Held, Memory};
 use std::collections::BTreeSet;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -15,11 +15,14 @@ pub(super) struct Tasks {
     /// The other end of what is read, to hang up by.
     line: Arc<UnixStream>,
     announced: BTreeSet<u32>,
+    /// Where only what is asked for is brought, until that says otherwise.
+    on_demand: Option<Held>,
 }
 
 impl Tasks {
-    pub fn new(plan: Arc<Plan>, conversation: Conversation) -> std::io::Result<Self> {
-        Ok(Self { plan, line: Arc::new(conversation.line()?), conversation, announced: BTreeSet::new() })
+    /// Only what is asked for is brought if there are signals to wait for: these then end that.
+    pub fn new(plan: Arc<Plan>, conversation: Conversation, on_demand: Option<Held>) -> std::io::Result<Self> {
+        Ok(Self { plan, line: Arc::new(conversation.line()?), conversation, announced: BTreeSet::new(), on_demand })
     }
 
     /// A task comes once, and is one of the images'. What it has is watched and owed.
@@ -35,11 +38,25 @@ impl FrontEnd for Tasks {
             match self.conversation.next()? {
                 Said::Task(pid, uffd) => {
                     let (regions, owed) = self.announce(pid)?;
-                    return Ok(Some(Arrival::Memory(Memory { id: pid, uffd, regions, owed, granule_pages: 1, shared: false })));
+                    return Ok(Some(Arrival::Memory(Memory {
+                        id: pid,
+                        uffd,
+                        regions,
+                        owed,
+                        granule_pages: 1,
+                        watched: false,
+                        shared: false,
+                    })));
                 }
                 Said::Dead(pid) => drop(self.announce(pid)?),
-                Said::Finished => return Ok(Some(Arrival::Complete)),
-                Said::HungUp => return Ok(None),
+                Said::Finished => {
+                    return Ok(Some(if self.on_demand.is_some() { Arrival::OnDemand } else { Arrival::Complete }));
+                }
+                Said::HungUp => {
+                    let Some(signals) = self.on_demand.take() else { return Ok(None) };
+                    signals.wait()?;
+                    return Ok(Some(Arrival::Complete));
+                }
             }
         }
     }

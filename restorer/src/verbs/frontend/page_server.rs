@@ -4,8 +4,8 @@ use super::{begin, snapshot};
 use crate::cli::CriuPageServerArgs;
 use crate::verbs::address_of;
 use anyhow::{Context as _, Result, bail};
-use pager::frontend::Source;
 use pager::frontend::criu::{DumpDir, FromFolder, MakeSource, PageServer, Plan, Take, Until};
+use pager::frontend::{Recall, Source};
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,8 +33,9 @@ pub fn serve(args: CriuPageServerArgs) -> Result<()> {
     let clients = match (args.snapshot, args.images) {
         (Some(name), _) => {
             let store = address_of(args.store.store)?;
-            let (plan, ..) = snapshot(&name, &store)?;
-            serve(plan, &|| snapshot(&name, &store).map(|(_, source, _)| source).map_err(|error| format!("{error:#}")))?
+            let snapshot = || snapshot(&name, &store, Recall::NONE);
+            let (plan, _) = snapshot()?;
+            serve(plan, &|| snapshot().map(|(_, sources)| sources.into_demand()).map_err(|error| format!("{error:#}")))?
         }
         (None, Some(images)) => {
             let dir = DumpDir::open(&images, Take::Memory)?;

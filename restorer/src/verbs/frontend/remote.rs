@@ -9,8 +9,8 @@ use crate::verbs::open;
 use anyhow::{Context as _, Result, bail};
 use defrost_restorer::checkpoint::Compression;
 use defrost_restorer::foreign::criu::import;
-use pager::frontend::Source;
 use pager::frontend::criu::{CriuError, Daemon, DumpDir, FromPageServer, Kept, Link, PageServerError, Plan, Pull, Take, Urgency};
+use pager::frontend::{Source, Sources};
 use pages::SnapshotName;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,10 +31,11 @@ pub fn serve(address: &str, images: &Path, keep: Option<Keep>, work_dir: &Path, 
     let source = |urgency| -> Result<Box<dyn Source>, CriuError> {
         Ok(Box::new(FromPageServer::new(&dir, &plan, &session.0, urgency, kept.as_ref())?))
     };
-    let (demand, bulk) = (source(Urgency::Fault)?, source(Urgency::Bulk)?);
+    // There is one connection, so that more threads would only wait for each other.
+    let sources = Sources::new(source(Urgency::Fault)?, vec![source(Urgency::Bulk)?]);
     begun.tell()?;
     let pull = kept.as_ref().map(|kept| Pull::start(&session.0, kept)).transpose()?;
-    let served = daemon.serve(demand, bulk);
+    let served = daemon.serve(sources, true);
     match &served {
         Ok(served) => tracing::info!(?served, "all memory is there"),
         Err(_) if !session.0.do_tasks_run() => {

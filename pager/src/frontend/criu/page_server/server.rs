@@ -7,7 +7,7 @@ use super::PageServerError;
 use super::link::{cut_off, watch_over};
 use super::wire::{CLOSE, FORCE_CLOSE, GET, MESSAGE_BYTES, Message};
 use crate::frontend::criu::{CriuError, Plan};
-use crate::frontend::{Held, Source};
+use crate::frontend::{Held, Source, Wanted};
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -170,8 +170,8 @@ impl Session<'_> {
         let mut missing = vec![true; range.pages() as usize];
         let contents = &mut answer[MESSAGE_BYTES..];
         let stop = AtomicBool::new(false);
-        let brought = self.source.bring(pid, range.start(), range, &stop, &mut |came, data| {
-            let Some(part) = came.intersect(&range).filter(|part| !part.is_empty()) else { return true };
+        let brought = self.source.bring(&[Wanted { id: pid, pages: range }], &[], &stop, &mut |of, came, data| {
+            let Some(part) = came.intersect(&range).filter(|_| of == pid) else { return true };
             let pages_from = |start: PageAddr| (part.start().number() - start.number()) as usize;
             let (to, from, pages) = (pages_from(range.start()), pages_from(came.start()), part.pages() as usize);
             let page_bytes = PAGE_SIZE_BYTES as usize;

@@ -4,9 +4,9 @@ use super::{Kept, Link, PageServerError, Urgency};
 use crate::frontend::FrontEndError;
 use crate::frontend::criu::source::FromFolder;
 use crate::frontend::criu::{CriuError, DumpDir, Plan};
-use crate::frontend::source::{Install, Source, bring_zeros};
+use crate::frontend::source::{Install, Source, Wanted, bring_zeros};
 use images::criu::Origin;
-use pages::{PageAddr, PageRange};
+use pages::PageRange;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -52,32 +52,53 @@ impl FromPageServer {
     }
 }
 
+impl FromPageServer {
+    /// Bring pages of one piece; false: no more.
+    fn get(&mut self, want: &Wanted, stop: &AtomicBool, install: Install<'_>) -> Result<bool, FrontEndError> {
+        let pid = want.id;
+        let piece = self.plan.wanted(pid, want.pages)?;
+        let wanted = piece.range;
+        match piece.origin {
+            Origin::File { folder: 1.., .. } => {
+                let mut goes_on = true;
+                self.parents.bring(&[Wanted { id: pid, pages: wanted }], &[], stop, &mut |pid, range, data| {
+                    goes_on = install(pid, range, data);
+                    goes_on
+                })?;
+                return Ok(goes_on);
+            }
+            Origin::Zeros => return Ok(bring_zeros(pid, wanted, install)),
+            Origin::File { .. } | Origin::Source => {}
+        }
+        let most = if self.urgency == Urgency::Bulk { BULK_PAGES } else { wanted.pages() };
+        let mut next = wanted.start();
+        while next < wanted.end() {
+            let part = PageRange::with_len(next, most).and_then(|part| part.intersect(&wanted)).unwrap_or(wanted);
+            let came = self.first_of(pid, part)?;
+            if !install(pid, came, &self.buffer) {
+                return Ok(false);
+            }
+            next = came.end();
+        }
+        Ok(true)
+    }
+}
+
 impl Source for FromPageServer {
-    fn bring(&mut self, pid: u32, page: PageAddr, wanted: PageRange, stop: &AtomicBool, install: Install<'_>) -> Result<(), FrontEndError> {
+    fn bring(&mut self, wanted: &[Wanted], behind: &[Wanted], stop: &AtomicBool, install: Install<'_>) -> Result<(), FrontEndError> {
         if self.urgency == Urgency::Bulk {
             // It begins once the restore is finished.
             self.link.tasks_run();
         }
-        let piece = self.plan.wanted(pid, page, wanted)?;
-        let wanted = piece.range;
-        match piece.origin {
-            Origin::File { folder: 1.., .. } => return self.parents.bring(pid, page, wanted, stop, install),
-            Origin::Zeros => {
-                bring_zeros(wanted, install);
-                return Ok(());
+        for want in wanted.iter().chain(behind) {
+            if !self.get(want, stop, install)? {
+                break;
             }
-            Origin::File { .. } | Origin::Source => {}
-        }
-        let most = if self.urgency == Urgency::Bulk { BULK_PAGES } else { wanted.pages() };
-        let mut next: PageAddr = wanted.start();
-        while next < wanted.end() {
-            let part = PageRange::with_len(next, most).and_then(|part| part.intersect(&wanted)).unwrap_or(wanted);
-            let came = self.first_of(pid, part)?;
-            if !install(came, &self.buffer) {
-                return Ok(());
-            }
-            next = came.end();
         }
         Ok(())
+    }
+
+    fn reach(&mut self, pid: u32, wanted: PageRange) -> PageRange {
+        self.parents.reach(pid, wanted)
     }
 }
