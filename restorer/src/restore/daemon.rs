@@ -1,8 +1,7 @@
 //! The pager's daemon, seen from the restore that starts it. The conversation is described in `pager::daemon`.
 
 use super::Request;
-use super::error::{RestoreError, outside};
-use kernel::spawn::SpawnError;
+use super::error::{RestoreError, not_started, outside};
 use kernel::uffd::Uffd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use pager::mailbox::Mailbox;
@@ -42,10 +41,7 @@ impl Daemon {
     ) -> Result<Self, RestoreError> {
         let (ours, theirs) = UnixStream::pair().map_err(outside("make a socket pair"))?;
         let authority = request.authority.as_ref().map(|file| (AUTHORITY, file.as_os_str()));
-        let child = pager::daemon::spawn(theirs, &[], authority).map_err(|error| match error.raw_os_error() {
-            Some(libc::EAGAIN) => SpawnError::Full(pid).into(),
-            _ => outside("start the pager")(error),
-        })?;
+        let child = pager::daemon::spawn(theirs, &[], authority).map_err(|error| not_started("the pager", pid, error))?;
         let start = pager::daemon::Start {
             name: request.name.to_string(),
             snapshot: id.to_string(),

@@ -4,7 +4,7 @@
 //! made; [`Eager::write`] takes them up where the child has its memory.
 
 use super::builder::Step;
-use super::error::{RestoreError, outside};
+use super::error::{RestoreError, not_started, outside};
 use images::codec::{Decoder, Verified};
 use images::manifest::Manifest;
 use images::{Image, PageMap};
@@ -35,7 +35,7 @@ impl Eager {
                 let _ = send.send(Err(error)); // a restore that failed elsewhere does not listen
             }
         });
-        fetching.map_err(outside("start a thread"))?;
+        fetching.map_err(|error| not_started("a thread", image.manifest.process.as_ref().map_or(0, |process| process.pid), error))?;
         Ok(Self(receive))
     }
 

@@ -90,6 +90,14 @@ impl From<TraceError> for RestoreError {
     }
 }
 
+/// The error of a program or thread of ours that could not be started for the restore of `pid`: where nothing more can be, that says so.
+pub(super) fn not_started(what: &str, pid: u32, error: std::io::Error) -> RestoreError {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => SpawnError::Full(pid).into(),
+        _ => outside(format!("start {what}"))(error),
+    }
+}
+
 /// An error of a step done from outside, for `map_err`.
 pub fn outside<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> RestoreError {
     move |why| RestoreError::Outside { what: what.into(), why: why.to_string() }
