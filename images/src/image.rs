@@ -20,6 +20,7 @@
 use crate::check::check;
 use crate::error::ImageError;
 use crate::manifest::Manifest;
+use crate::table::Table;
 use bytes::Bytes;
 use pages::{ChunkId, SnapshotId};
 use prost::Message;
@@ -42,7 +43,7 @@ pub struct Image {
     /// All but page bytes.
     pub manifest: Manifest,
     /// Digest of each chunk.
-    pub table: Vec<ChunkId>,
+    pub table: Table,
 }
 
 impl Image {
@@ -67,12 +68,15 @@ impl Image {
 
     /// Read and check a file.
     pub fn parse(bytes: &[u8]) -> Result<Self, ImageError> {
-        Self::parse_known(bytes, digest(bytes))
+        split(bytes)?.check_sum()?;
+        Self::parse_known(&Bytes::copy_from_slice(bytes), digest(bytes))
     }
 
-    /// Read and check the file of which somebody has checked already that `id` is its digest, as every store does.
-    pub fn parse_known(bytes: &[u8], id: SnapshotId) -> Result<Self, ImageError> {
-        let (table, manifest) = split(bytes)?;
+    /// Read and check the file of which somebody has checked already that `id` is its digest, as every store does: then its checksum
+    /// tells nothing new. The table stays where it lies.
+    pub fn parse_known(bytes: &Bytes, id: SnapshotId) -> Result<Self, ImageError> {
+        let Parts { manifest, table, .. } = split(bytes)?;
+        let table = Table::new(bytes.slice_ref(table));
         let manifest = Manifest::decode(manifest).map_err(|error| ImageError::Manifest(error.to_string()))?;
         if word(bytes, 20) != features(&manifest) {
             return Err(ImageError::Features(word(bytes, 20)));
@@ -90,13 +94,32 @@ fn features(manifest: &Manifest) -> u32 {
 
 /// Digest and chunk table of a file, without its manifest.
 pub fn parse_table(bytes: &[u8]) -> Result<(SnapshotId, Vec<ChunkId>), ImageError> {
-    split(bytes).map(|(table, _)| (digest(bytes), table))
+    let parts = split(bytes)?;
+    parts.check_sum()?;
+    Ok((digest(bytes), parts.table.chunks_exact(DIGEST_BYTES).filter_map(ChunkId::from_slice).collect()))
 }
 
 /// The id of the snapshot that has this file.
 #[must_use]
 pub fn digest(bytes: &[u8]) -> SnapshotId {
     SnapshotId(*blake3::hash(bytes).as_bytes())
+}
+
+/// The digest of a file that comes piece by piece.
+#[derive(Debug, Default)]
+pub struct Digesting(blake3::Hasher);
+
+impl Digesting {
+    /// The next piece.
+    pub fn add(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The id of the snapshot that has these pieces.
+    #[must_use]
+    pub fn id(&self) -> SnapshotId {
+        SnapshotId(*self.0.finalize().as_bytes())
+    }
 }
 
 /// How many chunks a file names, by its first [`HEADER_BYTES`] alone.
@@ -123,7 +146,21 @@ fn header(bytes: &[u8]) -> Result<&[u8], ImageError> {
     Ok(header)
 }
 
-fn split(bytes: &[u8]) -> Result<(Vec<ChunkId>, &[u8]), ImageError> {
+/// What lies behind the header.
+struct Parts<'a> {
+    body: &'a [u8],
+    manifest: &'a [u8],
+    table: &'a [u8],
+    checksum: u32,
+}
+
+impl Parts<'_> {
+    fn check_sum(&self) -> Result<(), ImageError> {
+        if crc32c::crc32c(self.body) == self.checksum { Ok(()) } else { Err(ImageError::Checksum("image")) }
+    }
+}
+
+fn split(bytes: &[u8]) -> Result<Parts<'_>, ImageError> {
     let truncated = |need: u64| ImageError::Truncated { what: "image", have: bytes.len() as u64, need };
     let header = header(bytes)?;
     let (manifest_bytes, chunks) = (long(header, 24), long(header, 32));
@@ -139,12 +176,8 @@ fn split(bytes: &[u8]) -> Result<(Vec<ChunkId>, &[u8]), ImageError> {
         return Err(ImageError::Surplus { what: "image", surplus: have - need });
     }
     let body = &bytes[HEADER_BYTES..];
-    if crc32c::crc32c(body) != word(header, 40) {
-        return Err(ImageError::Checksum("image"));
-    }
     let (manifest, table) = body.split_at(manifest_bytes as usize);
-    let table = table.chunks_exact(DIGEST_BYTES).filter_map(ChunkId::from_slice).collect();
-    Ok((table, manifest))
+    Ok(Parts { body, manifest, table, checksum: word(header, 40) })
 }
 
 /// Little-endian number at `at`; the caller has checked the length.

@@ -16,6 +16,7 @@ mod image;
 mod map;
 pub mod memory_file;
 pub mod pack;
+mod table;
 pub mod working_set;
 
 #[allow(missing_docs, clippy::all, reason = "generated from manifest.proto, which documents every field")]
@@ -26,8 +27,9 @@ pub mod manifest {
 
 pub use cut::cut;
 pub use error::ImageError;
-pub use image::{HEADER_BYTES, Image, count_chunks, digest, parse_table};
+pub use image::{Digesting, HEADER_BYTES, Image, count_chunks, digest, parse_table};
 pub use map::PageMap;
+pub use table::Table;
 
 use pages::{ChunkId, PAGE_SIZE_BYTES};
 

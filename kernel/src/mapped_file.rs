@@ -1,8 +1,9 @@
 //! A file mapped read-only, to be lent out as bytes without a copy.
 //!
-//! Sound because of how the store uses it: packs are written under another name, renamed into place and never changed or cut
-//! afterwards; removing one leaves existing mappings whole. Known hole: somebody else who truncates a pack in the store's folder
-//! makes a reader stop with SIGBUS.
+//! Sound because of how the store uses it: packs and images are written under another name, renamed into place and never changed or cut
+//! afterwards; removing one leaves existing mappings whole. An image from a server lies in a file in memory, which only our own processes
+//! have and none writes once it is whole. Known hole: somebody else who truncates a file in the store's folder makes a reader stop with
+//! SIGBUS.
 
 use std::fs::File;
 

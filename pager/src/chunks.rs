@@ -56,7 +56,7 @@ impl Chunks {
 
     /// Fetch and verify chunk `index`. `lost` is told of the store's failing and of its return.
     fn fetch(&mut self, index: u32, range: PageRange, stop: &AtomicBool, lost: Lost<'_>) -> Result<&Verified, Unfit> {
-        let id = self.image.table[index as usize];
+        let id = self.image.table.at(index);
         match frames(self.store.as_ref(), &[id], stop, lost)? {
             Ok(frames) if self.decode(&id, frames.first(), range) => Ok(&self.chunk),
             Ok(_) => self.again(&id, range, stop, lost),
@@ -110,13 +110,13 @@ impl Chunks {
     /// A chunk that nobody waits for: of its frame, or where there is none of what the store has at hand. None where that is wrong, which
     /// is told when somebody waits for it.
     pub fn at_hand(&mut self, (index, range): Chunk, frame: Option<Bytes>) -> Option<&Verified> {
-        let id = *self.image.table.get(index as usize)?;
+        let id = self.image.table.get(index)?;
         let frame = frame.or_else(|| self.store.frame(&id).ok())?;
         self.decode(&id, Some(&frame), range).then_some(&self.chunk)
     }
 
     fn ids(&self, run: &[Chunk]) -> Vec<ChunkId> {
-        run.iter().map(|(index, _)| self.image.table[*index as usize]).collect()
+        run.iter().map(|(index, _)| self.image.table.at(*index)).collect()
     }
 
     /// Fetch a chunk that was wrong once, from one copy after the other: wrong in all of them, it is fatal.

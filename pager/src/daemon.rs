@@ -2,7 +2,7 @@
 //! that died. Its parent is a supervisor (`supervisor`).
 //!
 //! Over the socket it inherits from a restore, in this order:
-//!   restore → pager  one byte with a descriptor: a file with the image, which is then not fetched twice
+//!   restore → pager  one byte with a descriptor: a file with the image, which both only map
 //!   restore → pager  one line of JSON: [`Start`]
 //!   pager → restore  "ready" (store open, image understood), or "failed WHY"
 //!   restore → pager  one byte with four descriptors: the userfaultfd, the process's pidfd, the mailbox's receiving and sending end
@@ -26,6 +26,7 @@ use crate::table;
 use crate::unwatched;
 use bytes::Bytes;
 use images::Image;
+use kernel::mapped_file::MappedFile;
 use kernel::uffd::Uffd;
 use nix::fcntl::Flock;
 use pages::{PageAddr, SnapshotId};
@@ -33,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -180,9 +181,8 @@ fn start(mut socket: &UnixStream, told: &Told, open: Open<'_>, report: Report<'_
     let start: Start = serde_json::from_str(&line).map_err(|error| DaemonError::Request(error.to_string()))?;
     let (eager, report_to) = (start.eager, start.report.clone());
     let mut phases = Phases::begun_at("pager", start.origin_us);
-    let mut image = Vec::new();
-    let read = File::from(file).read_to_end(&mut image).map_err(DaemonError::from);
-    let begun = read.and_then(|_| prepare(&start, Some(image.into()), open, &mut phases)).and_then(|(image, stores)| {
+    let mapped = MappedFile::open(&File::from(file)).map(Bytes::from_owner).map_err(DaemonError::from);
+    let begun = mapped.and_then(|image| prepare(&start, Some(image), open, &mut phases)).and_then(|(image, stores)| {
         writeln!(socket, "ready")?;
         receive(socket, start, image, stores, &mut phases)
     });

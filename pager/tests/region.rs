@@ -191,7 +191,7 @@ fn serve(
     let chunk_size_bytes = (CHUNK_PAGES * PAGE_SIZE_BYTES) as u32;
     let manifest = Manifest { regions: vec![region], extents, chunk_size_bytes, ..Manifest::default() };
     let store: Arc<dyn Store> = Arc::new(Through { inner, calls: AtomicU32::new(0), frame });
-    let image = Arc::new(Image { id: SnapshotId([0; 32]), manifest, table });
+    let image = Arc::new(Image { id: SnapshotId([0; 32]), manifest, table: table.into_iter().collect() });
     let uffd = Uffd::adopt(uffd);
     // Kept as a restore's is, so that the journal is written along.
     let (folder, mailbox) = (tempfile::tempdir().expect("folder"), Mailbox::new().expect("mailbox"));

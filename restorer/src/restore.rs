@@ -40,7 +40,7 @@ use pages::{SnapshotName, VirtAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use store::Store;
+use store::{ImageFile, Store};
 
 /// What to do.
 #[derive(Debug)]
@@ -92,8 +92,8 @@ pub fn restore(
 ) -> Result<Restored, RestoreError> {
     let mut phases = Phases::begin("restore");
     let id = store.resolve(&request.name)?;
-    let file = store.image(&id)?;
-    let image = Image::parse_known(&file, id)?;
+    let ImageFile { bytes, file } = store.image_file(&id)?;
+    let image = Image::parse_known(&bytes, id)?;
     let manifest = &image.manifest;
     plan::whole(manifest)?;
     plan::check_files(manifest)?;

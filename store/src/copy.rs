@@ -53,7 +53,7 @@ pub fn copy(from: &dyn Store, to: &dyn Store, name: &SnapshotName, progress: &dy
     let image = Image::parse(&bytes).map_err(|source| CopyError::Image { name: name.clone(), source })?;
     let map = PageMap::new(&image);
     let mut seen = HashSet::new();
-    let chunks: Vec<(u32, ChunkId)> = (0..).zip(image.table.iter().copied()).filter(|(_, id)| seen.insert(*id)).collect();
+    let chunks: Vec<(u32, ChunkId)> = (0..).zip(image.table.iter()).filter(|(_, id)| seen.insert(*id)).collect();
     let missing: HashSet<ChunkId> = to.find_missing(&chunks.iter().map(|(_, id)| *id).collect::<Vec<_>>())?.into_iter().collect();
     let mut report = CopyReport { chunks: chunks.len() as u64, ..CopyReport::default() };
     let (mut decoder, mut contents) = (Decoder::new(), Verified::default());

@@ -12,6 +12,7 @@ mod claims;
 mod copy;
 mod error;
 mod flaky;
+mod image_file;
 mod latency;
 mod local;
 mod local_upload;
@@ -27,6 +28,7 @@ pub use backoff::Backoff;
 pub use copy::{CopyError, CopyReport, copy};
 pub use error::StoreError;
 pub use flaky::{FlakyStore, Plan};
+pub use image_file::ImageFile;
 pub use local::{Access, LocalStore};
 pub use memory::MemoryStore;
 pub use proto::Address;
@@ -89,6 +91,10 @@ pub trait Store: Send + Sync {
     fn resolve(&self, name: &SnapshotName) -> Result<SnapshotId, StoreError>;
     /// The image of a snapshot, its digest checked.
     fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError>;
+    /// The same as a file, to be handed to another process.
+    fn image_file(&self, id: &SnapshotId) -> Result<ImageFile, StoreError> {
+        ImageFile::in_memory(&self.image(id)?).map_err(StoreError::io("a file in memory"))
+    }
     /// The stored frames of chunks, their stored bytes checked, in the order asked: all, or an error that names the first that is not.
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError>;
     /// The stored frame of one chunk.

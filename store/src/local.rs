@@ -16,7 +16,7 @@
 use crate::local_upload::LocalUpload;
 use crate::lock::Lock;
 use crate::packs::Packs;
-use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set};
+use crate::{GcReport, ImageFile, SnapshotInfo, Store, StoreError, Upload, check_working_set};
 use bytes::Bytes;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use std::collections::HashSet;
@@ -101,11 +101,11 @@ impl LocalStore {
         &self,
         id: &SnapshotId,
         check: impl Fn(&[u8], &SnapshotId) -> Result<T, images::ImageError>,
-    ) -> Result<(Bytes, T), StoreError> {
+    ) -> Result<(ImageFile, T), StoreError> {
         let path = self.image_path(id);
-        let bytes = fs::read(&path).map_err(no_image(id, &path))?;
-        let found = check(&bytes, id).map_err(|source| StoreError::Damaged { path, source })?;
-        Ok((Bytes::from(bytes), found))
+        let image = File::open(&path).and_then(ImageFile::map).map_err(no_image(id, &path))?;
+        let found = check(&image.bytes, id).map_err(|source| StoreError::Damaged { path, source })?;
+        Ok((image, found))
     }
 
     /// The chunks that an image file names.
@@ -226,7 +226,11 @@ impl Store for LocalStore {
     }
 
     fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
-        self.read_image(id, crate::check_image).map(|(bytes, ())| bytes)
+        self.image_file(id).map(|image| image.bytes)
+    }
+
+    fn image_file(&self, id: &SnapshotId) -> Result<ImageFile, StoreError> {
+        self.read_image(id, crate::check_image).map(|(image, ())| image)
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {

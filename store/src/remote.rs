@@ -9,7 +9,8 @@ mod fetching;
 pub(crate) mod link;
 mod upload;
 
-use crate::{Ahead, GcReport, SnapshotInfo, Store, StoreError, Upload, check_image, check_working_set};
+use crate::image_file::{ComingImage, ImageFile};
+use crate::{Ahead, GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set};
 use bytes::Bytes;
 use coming::RemoteComing;
 use fetching::{Asked, Lost};
@@ -149,15 +150,20 @@ impl RemoteStore {
         })
     }
 
-    fn fetch_image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
+    fn fetch_image(&self, id: &SnapshotId) -> Result<ImageFile, StoreError> {
         let answered = self.link.wait(DEADLINE, "fetching an image", self.link.snapshots()?.get_image(wire::SnapshotId::from(*id)))?;
         let mut pieces = self.of_snapshot(id, answered)?.into_inner();
-        let mut image = Vec::new();
+        let in_memory = || StoreError::io("a file in memory");
+        let mut coming = ComingImage::new().map_err(in_memory())?;
         while let Some(piece) = self.link.call("fetching an image", pieces.message())? {
-            image.extend_from_slice(&piece.data);
+            coming.add(&piece.data).map_err(in_memory())?;
         }
-        check_image(&image, id).map_err(|source| StoreError::Damaged { path: PathBuf::from(self.link.address()), source })?;
-        Ok(Bytes::from(image))
+        let (found, image) = coming.whole().map_err(in_memory())?;
+        if found != *id {
+            let damaged = |source| StoreError::Damaged { path: PathBuf::from(self.link.address()), source };
+            crate::check_image(&image.bytes, id).map_err(damaged)?;
+        }
+        Ok(image)
     }
 
     fn snapshot_id(&self, message: wire::SnapshotId) -> Result<SnapshotId, StoreError> {
@@ -210,7 +216,7 @@ impl Store for RemoteStore {
     }
 
     /// A server checks what it stores before it sends it: what is wrong here was damaged on its way, and may be right the next time.
-    fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
+    fn image_file(&self, id: &SnapshotId) -> Result<ImageFile, StoreError> {
         match self.fetch_image(id) {
             Err(error @ StoreError::Damaged { .. }) => {
                 tracing::info!(snapshot = %id, %error, "fetching the image again");
@@ -218,6 +224,10 @@ impl Store for RemoteStore {
             }
             answer => answer,
         }
+    }
+
+    fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
+        self.image_file(id).map(|image| image.bytes)
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {

@@ -13,7 +13,7 @@
 use crate::backoff::Backoff;
 use crate::latency::Latency;
 use crate::remote::{RemoteStore, link};
-use crate::{Ahead, GcReport, SnapshotInfo, Store, StoreError, Tally, Upload};
+use crate::{Ahead, GcReport, ImageFile, SnapshotInfo, Store, StoreError, Tally, Upload};
 use bytes::Bytes;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use proto::Address;
@@ -259,7 +259,11 @@ impl Store for Replicas {
     }
 
     fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
-        self.in_turn(|store| store.image(id))
+        self.image_file(id).map(|image| image.bytes)
+    }
+
+    fn image_file(&self, id: &SnapshotId) -> Result<ImageFile, StoreError> {
+        self.in_turn(|store| store.image_file(id))
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {

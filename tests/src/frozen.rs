@@ -165,7 +165,7 @@ impl Frozen {
         let store = store::open(&self.store.to_string_lossy(), Access::Read)?;
         let image = Image::parse(&store.image(&store.resolve(&NAME.parse()?)?)?)?;
         let (map, mut chunks) = (PageMap::new(&image), Vec::with_capacity(image.table.len()));
-        for ids in image.table.chunks(RUN) {
+        for ids in image.table.to_vec().chunks(RUN) {
             for (id, frame) in ids.iter().zip(store.frames(ids)?) {
                 let range = map.pages_of(chunks.len() as u32).context("a chunk has pages")?;
                 chunks.push(Chunk { id: *id, frame: Bytes::copy_from_slice(&frame), raw_bytes: range.bytes() as usize });

@@ -49,7 +49,7 @@ impl<'a> Pages<'a> {
                 next = PageAddr::from_number(next.number() + 1);
                 continue;
             };
-            let id = self.image.table[index as usize];
+            let id = self.image.table.at(index);
             let wrong = |source| ExportError::Chunk { name: self.name.clone(), chunk: id.to_string(), source: Box::new(source) };
             sound_chunk(self.store, &id, of_chunk.bytes() as usize, &mut self.decoder, &mut self.chunk).map_err(wrong)?;
             let part_end = of_chunk.end().min(range.end());

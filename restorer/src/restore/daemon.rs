@@ -3,12 +3,11 @@
 use super::Request;
 use super::error::{RestoreError, not_started, outside};
 use kernel::uffd::Uffd;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use pager::mailbox::Mailbox;
 use pager::phases::Phase;
 use pages::{PageAddr, SnapshotId};
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Child;
@@ -34,7 +33,7 @@ impl Daemon {
     pub fn start(
         request: &Request,
         id: &SnapshotId,
-        image: &[u8],
+        image: &File,
         pid: u32,
         prefetch: Vec<PageAddr>,
         origin_us: u64,
@@ -55,10 +54,8 @@ impl Daemon {
             origin_us,
             report: request.report.clone(),
         };
-        let mut file = File::from(memfd_create(c"defrost-image", MFdFlags::MFD_CLOEXEC).map_err(outside("make a file in memory"))?);
-        file.write_all(image).and_then(|()| file.rewind()).map_err(outside("write the image for the pager"))?;
         let line = serde_json::to_string(&start).map_err(outside("write a request"))?;
-        told(kernel::handoff::send_fds(&ours, &[file.as_raw_fd()]).map_err(Into::into))?;
+        told(kernel::handoff::send_fds(&ours, &[image.as_raw_fd()]).map_err(Into::into))?;
         told(writeln!(&ours, "{line}"))?;
         Ok(Self { child: Some(child), answers: BufReader::new(ours), ready: false, serving: false, timings: Vec::new() })
     }

@@ -54,7 +54,7 @@ fn fetch_all(image: &Image, store: &dyn Store, send: &SyncSender<Written>) -> St
         let mut page = start;
         while page < end {
             let Some((chunk, range)) = map.chunk_of(PageAddr::from_number(page)) else { break };
-            run.push((image.table[chunk as usize], range));
+            run.push((image.table.at(chunk), range));
             run_bytes += range.bytes();
             if run_bytes >= RUN_BYTES {
                 fetch_run(&run, store, send)?;

@@ -29,7 +29,7 @@ pub fn verify(one: OneSnapshot) -> Result<()> {
     let mut bytes = 0;
     for (index, id) in image.table.iter().enumerate() {
         let pages = map.pages_of(index as u32).with_context(|| format!("snapshot {name}: chunk {id} has no pages"))?;
-        sound_chunk(store.as_ref(), id, pages.bytes() as usize, &mut decoder, &mut chunk)
+        sound_chunk(store.as_ref(), &id, pages.bytes() as usize, &mut decoder, &mut chunk)
             .with_context(|| format!("snapshot {name}: chunk {id} at {pages}"))?;
         bytes += pages.bytes();
         bar.inc(1);

@@ -84,9 +84,9 @@ fn pieces(frozen: &Frozen, watched: &Watched, asked: &mut dyn Ask) -> Result<Pie
     for place in places.into_iter().take(CHUNKS as usize) {
         let (index, id, range) = frozen.chunk(frozen.page(place))?;
         let begun = Instant::now();
-        let frame = asked.frame(index, id)?;
+        let frame = asked.frame(index, &id)?;
         let came = Instant::now();
-        decoder.decode(id, frame, range.bytes() as usize, &mut chunk)?;
+        decoder.decode(&id, frame, range.bytes() as usize, &mut chunk)?;
         let decoded = Instant::now();
         watched.install(range, &chunk)?;
         install.push(us(decoded.elapsed()));

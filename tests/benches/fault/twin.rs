@@ -45,9 +45,9 @@ impl Frozen {
     }
 
     /// The chunk of a page: its number, its digest and its pages.
-    pub fn chunk(&self, page: PageAddr) -> Result<(u32, &ChunkId, PageRange)> {
+    pub fn chunk(&self, page: PageAddr) -> Result<(u32, ChunkId, PageRange)> {
         let (index, range) = self.map.chunk_of(page).with_context(|| format!("page {page} has contents"))?;
-        Ok((index, self.image.table.get(index as usize).context("a chunk of the table")?, range))
+        Ok((index, self.image.table.get(index).context("a chunk of the table")?, range))
     }
 
     /// The touched pages alone, one after the other.
@@ -56,7 +56,7 @@ impl Frozen {
         for place in 0..self.places() {
             let page = self.page(place);
             let (_, id, range) = self.chunk(page)?;
-            decoder.decode(id, &store.frame(id)?, range.bytes() as usize, &mut raw)?;
+            decoder.decode(&id, &store.frame(&id)?, range.bytes() as usize, &mut raw)?;
             let from = (page.addr() - range.start().addr()) as usize;
             all.extend(raw.get(from..from + PAGE_SIZE_BYTES as usize).context("a page of the chunk")?);
         }
@@ -86,7 +86,7 @@ pub struct OverTcp {
 impl Bring for OverTcp {
     fn bring(&mut self, page: PageAddr) -> Result<(PageRange, &[u8])> {
         let (index, id, range) = self.frozen.chunk(page)?;
-        self.decoder.decode(id, self.client.frame(index)?, range.bytes() as usize, &mut self.chunk)?;
+        self.decoder.decode(&id, self.client.frame(index)?, range.bytes() as usize, &mut self.chunk)?;
         Ok((range, &self.chunk))
     }
 }
