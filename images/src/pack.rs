@@ -11,7 +11,7 @@
 //!    end-8    8  magic "DFROSTPX"
 //! ```
 //!
-//! Opening costs one checksum over the index; finding a chunk is a binary search in place, so a pack needs no memory of its own.
+//! Opening costs one checksum over the index; finding a chunk is a search in place, begun where its digest says, so a pack needs no memory of its own.
 
 use crate::error::ImageError;
 use crate::image::{long, word};
@@ -148,15 +148,28 @@ impl<B: AsRef<[u8]>> PackReader<B> {
     /// Offset, length and CRC32C of a chunk's frame, as the index has them; `None` where it is not here.
     #[must_use]
     pub fn find(&self, id: &ChunkId) -> Option<(u64, u32, u32)> {
+        // Digests are spread evenly: an entry lies near where its first bytes say, and probes begin there.
+        let prefix = u64::from_be_bytes(id.prefix());
         let (mut low, mut high) = (0, self.len());
+        let mut at = ((u128::from(prefix) * high as u128) >> 64) as usize;
+        let mut step = high.isqrt() / 4 + 1; // half of how far off that is, usually
+        let index = &self.bytes.as_ref()[self.index.clone()];
         while low < high {
-            let middle = low + (high - low) / 2;
-            let (found, offset, len, crc) = self.entry(middle);
-            match found.cmp(id) {
-                std::cmp::Ordering::Equal => return Some((offset, len, crc)),
-                std::cmp::Ordering::Less => low = middle + 1,
-                std::cmp::Ordering::Greater => high = middle,
+            let order = index[at * ENTRY_BYTES..][..32].cmp(&id.0[..]);
+            match order {
+                std::cmp::Ordering::Equal => {
+                    let (_, offset, len, crc) = self.entry(at);
+                    return Some((offset, len, crc));
+                }
+                std::cmp::Ordering::Less => low = at + 1,
+                std::cmp::Ordering::Greater => high = at,
             }
+            at = match order {
+                _ if low > 0 && high < self.len() => low + (high - low) / 2,
+                std::cmp::Ordering::Less => (low + step).min(high.saturating_sub(1)),
+                _ => high.saturating_sub(step),
+            };
+            step *= 2;
         }
         None
     }

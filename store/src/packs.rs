@@ -60,12 +60,17 @@ impl Open {
         }
     }
 
-    /// The pack that has a chunk, as far as the index tells; then all others that have it.
+    /// The packs that have a chunk.
     fn holders(&self, id: &ChunkId) -> impl Iterator<Item = &Arc<Pack>> {
+        self.candidates(id).filter(|pack| pack.reader.contains(id))
+    }
+
+    /// The pack that has a chunk, as far as the index tells; then all others that may have it.
+    fn candidates(&self, id: &ChunkId) -> impl Iterator<Item = &Arc<Pack>> {
         let likely = self.by_prefix.get(&id.prefix());
         let may_have_it = likely.is_some() || self.by_prefix.is_empty();
         let others = self.by_name.values().filter(move |pack| may_have_it && !likely.is_some_and(|first| Arc::ptr_eq(pack, first)));
-        likely.into_iter().chain(others).filter(|pack| pack.reader.contains(id))
+        likely.into_iter().chain(others)
     }
 }
 
@@ -132,7 +137,7 @@ impl Packs {
     pub(crate) fn frame(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
         self.read(|open| {
             let mut damaged = None;
-            for pack in open.holders(id) {
+            for pack in open.candidates(id) {
                 match pack.reader.frame(id) {
                     Ok(Some(range)) => return Ok(Some(pack.bytes.slice(range))),
                     Ok(None) => {}
