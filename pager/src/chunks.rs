@@ -10,6 +10,7 @@ use images::{Image, PageMap};
 use pages::{ChunkId, PageRange};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use store::{Ahead, Backoff, Store, StoreError, Unsound};
 
 /// A chunk by its number, with its pages.
@@ -52,6 +53,11 @@ impl Chunks {
     /// The pages of the chunk that holds an origin page.
     pub fn range_of(&self, origin: pages::PageAddr) -> Option<(u32, PageRange)> {
         self.map.chunk_of(origin)
+    }
+
+    /// Look for answers so long before sleeping.
+    pub fn spin(&self, at_most: Duration) {
+        self.store.spin(at_most);
     }
 
     /// Fetch and verify chunk `index`. `lost` is told of the store's failing and of its return.

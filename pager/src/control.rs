@@ -206,6 +206,7 @@ fn unattended(pid: u32) -> Option<Status> {
         stall_p99_us: 0,
         last_error: None,
         adopted: record.adopted,
+        latency: record.start.latency,
         pager_pid: 0,
         supervisor_pid: 0,
         waiting_since_unix_s: None,

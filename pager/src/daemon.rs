@@ -14,6 +14,7 @@ use crate::adopt::{Adopted, adopt, has_ended};
 use crate::brake::Brake;
 use crate::control::{self, runtime_dir};
 use crate::keep::{Keep, Place, Record};
+use crate::latency::Latency;
 use crate::mailbox::Mailbox;
 use crate::pager::{Config, Pager, lazy_origins};
 use crate::phases::Phases;
@@ -75,6 +76,9 @@ pub struct Start {
     /// What to do with what this one touches.
     #[serde(default)]
     pub recording: Recording,
+    /// Spin or sleep.
+    #[serde(default)]
+    pub latency: Latency,
     /// When the restore began, by the clock of [`Phases`].
     #[serde(default)]
     pub origin_us: u64,
@@ -349,6 +353,7 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
         replay: start.replay && !start.eager,
         reports: start.report.is_some(),
         recording: if start.eager { Recording::Off } else { start.recording },
+        latency: start.latency,
     }
 }
 

@@ -8,6 +8,7 @@
 use crate::chunks::{Chunk, Chunks, Unfit};
 use crate::farewell;
 use crate::history::How;
+use crate::latency::Spinning;
 use crate::neighbours::Neighbours;
 use crate::pager::Shared;
 use crate::space::{Outcome, Space};
@@ -55,6 +56,8 @@ struct Loop {
     parked: Vec<Fault>,
     /// How long the last request took.
     took: Duration,
+    /// A fault was answered just now: the next may follow soon.
+    answered: bool,
 }
 
 /// Why the thread ends early; nothing more to say where it was told to.
@@ -71,6 +74,7 @@ pub(crate) fn spawn(shared: Arc<Shared>, store: Arc<dyn Store>, prefetch: Vec<Pa
             neighbours: Neighbours::default(),
             parked: Vec::new(),
             took: Duration::ZERO,
+            answered: false,
             shared,
         };
         answering.prefetch(&prefetch);
@@ -119,7 +123,8 @@ impl Loop {
                 (None, true, false) => Some(LOOK),
                 (None, true, true) => None,
             };
-            let woken = wait(&shared, &spaces, timeout, ended);
+            let spin = if std::mem::take(&mut self.answered) { self.spinning().fault } else { Duration::ZERO };
+            let woken = wait(&shared, &spaces, (spin, timeout), ended);
             if woken.ended && !ended {
                 // Its own space answers no more; children that it forked may live on.
                 ended = true;
@@ -145,6 +150,7 @@ impl Loop {
             }
             if !self.parked.is_empty() {
                 self.answer()?;
+                self.answered = true;
             } else if let Outcome::Failed(errno) = self.neighbours.install_one(&mut self.chunks, |space| space.clone()) {
                 return Err(End::Failed(format!("pages cannot be installed: {errno}")));
             }
@@ -202,6 +208,7 @@ impl Loop {
         run.iter().chain(&ahead).for_each(|(index, _)| shared.touched.note(*index));
         let last = run.iter().chain(&ahead).map(|(_, range)| range.end().number()).max();
         shared.hot.store(last.unwrap_or(0), Ordering::Relaxed);
+        self.chunks.spin(self.spinning().answer);
         let (begun, mut took, mut failed) = (Instant::now(), None, None);
         let fetched = self.chunks.fetch_run(&run, &ahead, &shared.outage.over, &|error| shared.lost(error), &mut |chunk, data| {
             took.get_or_insert_with(|| begun.elapsed());
@@ -221,6 +228,10 @@ impl Loop {
             (Err(Unfit::Stopped), None) => Ok(()), // given up: its page was poisoned, and it looks again
             (Err(error), None) => Err(End::Failed(error.to_string())),
         }
+    }
+
+    fn spinning(&self) -> Spinning {
+        Spinning::of(self.shared.latency, self.shared.pid())
     }
 
     /// Neighbours of a run that are owed and not asked for yet, those behind it first.
@@ -292,8 +303,8 @@ struct Woken {
     nudged: bool,
 }
 
-/// Wait for something to do.
-fn wait(shared: &Shared, spaces: &[Arc<Space>], timeout: Option<Duration>, ended: bool) -> Woken {
+/// Wait for something to do; the first so long without sleeping.
+fn wait(shared: &Shared, spaces: &[Arc<Space>], (spin, timeout): (Duration, Option<Duration>), ended: bool) -> Woken {
     let readable = PollFlags::POLLIN;
     let mut fds = vec![PollFd::new(shared.nudge.as_fd(), readable)];
     fds.extend(spaces.iter().skip(usize::from(ended)).map(|space| PollFd::new(space.as_fd(), readable)));
@@ -301,7 +312,17 @@ fn wait(shared: &Shared, spaces: &[Arc<Space>], timeout: Option<Duration>, ended
         fds.push(PollFd::new(shared.pidfd.as_fd(), readable));
     }
     // An interrupted wait is an early look.
-    let _ = ppoll(&mut fds, timeout.map(TimeSpec::from), None);
+    let mut poll = |timeout: Option<Duration>| ppoll(&mut fds, timeout.map(TimeSpec::from), None).is_ok_and(|ready| ready == 0);
+    let spin = spin.min(timeout.unwrap_or(spin));
+    let begun = (!spin.is_zero()).then(Instant::now);
+    let mut idle = true;
+    while idle && begun.is_some_and(|begun| begun.elapsed() < spin) {
+        idle = poll(Some(Duration::ZERO));
+        std::hint::spin_loop();
+    }
+    if idle {
+        poll(timeout);
+    }
     let readable = |fd: Option<&PollFd<'_>>| fd.and_then(PollFd::revents).is_some_and(|events| events.contains(PollFlags::POLLIN));
     Woken { ended: ended || readable(fds.last()), nudged: readable(fds.first()) }
 }

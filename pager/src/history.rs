@@ -114,7 +114,11 @@ mod tests {
     fn map() -> Arc<PageMap> {
         let extent = Extent { start: 16 << 12, pages: 40, ..Extent::default() };
         let manifest = Manifest { chunk_size_bytes: 4 << 12, extents: vec![extent], ..Manifest::default() };
-        Arc::new(PageMap::new(&Image { id: pages::SnapshotId([0; 32]), manifest, table: vec![pages::ChunkId([0; 32]); 10] }))
+        Arc::new(PageMap::new(&Image {
+            id: pages::SnapshotId([0; 32]),
+            manifest,
+            table: std::iter::repeat_n(pages::ChunkId([0; 32]), 10).collect(),
+        }))
     }
 
     #[test]

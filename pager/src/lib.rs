@@ -4,7 +4,7 @@
 //! ties it to the space's userfaultfd under one lock; [`chunks`] fetches, decodes and verifies; [`fault_loop`] answers threads that wait
 //! and brings [`neighbours`] of what they wait for, as many as a [`window`] (pure) says; [`replay`] brings what earlier restores touched,
 //! [`bulk`] the rest behind it at its own [`pace`], by [`marks`], each with a thread and a store of its own, so that a demand fault never
-//! queues behind bulk; [`outage`] watches over a store that does not answer, by the operator's [`policy`]. [`Pager`] is the sum of these,
+//! queues behind bulk; [`outage`] watches over a store that does not answer, by the operator's [`policy`]; [`latency`] says who spins. [`Pager`] is the sum of these,
 //! [`daemon`] the process that hosts one, [`control`] how others ask it. How memory came is kept in a [`history`] and a [`timeline`], of
 //! which a [`picture`] is made.
 //!
@@ -28,6 +28,7 @@ pub mod frontend;
 pub mod history;
 pub mod journal;
 pub mod keep;
+mod latency;
 mod ledger;
 pub mod mailbox;
 mod marks;
@@ -51,6 +52,7 @@ mod unwatched;
 mod watched;
 mod window;
 
+pub use latency::{Latency, SPIN};
 pub use pace::workers;
 pub use pager::{Config, Pager, lazy_origins, lazy_regions};
 pub use policy::{LOST_AFTER_S, OnLost, Policy};

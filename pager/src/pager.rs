@@ -2,6 +2,7 @@
 
 use crate::history::History;
 use crate::keep::Keep;
+use crate::latency::Latency;
 use crate::ledger::Pumped;
 use crate::origins::Origins;
 use crate::outage::Outage;
@@ -59,6 +60,8 @@ pub struct Config {
     pub recording: Recording,
     /// A report is to be written once it is resident, which whoever waits for that waits for too: see [`Pager::reported`].
     pub reports: bool,
+    /// Spin or sleep.
+    pub latency: Latency,
 }
 
 /// The lazy regions of an image.
@@ -109,6 +112,7 @@ pub(crate) struct Shared {
     store_text: String,
     total_pages: u64,
     adopted: u32,
+    pub(crate) latency: Latency,
 }
 
 /// A pager at work.
@@ -143,6 +147,7 @@ impl Pager {
             pidfd: config.pidfd,
             keep: config.keep,
             adopted: config.adopted,
+            latency: config.latency,
             stop: AtomicBool::new(false),
             runs: AtomicBool::new(config.eager),
             replaying: AtomicBool::new(config.replay),
@@ -395,6 +400,7 @@ impl Shared {
             stall_p99_us,
             last_error,
             adopted: self.adopted,
+            latency: self.latency,
             pager_pid: std::process::id(),
             supervisor_pid: nix::unistd::getppid().as_raw() as u32,
             waiting_since_unix_s,

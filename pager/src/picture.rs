@@ -268,7 +268,7 @@ mod tests {
         let extents = vec![extent(16, 40, 0), extent(100, 100, 10), extent(300, 4, 35)];
         let regions = vec![region(16, 272, true), region(290, 310, false)];
         let manifest = Manifest { chunk_size_bytes: 4 << 12, extents, regions, ..Manifest::default() };
-        Image { id: SnapshotId([0; 32]), manifest, table: vec![ChunkId([0; 32]); 36] }
+        Image { id: SnapshotId([0; 32]), manifest, table: std::iter::repeat_n(ChunkId([0; 32]), 36).collect() }
     }
 
     fn range(start: u64, end: u64) -> PageRange {

@@ -1,5 +1,6 @@
 //! What a pager can say of itself, in a form that scripts can read.
 
+use crate::latency::Latency;
 use serde::{Deserialize, Serialize};
 use std::time::SystemTime;
 
@@ -62,6 +63,9 @@ pub struct Status {
     pub last_error: Option<String>,
     /// How often another pager took over from one that died.
     pub adopted: u32,
+    /// Whether its pager spins before it sleeps.
+    #[serde(default)]
+    pub latency: Latency,
     /// The process that serves it; 0 where none does.
     pub pager_pid: u32,
     /// The process that starts another one if that dies; 0 where none does.

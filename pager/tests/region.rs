@@ -215,6 +215,7 @@ fn serve(
         replay: true,
         recording: Recording::Add,
         reports: false,
+        latency: defrost_pager::Latency::Usual,
     };
     let pager = Pager::start(config, uffd).expect("start");
     pager.process_runs();

@@ -1,7 +1,7 @@
 //! The command line: what scripts depend on.
 
 use clap::{Args, Parser, Subcommand};
-use pager::{LOST_AFTER_S, OnLost, Recording};
+use pager::{LOST_AFTER_S, Latency, OnLost, Recording};
 use pages::SnapshotName;
 use std::path::PathBuf;
 
@@ -299,6 +299,10 @@ pub struct RestoreArgs {
     /// Once all memory is there, or the process has ended: write a page there that shows how and when it came (FILE.json: its data alone)
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// low: whoever answers faults spins for 100 µs before it sleeps, which costs a processor while pages are touched; never where that
+    /// would be the process's only one
+    #[arg(long, default_value = "usual", value_name = "usual|low")]
+    pub latency: Latency,
     /// In a pid namespace of its own, where its pid is free
     #[arg(long)]
     pub new_pid_namespace: bool,

@@ -59,6 +59,8 @@ pub struct Request {
     pub new_pid_namespace: bool,
     /// What to do about pages that do not come.
     pub policy: pager::Policy,
+    /// Whether its pager spins before it sleeps.
+    pub latency: pager::Latency,
     /// Bring what earlier restores touched before anything else.
     pub replay: bool,
     /// What to do with what this one touches.

@@ -116,6 +116,8 @@ pub trait Store: Send + Sync {
     }
     /// This copy was right where the one in use was wrong: ask it first from now on.
     fn prefer(&self, _copy: usize) {}
+    /// Whoever waits for frames looks for them so long before it sleeps, from now on; on demand connections only.
+    fn spin(&self, _at_most: std::time::Duration) {}
     /// The server that is asked now, where there is one.
     fn in_use(&self) -> Option<String> {
         None

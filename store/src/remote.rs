@@ -22,6 +22,7 @@ use proto::domain::{self, Class, Line, MAX_RUN, PIECE_BYTES, PageAnswer, Protoco
 use proto::wire::{self, CommitPiece, Digests, GcRequest, ListRequest, NameRequest, TagRequest, WorkingSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tonic::{Code, Status};
@@ -36,6 +37,8 @@ const BULK_DEADLINE: Duration = Duration::from_secs(60);
 /// A page server.
 pub struct RemoteStore {
     link: Arc<Link>,
+    /// See [`Store::spin`].
+    spin_us: AtomicU64,
 }
 
 impl std::fmt::Debug for RemoteStore {
@@ -59,7 +62,7 @@ impl RemoteStore {
 
     /// One that connects when first asked, on a runtime that others may share.
     pub(crate) fn lazily(address: &Address, options: &Options, runtime: Arc<Runtime>) -> Self {
-        Self { link: Arc::new(Link::lazily(address, options, runtime)) }
+        Self { link: Arc::new(Link::lazily(address, options, runtime)), spin_us: AtomicU64::new(0) }
     }
 
     /// Connect, if it is not.
@@ -82,7 +85,8 @@ impl RemoteStore {
             let asking = async {
                 let mut asked = fetching.ask(class, run).await?;
                 let behind = if ahead.is_empty() { None } else { Some(fetching.ask(Class::Bulk, ahead).await?) };
-                Ok((asked.answer().await?, behind))
+                let spin = Duration::from_micros(self.spin_us.load(Ordering::Relaxed));
+                Ok((asked.answer_within_a_spin(spin).await?, behind))
             };
             let lost = match self.link.within(deadline, "fetching", asking).await {
                 Ok(Ok(answer)) => return Ok(answer),
@@ -236,6 +240,13 @@ impl Store for RemoteStore {
 
     fn frames_ahead(&self, ids: &[ChunkId], ahead: &[ChunkId]) -> Result<(Vec<Bytes>, Ahead), StoreError> {
         self.link.runtime().block_on(self.ask_frames(ids, ahead))
+    }
+
+    fn spin(&self, at_most: Duration) {
+        // All other classes have a thread that drives them.
+        if self.link.class() == Class::Demand {
+            self.spin_us.store(at_most.as_micros() as u64, Ordering::Relaxed);
+        }
     }
 
     fn in_use(&self) -> Option<String> {

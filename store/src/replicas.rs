@@ -23,7 +23,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 /// Requests of a server in a row that another was faster with, after which that is asked first: one may be chance.
@@ -297,6 +297,10 @@ impl Store for Replicas {
 
     fn prefer(&self, copy: usize) {
         self.use_from_now_on(copy, "the other sent a chunk that is wrong");
+    }
+
+    fn spin(&self, at_most: Duration) {
+        self.servers.iter().for_each(|server| server.store.spin(at_most));
     }
 
     fn in_use(&self) -> Option<String> {

@@ -51,6 +51,7 @@ impl Daemon {
             policy: request.policy,
             replay: request.replay,
             recording: request.recording,
+            latency: request.latency,
             origin_us,
             report: request.report.clone(),
         };

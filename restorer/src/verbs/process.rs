@@ -35,6 +35,7 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
         eager: args.eager,
         background: !args.no_background,
         new_pid_namespace: args.new_pid_namespace,
+        latency: args.latency,
         policy: Policy { on_lost: args.on_lost, lost_after_s: args.lost_after },
         replay: !args.recall.no_replay && (!args.no_background || args.replay),
         recording: args.recall.record,

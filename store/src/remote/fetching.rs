@@ -9,6 +9,7 @@ use proto::wire::pages_client::PagesClient;
 use proto::wire::{FetchAnswer, FetchRequest};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -74,6 +75,18 @@ impl Asked {
     /// Wait for the answer; the caller sets the deadline.
     pub(super) async fn answer(&mut self) -> Result<PageAnswer, Lost> {
         (&mut self.answer).await.unwrap_or_else(|_| Err(ended()))
+    }
+
+    /// The same, without going to sleep for the first so long.
+    pub(super) async fn answer_within_a_spin(&mut self, spin: Duration) -> Result<PageAnswer, Lost> {
+        let begun = (!spin.is_zero()).then(Instant::now);
+        while begun.is_some_and(|begun| begun.elapsed() < spin) {
+            if let Some(answer) = self.answer_now() {
+                return answer;
+            }
+            tokio::task::yield_now().await; // whose runtime then looks at the socket, and returns at once
+        }
+        self.answer().await
     }
 
     /// The answer, if it is there.

@@ -48,6 +48,8 @@ struct Cli {
 const NAME: &str = "cold";
 /// So long a sleep is an idle machine: everybody who takes part has gone to sleep.
 const WITH_GAPS: Order = Order { touches: 500, gap_us: 2000, threads: 1, pinned: false };
+/// Where --latency low is measured: on one processor nobody spins.
+const SPINNING: [Placement; 2] = [Placement::Free, Placement::Apart];
 const TWO_THREADS: Order = Order { threads: 2, ..BACK_TO_BACK };
 
 struct Bench {
@@ -141,6 +143,15 @@ impl Bench {
             let touches = self.raw(placement, BACK_TO_BACK)?;
             tables.touched(tables::RAW, placement, false, &touches);
         }
+        for (what, served) in [(tables::EMBEDDED_SPINNING, false), (tables::SERVED_SPINNING, true)] {
+            for placement in SPINNING {
+                tables.touched(what, placement, false, &self.ours_spinning(served, placement, BACK_TO_BACK)?);
+                tables.with_gaps(what, placement, &self.ours_spinning(served, placement, WITH_GAPS)?);
+            }
+        }
+        tables.with_gaps(tables::EMBEDDED, Placement::Apart, &self.ours(false, false, Placement::Apart, WITH_GAPS)?);
+        tables.with_gaps(tables::SERVED, Placement::Free, &self.ours(true, false, Placement::Free, WITH_GAPS)?);
+        tables.with_gaps(tables::EMBEDDED, Placement::Free, &self.ours(false, false, Placement::Free, WITH_GAPS)?);
         for placement in [Placement::Together, Placement::Apart] {
             tables.with_gaps(tables::SERVED, placement, &self.ours(true, false, placement, WITH_GAPS)?);
             tables.with_gaps(tables::RAW, placement, &self.raw(placement, WITH_GAPS)?);
@@ -160,7 +171,12 @@ impl Bench {
 
     fn ours(&mut self, served: bool, background: bool, placement: Placement, order: Order) -> Result<turn::Touches> {
         let store = if served { self.server.store() } else { self.embedded.clone() };
-        ours::touch(&mut self.victim, &store, background, placement, &self.server, order).context("ours")
+        ours::touch(&mut self.victim, &store, background, placement, &self.server, &[], order).context("ours")
+    }
+
+    fn ours_spinning(&mut self, served: bool, placement: Placement, order: Order) -> Result<turn::Touches> {
+        let store = if served { self.server.store() } else { self.embedded.clone() };
+        ours::touch(&mut self.victim, &store, false, placement, &self.server, &["--latency", "low"], order).context("ours, spinning")
     }
 
     fn raw(&self, placement: Placement, order: Order) -> Result<turn::Touches> {

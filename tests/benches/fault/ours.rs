@@ -7,10 +7,18 @@ use defrost_tests::placement::place;
 use defrost_tests::{Server, Victim, restore_with};
 
 /// Restore, place, let it touch.
-pub fn touch(victim: &mut Victim, store: &str, background: bool, placement: Placement, server: &Server, order: Order) -> Result<Touches> {
+pub fn touch(
+    victim: &mut Victim,
+    store: &str,
+    background: bool,
+    placement: Placement,
+    server: &Server,
+    how: &[&str],
+    order: Order,
+) -> Result<Touches> {
     // What one turn touched must not help the next.
     let cold = ["--no-replay", "--record", "off", "--no-background"];
-    restore_with(victim, "cold", store, &cold[..cold.len() - usize::from(background)])?;
+    restore_with(victim, "cold", store, &[&cold[..cold.len() - usize::from(background)], how].concat())?;
     let pager = pager_of(victim.pid())?;
     place(victim.pid(), &placement.program()?)?;
     for pid in [pager, server.pid()] {

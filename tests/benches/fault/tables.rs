@@ -6,6 +6,8 @@ use defrost_tests::record::Table;
 
 pub const EMBEDDED: &str = "embedded store";
 pub const SERVED: &str = "page server";
+pub const EMBEDDED_SPINNING: &str = "embedded store, --latency low";
+pub const SERVED_SPINNING: &str = "page server, --latency low";
 pub const RAW: &str = "raw TCP";
 pub const HANDLER: &str = "one handler thread left to the scheduler, no network";
 
@@ -60,7 +62,7 @@ impl Tables {
         let name = row(what, placement);
         let (all, how) = if background { (&mut self.background, UNDER_LOAD) } else { (&mut self.idle, IDLE) };
         all.add(&name, &touches.all());
-        if what == RAW {
+        if ![EMBEDDED, SERVED].contains(&what) {
             return;
         }
         self.waited.add(&format!("{name}, {how}"), touches.share_waited());
