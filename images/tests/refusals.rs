@@ -45,8 +45,25 @@ fn the_samples_are_taken_whole() {
 }
 
 #[test]
+fn huge_pages_lie_apart_and_within_their_region() {
+    const HUGE: u64 = 2 << 20;
+    let parsed = |runs: &[(u64, u64)]| {
+        let huge = runs.iter().map(|(start, huge_pages)| HugeRun { start: *start, huge_pages: *huge_pages }).collect();
+        let mut manifest = sample::memory();
+        manifest.regions[0] =
+            Region { start: HUGE / 2, end: 8 * HUGE, prot: 3, backing: Backing::Anonymous as i32, huge, ..Region::default() };
+        Image::parse(&Image::encode(&manifest, &sample::table(2)))
+    };
+    let taken = parsed(&[(HUGE, 2), (3 * HUGE, 1), (5 * HUGE, 3)]).map(|image| image.manifest.regions[0].huge.len());
+    assert_eq!(taken, Ok(3));
+    for wrong in [&[(0, 1)][..], &[(HUGE + 4096, 1)], &[(HUGE, 0)], &[(HUGE, 8)], &[(HUGE, u64::MAX / HUGE)], &[(HUGE, 2), (2 * HUGE, 1)]] {
+        assert!(matches!(parsed(wrong), Err(ImageError::Manifest(_))), "{wrong:?}");
+    }
+}
+
+#[test]
 fn memory_values_are_checked() {
-    let changes: [(&str, Change); 22] = [
+    let changes: [(&str, Change); 24] = [
         ("chunk size", |m| m.chunk_size_bytes = 0),
         ("chunk size", |m| m.chunk_size_bytes = 2048),
         ("chunk size", |m| m.chunk_size_bytes = 12288),
@@ -63,6 +80,8 @@ fn memory_values_are_checked() {
         ("region 400000-402000", |m| m.regions[0].advice = 2048),
         ("region 400000-402000", |m| m.regions[0].file_offset = 1),
         ("region 400000-402000", |m| m.regions[0].lazy = true),
+        ("region 400000-402000", |m| m.regions[0].huge = vec![HugeRun { start: 0x40_0000, huge_pages: 1 }]),
+        ("region 7f0000000000", |m| m.regions[2].huge = vec![HugeRun { start: 0x7f00_0000_0000, huge_pages: 1 }]),
         ("extent at 402001", |m| m.extents[0].start += 1),
         ("extent at 402000", |m| m.extents[0].pages = 2),
         ("extent at 402000", |m| m.extents[0].pages = u64::MAX),

@@ -4,11 +4,12 @@
 //! know the meaning of. [`tracee`] owns the states of a traced thread, [`remote`] runs system calls in one, [`spawn`] makes the
 //! process that a restore fills; [`memory`] and [`pagemap`] look into a process, [`uffd`] answers its missing pages, [`handoff`]
 //! moves descriptors between processes, [`hangup`] leaves a signal to the kernel, [`sockopt`] looks at sockets, [`mapped_file`]
-//! lends out a pack, [`shared_words`] keep what must outlive us and [`lazy_memory`] is filled by others.
+//! lends out a pack or an image, [`huge`] makes small pages huge, [`shared_words`] keep what must outlive us and [`lazy_memory`] is filled by others.
 
 pub mod call_list;
 pub mod handoff;
 pub mod hangup;
+pub mod huge;
 pub mod lazy_memory;
 pub mod mapped_file;
 pub mod memory;

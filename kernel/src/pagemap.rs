@@ -17,6 +17,8 @@ pub enum Category {
     Populated,
     /// The same, but not those that are still the mapped file's own.
     NotFile,
+    /// Huge pages of the process's own.
+    Huge,
 }
 
 /// Bits of include/uapi/linux/fs.h.
@@ -24,6 +26,7 @@ const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
+const PAGE_IS_HUGE: u64 = 1 << 6;
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 /// Ranges answered by one call.
@@ -64,7 +67,8 @@ pub fn scan(pid: Pid, range: PageRange, category: Category) -> std::io::Result<V
     let mut start = range.start().addr();
     while start < range.end().addr() {
         let mut regions = vec![PageRegion::default(); RANGES];
-        let excluded = PAGE_IS_PFNZERO | if category == Category::NotFile { PAGE_IS_FILE } else { 0 };
+        let excluded = PAGE_IS_PFNZERO | if category == Category::Populated { 0 } else { PAGE_IS_FILE };
+        let required = if category == Category::Huge { PAGE_IS_HUGE } else { 0 };
         let mut args = ScanArgs {
             size: size_of::<ScanArgs>() as u64,
             start,
@@ -72,7 +76,7 @@ pub fn scan(pid: Pid, range: PageRange, category: Category) -> std::io::Result<V
             vec: regions.as_mut_ptr() as u64,
             vec_len: RANGES as u64,
             category_inverted: excluded,
-            category_mask: excluded,
+            category_mask: excluded | required,
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             return_mask: PAGE_IS_PRESENT,
             ..ScanArgs::default()

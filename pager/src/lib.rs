@@ -19,6 +19,7 @@ mod adopt;
 pub mod brake;
 mod bulk;
 mod chunks;
+mod collapse;
 pub mod control;
 pub mod crash;
 pub mod daemon;

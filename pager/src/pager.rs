@@ -14,7 +14,7 @@ use crate::residency::Residency;
 use crate::space::Space;
 use crate::status::{Stalls, State, Status};
 use crate::timeline::{Stall, Timeline};
-use crate::{bulk, fault_loop, outage};
+use crate::{bulk, collapse, fault_loop, outage};
 use images::{Image, PageMap};
 use kernel::uffd::Uffd;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -170,6 +170,7 @@ impl Pager {
         });
         let mut threads = vec![fault_loop::spawn(shared.clone(), config.demand, config.prefetch)?];
         threads.push(outage::spawn(shared.clone()).inspect_err(|_| shared.halt())?);
+        threads.extend(collapse::spawn(&shared).inspect_err(|_| shared.halt())?);
         if config.replay {
             threads.push(replay::spawn(shared.clone(), config.bulk.clone()).inspect_err(|_| shared.halt())?);
         }

@@ -8,6 +8,8 @@ use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 
 /// Smallest and largest chunk: one page; what a demand answer may reasonably carry.
 const CHUNK_SIZES_BYTES: std::ops::RangeInclusive<u32> = 4096..=1 << 20;
+/// Bytes of a huge page of x86-64.
+const HUGE_PAGE_BYTES: u64 = 2 << 20;
 /// PROT_READ, PROT_WRITE and PROT_EXEC.
 const PROT_BITS: u32 = 7;
 /// All bits of [`RegionFlag`], the highest of which is Sequential.
@@ -39,8 +41,20 @@ fn region_range(region: &Region) -> Option<PageRange> {
         && (of_file || region.file_offset <= ADDRESS_END)
         && region.file.as_ref().is_none_or(identity)
         && (may_be_lazy || !region.lazy)
+        && huge_runs(region, backing)
         && text(&region.name, NAME_MAX_BYTES);
     whole.then_some(range)
+}
+
+/// Aligned, ascending, within the region, and of a kind that has any.
+fn huge_runs(region: &Region, backing: Backing) -> bool {
+    let mut end = region.start;
+    region.huge.iter().all(|run| {
+        let run_end = run.huge_pages.checked_mul(HUGE_PAGE_BYTES).and_then(|bytes| run.start.checked_add(bytes));
+        let sound = run.start >= end && run.start.is_multiple_of(HUGE_PAGE_BYTES) && run.huge_pages > 0;
+        end = run_end.unwrap_or(u64::MAX);
+        sound && end <= region.end && backing == Backing::Anonymous
+    })
 }
 
 fn check_extents(manifest: &Manifest, chunks: u64) -> Result<(), ImageError> {

@@ -1,6 +1,6 @@
 //! /proc/PID/smaps: one [`Mapping`] a region, with the VmFlags that /proc/PID/maps does not tell.
 //!
-//! The head line is `start-end perms offset dev inode path`; of the lines below only `VmFlags:` and `AnonHugePages` matter.
+//! The head line is `start-end perms offset dev inode path`; of the lines below only `VmFlags:` and `AnonHugePages:` matter.
 
 use images::manifest::RegionFlag;
 
@@ -21,6 +21,8 @@ pub struct Mapping {
     pub inode: u64,
     /// Path, `[heap]` and the like, or empty.
     pub path: String,
+    /// Bytes of it in huge pages of its own.
+    pub huge_bytes: u64,
     /// VmFlags, two letters each.
     pub flags: Vec<String>,
 }
@@ -68,6 +70,8 @@ pub fn parse_smaps(text: &str) -> Option<Vec<Mapping>> {
         let first = line.split(' ').next()?;
         if let Some((start, end)) = first.split_once('-').filter(|_| !first.contains(':')) {
             found.push(parse_head(line, start, end)?);
+        } else if let Some(kib) = line.strip_prefix("AnonHugePages:") {
+            found.last_mut()?.huge_bytes = kib.trim().trim_end_matches(" kB").parse::<u64>().ok()?.checked_mul(1024)?;
         } else if let Some(flags) = line.strip_prefix("VmFlags:") {
             found.last_mut()?.flags = flags.split_whitespace().map(str::to_owned).collect();
         }
@@ -88,6 +92,7 @@ fn parse_head(line: &str, start: &str, end: &str) -> Option<Mapping> {
         offset: u64::from_str_radix(offset, 16).ok()?,
         inode: inode.parse().ok()?,
         path: fields.next().unwrap_or("").trim_start().to_owned(),
+        huge_bytes: 0,
         flags: Vec::new(),
     })
 }
@@ -99,12 +104,13 @@ mod tests {
     #[test]
     fn reads_heads_and_flags() {
         let text = "55d0-55f0 r-xp 00001000 fe:00 1234                   /usr/bin/a b\nSize: 4 kB\nVmFlags: rd ex mr\n\
-                    7ffe0000-7fff0000 rw-p 00000000 00:00 0                  [stack]\nVmFlags: rd wr gd ac nh\n";
+                    7ffe0000-7fff0000 rw-p 00000000 00:00 0                  [stack]\nAnonHugePages:      2048 kB\nVmFlags: rd wr gd ac nh\n";
         let maps = parse_smaps(text).expect("is smaps");
         assert_eq!(maps.len(), 2);
         assert_eq!((maps[0].prot, maps[0].offset, maps[0].path.as_str(), maps[0].is_file()), (5, 0x1000, "/usr/bin/a b", true));
         assert_eq!(maps[1].advice(), RegionFlag::GrowsDown as u32 | RegionFlag::NoHugepage as u32);
         assert!(!maps[1].is_file());
+        assert_eq!((maps[0].huge_bytes, maps[1].huge_bytes), (0, 2 << 20));
         assert!(parse_smaps("zz-yy rw-p 0 0 0\n").is_none());
     }
 }

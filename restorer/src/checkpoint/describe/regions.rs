@@ -4,7 +4,11 @@ use super::files::identity;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use crate::process::maps::Mapping;
-use images::manifest::{Backing, Region};
+use images::manifest::{Backing, HugeRun, Region};
+use kernel::huge::HUGE_PAGE_BYTES;
+use kernel::pagemap;
+use nix::unistd::Pid;
+use pages::PageRange;
 
 /// How /proc shows shared anonymous memory that was given a name.
 const NAMED_SHARED: &str = "[anon_shmem:";
@@ -59,7 +63,19 @@ fn region(proc: Proc, map: &Mapping) -> Result<Region, CheckpointError> {
         // What a fork must wipe may not be missing then: the kernel has the child's pages asked for as the parent's are.
         lazy: backing == Backing::Anonymous && !map.has("lo") && !map.has("wf"),
         object: if shared { map.inode } else { 0 },
+        huge: if backing == Backing::Anonymous { huge(proc, map) } else { Vec::new() },
     })
+}
+
+/// Where it is in huge pages. That is merely a matter of speed: where it cannot be told, there are none.
+fn huge(proc: Proc, map: &Mapping) -> Vec<HugeRun> {
+    let range = PageRange::from_addrs(map.start, map.end).filter(|_| map.huge_bytes > 0);
+    let found = range.map(|range| pagemap::scan(Pid::from_raw(proc.pid as i32), range, pagemap::Category::Huge));
+    let runs = found.and_then(Result::ok).unwrap_or_default().into_iter();
+    // Only whole ones: a mapping may begin or end within one.
+    let whole =
+        runs.map(|run| (run.start().addr().next_multiple_of(HUGE_PAGE_BYTES), run.end().addr() / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES));
+    whole.filter(|(start, end)| start < end).map(|(start, end)| HugeRun { start, huge_pages: (end - start) / HUGE_PAGE_BYTES }).collect()
 }
 
 /// The name that prctl(PR_SET_VMA) gave.
