@@ -22,7 +22,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Freeze, kill and lazily restore a redis-server with 700 000 values, and compare every one of them
+    /// Freeze, kill and lazily restore a redis-server with 500 000 values, and compare every one of them
     Demo,
     /// Everything CI tests
     Test,
