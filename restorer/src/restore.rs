@@ -270,6 +270,9 @@ fn build(
 /// Some reapers look only every few seconds.
 const REAPED_WITHIN: Duration = Duration::from_secs(10);
 
+/// A number is free a moment after the last who had it is gone from /proc: longer where that one is put aside in between.
+const FREED_WITHIN: Duration = Duration::from_millis(200);
+
 /// The child, under its number: one whose group or session only dead processes hold is waited for.
 fn spawn(pid: u32) -> Result<Stopped, RestoreError> {
     let begun = Instant::now();
@@ -281,6 +284,7 @@ fn spawn(pid: u32) -> Result<Stopped, RestoreError> {
         match group_holder(pid) {
             Some((_, true)) if begun.elapsed() < REAPED_WITHIN => std::thread::sleep(Duration::from_millis(5)),
             Some((holder, _)) => return Err(RestoreError::PidTaken { pid, holder }),
+            None if begun.elapsed() < FREED_WITHIN => std::thread::sleep(Duration::from_millis(1)),
             None => return Err(error.into()),
         }
     }
