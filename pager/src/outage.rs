@@ -22,6 +22,10 @@ use store::{Store, Tally};
 /// Pause while an event is in the way of poison.
 const PAUSE: Duration = Duration::from_micros(200);
 
+/// How often poison is tried where memory for it is short, and how far apart: a second in all.
+const POISON_TRIES: u32 = 100;
+const POISON_PAUSE: Duration = Duration::from_millis(10);
+
 /// What is known of a store's absence.
 pub(crate) struct Outage {
     policy: Policy,
@@ -147,6 +151,19 @@ pub(crate) fn spawn(shared: Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
             _ => while !release(&shared) {},
         }
     })
+}
+
+/// The process is being ended: children that it forked are not ours to end, and would wait for ever for what they still miss.
+pub(crate) fn give_up_children(shared: &Shared) {
+    let mut tried = 0;
+    while let Err(errno) = poison(shared, 1) {
+        tried += 1;
+        if tried == POISON_TRIES {
+            tracing::error!(pid = shared.pid(), %errno, "what its forked children miss cannot be poisoned: they wait for it");
+            return;
+        }
+        std::thread::sleep(POISON_PAUSE);
+    }
 }
 
 /// Poison all that is missing in all spaces but the first so many.

@@ -311,6 +311,7 @@ impl Shared {
         self.enter(State::Failed(why.to_owned()));
         // It may have ended by itself meanwhile.
         let _ = kernel::handoff::pidfd_kill(&self.pidfd, nix::sys::signal::Signal::SIGKILL as i32);
+        outage::give_up_children(self);
         self.halt();
     }
 

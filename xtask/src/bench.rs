@@ -137,7 +137,7 @@ pub enum Bench {
 }
 
 /// What `all` runs, as it is called. (Torture and CRIU killed look for wrong bytes, by the hour.)
-const ALL: &[&str] = &["resume", "checkpoint", "criu-frontend", "replay", "fault", "drain", "link", "scale", "many", "memory"];
+const ALL: &[&str] = &["criu-frontend", "drain", "fault", "replay", "checkpoint", "link", "scale", "many", "resume", "memory"];
 
 #[derive(Parser)]
 #[command(no_binary_name = true)]
