@@ -134,26 +134,24 @@ pub(crate) fn spawn(shared: Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
         let after_s = shared.outage.policy.lost_after_s;
         let reason = shared.status().last_error.unwrap_or_else(|| "the store does not answer".to_owned());
         let why = format!("a page that a thread waits for did not come within {after_s} s: {reason}");
-        // Children that it forked and that still miss pages are not ours to kill, and must not read zeros once we are gone.
-        let first_poisoned = usize::from(due == Due::Kill);
-        if due == Due::Poison {
-            tracing::error!(pid = shared.pid(), why, "giving up what is missing: touches of it are a SIGBUS");
-            shared.note(&why);
-            shared.enter(State::Poisoned(why.clone()));
+        if due == Due::Kill {
+            shared.outage.end();
+            return shared.fail(&why);
         }
+        tracing::error!(pid = shared.pid(), why, "giving up what is missing: touches of it are a SIGBUS");
+        shared.note(&why);
+        shared.enter(State::Poisoned(why.clone()));
         shared.outage.end();
-        if let Err(errno) = poison(&shared, first_poisoned) {
+        if let Err(errno) = poison(&shared, 0) {
             return shared.fail(&format!("{why}; and what is missing cannot be poisoned: {errno}"));
         }
-        match due {
-            Due::Kill => shared.fail(&why),
-            // Nothing is owed any more. The fault loop may stand in a call for some seconds: do its work.
-            _ => while !release(&shared) {},
-        }
+        // Nothing is owed any more. The fault loop may stand in a call for some seconds: do its work.
+        while !release(&shared) {}
     })
 }
 
-/// The process is being ended: children that it forked are not ours to end, and would wait for ever for what they still miss.
+/// The process is being ended: children that it forked are not ours to end, would wait for ever for what they still miss, and must not
+/// read zeros once we are gone.
 pub(crate) fn give_up_children(shared: &Shared) {
     let mut tried = 0;
     while let Err(errno) = poison(shared, 1) {
