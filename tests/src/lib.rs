@@ -19,6 +19,7 @@ pub mod record;
 pub mod redis;
 mod server;
 pub mod sized;
+pub mod small_disk;
 pub mod stored;
 pub mod storm;
 mod victim;

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::command::as_nobody;
+use defrost_tests::small_disk::SmallDisk;
 use defrost_tests::{
     Server, Victim, checkpoint, defrost, defrost_fails, defrost_fails_through, defrost_ok, defrost_tries_through, eventually, need_root,
     restore,
@@ -225,33 +226,13 @@ fn a_read_only_store_is_read_and_not_written() -> Result<()> {
     frozen.victim.check("")
 }
 
-/// A file system of a few pages, gone with its value.
-struct Tiny(TempDir);
-
-impl Tiny {
-    fn mount() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", "size=512k", "tiny"]).arg(folder.path()).status()?;
-        ensure!(status.success(), "mount: {status}");
-        Ok(Self(folder))
-    }
-}
-
-impl Drop for Tiny {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
-        if !unmounted.as_ref().is_ok_and(std::process::ExitStatus::success) {
-            eprintln!("unmount {}: {unmounted:?}", self.0.path().display());
-        }
-    }
-}
-
 #[test]
 fn a_full_disk_is_told_and_the_process_runs_on() -> Result<()> {
     need_root()?;
     let victim = Victim::c("memory", &["8"])?;
-    let tiny = Tiny::mount()?;
-    let store = tiny.0.path().join("store").to_string_lossy().into_owned();
+    let folder = tempfile::tempdir()?;
+    let tiny = SmallDisk::mount(folder.path(), "512k")?;
+    let store = tiny.path().join("store").to_string_lossy().into_owned();
     let text = defrost_fails(&["checkpoint", &victim.pid().to_string(), "x", "--store", &store])?;
     ensure_words(&text, &[&store, "the disk is full", "free some space"])?;
     assert!(files(Path::new(&store), "packs")?.is_empty() && files(Path::new(&store), "refs")?.is_empty(), "something was stored");

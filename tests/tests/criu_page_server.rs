@@ -4,13 +4,14 @@
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::criu::{self, Between, Dumped, LazyPages, Live, RoomForPipes, free_port, in_a_namespace};
 use defrost_tests::redis::Redis;
+use defrost_tests::small_disk::SmallDisk;
 use defrost_tests::{Server, Victim, binary, defrost_fails, defrost_ok, eventually, need_root};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 /// CRIU's page server with what a folder has; it ends with its first client.
@@ -267,38 +268,19 @@ fn a_store_that_fails_harms_nobody() -> Result<()> {
     victim.end()
 }
 
-/// A file system with room for so much, in a folder.
-struct Small(PathBuf);
-
-impl Small {
-    fn mount(folder: PathBuf, size: &str) -> Result<Self> {
-        std::fs::create_dir(&folder)?;
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&folder).status()?;
-        ensure!(status.success(), "mount: {status}");
-        Ok(Self(folder))
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
-        if !unmounted.as_ref().is_ok_and(|status| status.success()) {
-            eprintln!("unmount {}: {unmounted:?}", self.0.display());
-        }
-    }
-}
-
 #[test]
 fn a_full_disk_harms_nobody() -> Result<()> {
     need_root()?;
     let (mut victim, folder) = (criu::tree(16)?, tempfile::tempdir()?);
     let (images, store) = (folder.path().join("images"), folder.path().join("store").display().to_string());
-    let work = Small::mount(folder.path().join("work"), "16m")?;
+    let work = folder.path().join("work");
+    std::fs::create_dir(&work)?;
+    let work = SmallDisk::mount(&work, "16m")?;
     let live = Live::dump(&victim, &images)?;
     let images_text = images.display().to_string();
     let keep = ["--images", &images_text, "--page-server", &live.address, "--keep-as", "tree", "--store", &store];
-    let daemon = LazyPages::start(&work.0, &keep)?;
-    let _namespace = in_a_namespace(&images, &work.0).with_context(|| daemon.said())?;
+    let daemon = LazyPages::start(work.path(), &keep)?;
+    let _namespace = in_a_namespace(&images, work.path()).with_context(|| daemon.said())?;
     double_proves(&victim).with_context(|| daemon.said())?;
     let (status, said) = daemon.ended()?;
     ensure!(status.code() == Some(1) && said.contains("all memory is there") && said.contains("free some space there"), "{status}: {said}");

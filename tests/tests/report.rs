@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use defrost_tests::browser::{Page, colours};
 use defrost_tests::live_pager::pager_of;
 use defrost_tests::redis::Redis;
+use defrost_tests::small_disk::SmallDisk;
 use defrost_tests::{Server, Victim, checkpoint, defrost, defrost_fails, defrost_ok, eventually, need_root, restore_with};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -354,42 +355,19 @@ fn a_page_that_cannot_be_written_is_refused_first() -> Result<()> {
     frozen.end()
 }
 
-/// A file system of a few pages, gone with its value.
-struct Tiny(TempDir);
-
-impl Tiny {
-    fn mount() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", "size=8k", "tiny"]).arg(folder.path()).status()?;
-        ensure!(status.success(), "mount: {status}");
-        Ok(Self(folder))
-    }
-}
-
-impl Drop for Tiny {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
-        if !unmounted.as_ref().is_ok_and(std::process::ExitStatus::success) {
-            eprintln!("unmount {}: {unmounted:?}", self.0.path().display());
-        }
-    }
-}
-
 #[test]
 fn a_full_disk_at_the_end_is_one_line_in_the_log() -> Result<()> {
     let mut frozen = Frozen::new()?;
-    let (pid, tiny) = (frozen.redis.victim.pid(), Tiny::mount()?);
-    let file = tiny.0.path().join("report.html");
+    let (pid, folder) = (frozen.redis.victim.pid(), tempfile::tempdir()?);
+    let tiny = SmallDisk::mount(folder.path(), "8k")?;
+    let file = tiny.path().join("report.html");
     std::fs::write(&file, "what was there")?;
     frozen.restore(&["--report", &text(&file)])?;
     defrost_ok(&["wait", &pid.to_string()])?;
     let log = String::from_utf8_lossy(&std::fs::read("/run/defrost/pager.log")?).into_owned();
     let lines: Vec<&str> = log.lines().filter(|line| line.contains(&text(&file))).collect();
     ensure!(lines.len() == 1 && lines[0].contains("ERROR") && lines[0].contains("No space left"), "{lines:?}");
-    ensure!(
-        std::fs::read_to_string(&file)? == "what was there" && std::fs::read_dir(tiny.0.path())?.count() == 1,
-        "half of it was written"
-    );
+    ensure!(std::fs::read_to_string(&file)? == "what was there" && std::fs::read_dir(tiny.path())?.count() == 1, "half of it was written");
     ensure!(status(pid)?["state"] == "resident");
     frozen.touch(1, 500)?;
     frozen.redis.compare(VALUES)?;
