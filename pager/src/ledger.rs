@@ -86,16 +86,18 @@ impl Ledger {
         self.history.as_deref()
     }
 
-    /// These are owed no more: first in the journal, which must never owe less than we do.
-    pub(crate) fn settle(&mut self, how: How, origin: PageAddr, pages: u64) {
+    /// These are owed no more: first in the journal, which must never owe less than we do. Yields how many of them were.
+    pub(crate) fn settle(&mut self, how: How, origin: PageAddr, pages: u64) -> u64 {
         if let Some(kept) = &self.kept {
             kept.journal.settle(origin, pages);
         }
         let before = self.residency.owed_pages();
         self.residency.settle(origin, pages);
+        let settled = before - self.residency.owed_pages();
         if let Some(history) = &mut self.history {
-            history.note(how, (origin, pages), before - self.residency.owed_pages(), Instant::now());
+            history.note(how, (origin, pages), settled, Instant::now());
         }
+        settled
     }
 
     /// What is owed in `range` is about to be owed no more, as the program wants it.

@@ -1,14 +1,17 @@
-//! One address space: its userfaultfd and what it owes (its `ledger`), under one lock.
+//! One address space: its userfaultfd and what it owes (its `ledger`).
 //!
-//! Two things must each be one step under that lock, or stale bytes could be installed:
+//! Two things must each be one step, or stale bytes could be installed:
 //!
 //!   A: read events from the userfaultfd, apply them to the residency
 //!   B: ask the residency what is owed, UFFDIO_COPY it, settle it
 //!
+//! Nothing else happens during an A. Several threads may be at a B at once, for different pages, as a COPY takes most of it: they share
+//! a gate that an A has for itself, and ask and settle under a lock that none of them holds while it copies (decision 0016).
+//!
 //! The process P that removes, unmaps, moves or forks does this (fs/userfaultfd.c): mmap_changing += 1; queue the event; wait until
 //! it is read; mmap_changing -= 1; go on. While mmap_changing is not 0 every COPY answers EAGAIN. So a B before the event is queued
 //! installs what P then drops, moves or copies itself; a B between queueing and A gets EAGAIN and installs nothing; a B after A asks
-//! a residency that knows. Without the lock a B could ask before A and copy after it, when P goes on: a stale page over a
+//! a residency that knows. Without the gate a B could ask before A and copy after it, when P goes on: a stale page over a
 //! dropped one. read() hands out faults before events that came earlier, so a fault may name a page that is owed no more when it is
 //! answered: it then gets zeros, as P asked for.
 //!
@@ -21,14 +24,17 @@ use crate::history::{History, How};
 use crate::journal::Journal;
 use crate::keep::Keep;
 use crate::ledger::{Ledger, Pumped};
-use crate::residency::Residency;
+use crate::residency::{Residency, Run};
 use kernel::uffd::{Filled, Uffd};
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
+use std::time::{Duration, Instant};
 
 /// Pages that a program can address: 47 bits of bytes.
 const ADDRESSABLE_PAGES: u64 = 1 << 35;
+/// How long to look for an end of the COPYs under way before sleeping: one of 16 KiB takes 3 to 7 µs, a sleep and its wake-up up to 60.
+const SPIN: Duration = Duration::from_micros(15);
 
 /// How an attempt to fill went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,11 +49,43 @@ pub enum Outcome {
     Failed(nix::errno::Errno),
 }
 
+/// What threads at a B share.
+#[derive(Debug)]
+struct Books {
+    ledger: Ledger,
+    /// Origins that somebody is at a B with.
+    filling: Vec<PageRange>,
+    /// How many wait for some of these.
+    waiting: usize,
+}
+
+/// A thread's being at a B with these origins.
+struct Filling<'a> {
+    space: &'a Space,
+    origins: PageRange,
+}
+
+impl Drop for Filling<'_> {
+    fn drop(&mut self) {
+        let mut books = self.space.lock();
+        if let Some(at) = books.filling.iter().position(|range| *range == self.origins) {
+            books.filling.swap_remove(at);
+        }
+        if books.waiting > 0 {
+            self.space.filled.notify_all();
+        }
+    }
+}
+
 /// An address space that may owe pages.
 #[derive(Debug)]
 pub struct Space {
     uffd: Uffd,
-    ledger: Mutex<Ledger>,
+    /// Held for writing during an A, for reading during a B.
+    gate: RwLock<()>,
+    books: Mutex<Books>,
+    /// Somebody is done with pages that others wait to be asked about.
+    filled: Condvar,
     /// What one COPY fills at least, and in multiples of what: 1 but for huge pages.
     granule_pages: u64,
 }
@@ -74,7 +112,8 @@ impl Space {
     /// The same with what it owes as a ledger.
     #[must_use]
     pub(crate) fn over(uffd: Uffd, ledger: Ledger) -> Self {
-        Self { uffd, ledger: Mutex::new(ledger), granule_pages: 1 }
+        let books = Books { ledger, filling: Vec::new(), waiting: 0 };
+        Self { uffd, gate: RwLock::new(()), books: Mutex::new(books), filled: Condvar::new(), granule_pages: 1 }
     }
 
     /// How large its own pages are, in pages of 4 KiB.
@@ -87,31 +126,45 @@ impl Space {
         PageRange::with_len(PageAddr::from_number(page.number() - page.number() % self.granule_pages), self.granule_pages)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Ledger> {
+    fn lock(&self) -> MutexGuard<'_, Books> {
         // Nothing panics while it holds the lock; if it did, the ledger would still be whole.
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wait until nobody is at a B, and keep everybody from one.
+    fn shut(&self) -> RwLockWriteGuard<'_, ()> {
+        let begun = Instant::now();
+        loop {
+            match self.gate.try_write() {
+                Ok(shut) => return shut,
+                Err(TryLockError::Poisoned(shut)) => return shut.into_inner(), // there is nothing to be half done
+                Err(TryLockError::WouldBlock) if begun.elapsed() < SPIN => std::hint::spin_loop(),
+                Err(TryLockError::WouldBlock) => return self.gate.write().unwrap_or_else(PoisonError::into_inner),
+            }
+        }
     }
 
     /// Step A: read and apply all events. An error is one of the journal's: what was read is in its batch, and must not be lost.
     pub fn pump(&self) -> std::io::Result<Pumped> {
-        let (mut ledger, mut pumped) = (self.lock(), Pumped::default());
-        while ledger.read(&self.uffd, &mut pumped)? {}
+        let (_shut, mut pumped) = (self.shut(), Pumped::default());
+        let mut books = self.lock();
+        while books.ledger.read(&self.uffd, &mut pumped)? {}
         Ok(pumped)
     }
 
     /// The origin of an owed page.
     pub fn owed_at(&self, page: PageAddr) -> Option<PageAddr> {
-        self.lock().residency().owed_at(page)
+        self.lock().ledger.residency().owed_at(page)
     }
 
     /// The next owed page by origin.
     pub fn next_owed(&self, cursor: PageAddr) -> Option<PageAddr> {
-        self.lock().residency().next_owed(cursor)
+        self.lock().ledger.residency().next_owed(cursor)
     }
 
     /// The run of owed pages that `origin` is in.
     pub(crate) fn owed_run(&self, origin: PageAddr) -> Option<PageRange> {
-        self.lock().residency().owed_run(origin)
+        self.lock().ledger.residency().owed_run(origin)
     }
 
     /// Whether anything of `origins` is owed.
@@ -128,35 +181,35 @@ impl Space {
 
     /// Its process has ended: nothing is owed any more.
     pub fn end(&self) {
-        self.lock().end();
+        self.lock().ledger.end();
     }
 
     /// Nothing is owed any more, and never will be again: who takes over need not find the userfaultfd.
     pub fn enter_settled(&self) {
-        self.lock().enter_settled();
+        self.lock().ledger.enter_settled();
     }
 
     /// A pager before us may have read faults, and armed the brake: let everybody who waits look again, which tells them anew.
     pub(crate) fn taken_over(&self) {
-        self.lock().disarmed();
+        self.lock().ledger.disarmed();
         // It fails only where nobody can wait.
         let _ = self.uffd.wake_all();
     }
 
     /// Pages still owed.
     pub fn owed_pages(&self) -> u64 {
-        self.lock().residency().owed_pages()
+        self.lock().ledger.residency().owed_pages()
     }
 
     /// Remember how its memory comes from now on.
     pub(crate) fn remember(&self, history: History) {
-        self.lock().remember(history);
+        self.lock().ledger.remember(history);
     }
 
     /// How its memory came so far, and what is still owed, by origin: of one moment.
     pub(crate) fn history(&self) -> Option<(History, Vec<PageRange>)> {
-        let ledger = self.lock();
-        Some((ledger.history()?.clone(), ledger.residency().owed().collect()))
+        let books = self.lock();
+        Some((books.ledger.history()?.clone(), books.ledger.residency().owed().collect()))
     }
 
     /// Step B: install what is owed of a chunk whose pages were at `origins`; `how` is why it comes.
@@ -166,32 +219,38 @@ impl Space {
 
     /// The same; and how many pages of it came so.
     pub(crate) fn install_counted(&self, how: How, origins: PageRange, data: &[u8]) -> (Outcome, u64) {
-        let mut ledger = self.lock();
-        let before = ledger.residency().owed_pages();
-        let outcome = self.fill(&mut ledger, how, origins, |uffd, at, origin, pages| {
+        self.fill(how, origins, |uffd, at, origin, pages| {
             let skip = ((origin.number() - origins.start().number()) * PAGE_SIZE_BYTES) as usize;
             uffd.copy(at, &data[skip..skip + (pages * PAGE_SIZE_BYTES) as usize])
-        });
-        (outcome, before - ledger.residency().owed_pages())
+        })
     }
 
     /// Step B with poison, for all that is owed: touches of it are fatal from now on, and nothing is owed any more.
     pub fn poison(&self) -> Outcome {
         let Some(everything) = PageRange::with_len(PageAddr::from_number(0), ADDRESSABLE_PAGES) else { return Outcome::Settled };
-        self.fill(&mut self.lock(), How::Lost, everything, |uffd, at, _, pages| {
-            PageRange::with_len(at, pages).map_or(Filled::Unmapped, |range| uffd.poison(range))
-        })
+        let poison = |uffd: &Uffd, at, _, pages| PageRange::with_len(at, pages).map_or(Filled::Unmapped, |range| uffd.poison(range));
+        self.fill(How::Lost, everything, poison).0
     }
 
-    /// Fill what is owed of `origins`: `one` answers so many pages at the first address, whose origin is the second.
-    fn fill(
-        &self,
-        ledger: &mut Ledger,
-        how: How,
-        origins: PageRange,
-        mut one: impl FnMut(&Uffd, PageAddr, PageAddr, u64) -> Filled,
-    ) -> Outcome {
-        for run in ledger.residency().owed_runs(origins) {
+    /// What is owed of `origins`, which nobody else is at a B with while the second answer lives.
+    fn owed_alone(&self, origins: PageRange) -> (Vec<Run>, Filling<'_>) {
+        let mut books = self.lock();
+        while books.filling.iter().any(|range| range.intersect(&origins).is_some()) {
+            books.waiting += 1;
+            books = self.filled.wait(books).unwrap_or_else(PoisonError::into_inner);
+            books.waiting -= 1;
+        }
+        books.filling.push(origins);
+        (books.ledger.residency().owed_runs(origins), Filling { space: self, origins })
+    }
+
+    /// Fill what is owed of `origins`: `one` answers so many pages at the first address, whose origin is the second. Yields how many
+    /// pages are owed no more, too.
+    fn fill(&self, how: How, origins: PageRange, mut one: impl FnMut(&Uffd, PageAddr, PageAddr, u64) -> Filled) -> (Outcome, u64) {
+        let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner); // there is nothing to be half done
+        let (runs, _filling) = self.owed_alone(origins);
+        let mut came = 0;
+        for run in runs {
             let mut next = 0; // pages of the run that are dealt with
             let mut by_page = false;
             while next < run.pages {
@@ -208,8 +267,8 @@ impl Space {
                         bytes / PAGE_SIZE_BYTES + self.granule_pages
                     }
                     Filled::Changing { bytes } => {
-                        ledger.settle(how, origin, bytes / PAGE_SIZE_BYTES);
-                        return Outcome::Retry;
+                        came += self.lock().ledger.settle(how, origin, bytes / PAGE_SIZE_BYTES);
+                        return (Outcome::Retry, came);
                     }
                     // One COPY must stay within one mapping: mprotect may have split it. A single page that has no mapping is gone.
                     Filled::Unmapped if pages > self.granule_pages => {
@@ -218,23 +277,23 @@ impl Space {
                     }
                     Filled::Unmapped => self.granule_pages,
                     Filled::Gone => {
-                        ledger.forget();
-                        return Outcome::Gone;
+                        self.lock().ledger.forget();
+                        return (Outcome::Gone, came);
                     }
-                    Filled::NoMemory => return Outcome::Failed(nix::errno::Errno::ENOMEM),
-                    Filled::Failed(errno) => return Outcome::Failed(errno),
+                    Filled::NoMemory => return (Outcome::Failed(nix::errno::Errno::ENOMEM), came),
+                    Filled::Failed(errno) => return (Outcome::Failed(errno), came),
                 };
-                ledger.settle(how, origin, done);
+                came += self.lock().ledger.settle(how, origin, done);
                 next += done;
             }
         }
-        Outcome::Settled
+        (Outcome::Settled, came)
     }
 
     /// Answer a touch of a page that is not owed: zeros, unless it is there already.
     pub fn zero(&self, page: PageAddr) -> Outcome {
-        let ledger = self.lock();
-        if ledger.residency().owed_at(page).is_some() {
+        let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner); // there is nothing to be half done
+        if self.owed_at(page).is_some() {
             return Outcome::Retry;
         }
         let Some(range) = self.granule(page) else { return Outcome::Settled };
