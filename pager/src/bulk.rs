@@ -5,8 +5,8 @@
 //! ([`crate::pace`]), so that neither the end of the rebuild nor a fault nor the process itself waits for them; in its first moments they
 //! step aside altogether. Chunks under way are marked ([`crate::marks`]), so that no two of these threads bring the same one.
 //!
-//! Memory: each thread holds the frames of one run and one decoded chunk. A frame is hardly longer than its pages, so all of them
-//! together hold at most [`crate::pace::MAX_WORKERS`] × ([`RUN_BYTES`] + 2 × the chunk size): 6 MiB with chunks of 16 KiB, 18 MiB with the largest.
+//! Memory: each thread holds the frames of two runs and one decoded chunk. A frame is hardly longer than its pages, so all of them
+//! together hold at most [`crate::pace::MAX_WORKERS`] × 2 × ([`RUN_BYTES`] + the chunk size): 12 MiB with chunks of 16 KiB, 24 MiB with the largest.
 
 use crate::chunks::{Chunk, Chunks, Unfit};
 use crate::history::How;
@@ -19,7 +19,7 @@ use pages::{PageAddr, PageRange};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use store::Store;
+use store::{Ahead, Store};
 
 /// Bytes of raw pages in one request; the last chunk may exceed it. Enough that a round trip costs little against decoding (0.7 ms),
 /// little enough that the pages behind a fault come soon.
@@ -53,16 +53,18 @@ pub(crate) fn spawn(shared: &Arc<Shared>, store: &Arc<dyn Store>, priority: Prio
 fn run(shared: &Shared, store: Arc<dyn Store>, marks: &Marks, priority: Priority) {
     let mut chunks = Chunks::new(shared.image.clone(), shared.map.clone(), store);
     let how = if priority == Priority::Usual { How::Eager } else { How::Bulk };
+    let mut ahead = None;
     while !shared.stop.load(Ordering::Relaxed) && !shared.settled() {
         step_aside(shared, priority);
-        let claim = next(shared, &chunks, marks);
+        let (claim, asked) = ahead.take().unwrap_or_else(|| ask(next(shared, &chunks, marks), &chunks));
         let run = &claim.parts;
         if run.is_empty() {
             std::thread::sleep(PAUSE);
             continue;
         }
+        ahead = Some(ask(next(shared, &chunks, marks), &chunks)).filter(|(claim, _)| !claim.parts.is_empty());
         let mut failed = None;
-        let fetched = chunks.fetch_run(run, &[], &shared.outage.over, &|error| shared.lost(error), &mut |(_, range), chunk| {
+        let fetched = chunks.fetch_asked(run, asked, &shared.outage.over, &|error| shared.lost(error), &mut |(_, range), chunk| {
             step_aside(shared, priority);
             failed = install(shared, how, range, chunk);
             failed.is_none() && !shared.stop.load(Ordering::Relaxed)
@@ -74,6 +76,11 @@ fn run(shared: &Shared, store: Arc<dyn Store>, marks: &Marks, priority: Priority
             (Err(error), _) => return shared.fail(&error.to_string()),
         }
     }
+}
+
+fn ask<'a>(claim: Claim<'a, Chunk>, chunks: &Chunks) -> (Claim<'a, Chunk>, Ahead) {
+    let asked = chunks.ask(&claim.parts);
+    (claim, asked)
 }
 
 fn step_aside(shared: &Shared, priority: Priority) {

@@ -1,6 +1,7 @@
 //! Chunks on their way in: fetched from a store, decoded, verified; tried again where that can help.
 //!
-//! Faults fetch the chunks that threads wait for in one request and their neighbours behind it, bulk a run of them. A store that cannot be
+//! Faults fetch the chunks that threads wait for in one request and their neighbours behind it, bulk a run of them; while it decodes one,
+//! the next is on its way, unless the line is what takes long: then it would only stand in the way of faults. A store that cannot be
 //! reached is asked again for ever, with growing pauses: the process waits. A chunk whose bytes are wrong is fetched once more, alone, from
 //! every copy of the store there is; wrong in all of them, it is fatal, as no one may ever read it.
 
@@ -10,8 +11,8 @@ use images::{Image, PageMap};
 use pages::{ChunkId, PageRange};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-use store::{Ahead, Backoff, Store, StoreError, Unsound};
+use std::time::{Duration, Instant};
+use store::{Ahead, Arrived, Backoff, Store, StoreError, Unsound};
 
 /// A chunk by its number, with its pages.
 pub type Chunk = (u32, PageRange);
@@ -26,7 +27,14 @@ pub struct Chunks {
     store: Arc<dyn Store>,
     decoder: Decoder,
     chunk: Verified,
+    /// How long the last run that was asked for was waited for.
+    waited: Duration,
 }
+
+/// Whoever waits longer than this for a run of 1 MiB has a slow line (1 Gbit/s brings its frames in 2 to 8 ms) or a busy server.
+const LINE_IS_SLOW: Duration = Duration::from_millis(6);
+/// How long an answer to what was asked for ahead may take; the store asks again after that with deadlines of its own.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A chunk nobody may be given.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +55,7 @@ pub enum Unfit {
 impl Chunks {
     /// Fetch from `store`.
     pub fn new(image: Arc<Image>, map: Arc<PageMap>, store: Arc<dyn Store>) -> Self {
-        Self { image, map, store, decoder: Decoder::new(), chunk: Verified::default() }
+        Self { image, map, store, decoder: Decoder::new(), chunk: Verified::default(), waited: Duration::MAX }
     }
 
     /// The pages of the chunk that holds an origin page.
@@ -89,6 +97,7 @@ impl Chunks {
         install: &mut dyn FnMut(Chunk, &Verified) -> bool,
     ) -> Result<Ahead, Unfit> {
         let (ids, ahead) = (self.ids(run), self.ids(ahead));
+        let begun = Instant::now();
         let asked = reach(stop, lost, || match self.store.frames_ahead(&ids, &ahead) {
             Err(error) if !error.is_about_contents() => Err(error),
             answer => Ok(answer),
@@ -98,7 +107,45 @@ impl Chunks {
             tracing::warn!(%error, "fetching a run chunk by chunk");
             (Vec::new(), Ahead::Lost)
         });
-        let mut frames = frames.into_iter();
+        self.waited = begun.elapsed();
+        self.hand_out(run, frames, stop, lost, install)?;
+        Ok(coming)
+    }
+
+    /// Ask for a run that will be wanted next, where that helps, and wait for nothing.
+    pub(crate) fn ask(&self, run: &[Chunk]) -> Ahead {
+        if self.waited > LINE_IS_SLOW { Ahead::Lost } else { self.store.ask(&self.ids(run)) }
+    }
+
+    /// [`Chunks::fetch_run`] of a run that was asked for, or not.
+    pub(crate) fn fetch_asked(
+        &mut self,
+        run: &[Chunk],
+        asked: Ahead,
+        stop: &AtomicBool,
+        lost: Lost<'_>,
+        install: &mut dyn FnMut(Chunk, &Verified) -> bool,
+    ) -> Result<(), Unfit> {
+        let begun = Instant::now();
+        let arrived = match asked {
+            Ahead::Coming(mut coming) => coming.wait(PATIENCE),
+            Ahead::AtOnce | Ahead::Lost => Arrived::Lost,
+        };
+        let Arrived::Frames(frames) = arrived else { return self.fetch_run(run, &[], stop, lost, install).map(drop) };
+        self.waited = begun.elapsed();
+        self.hand_out(run, frames, stop, lost, install)
+    }
+
+    /// Hand each chunk of a run, verified, to `install`, of the frames that there are.
+    fn hand_out(
+        &mut self,
+        run: &[Chunk],
+        frames: Vec<Bytes>,
+        stop: &AtomicBool,
+        lost: Lost<'_>,
+        install: &mut dyn FnMut(Chunk, &Verified) -> bool,
+    ) -> Result<(), Unfit> {
+        let (ids, mut frames) = (self.ids(run), frames.into_iter());
         for (id, (index, range)) in ids.iter().zip(run) {
             let frame = frames.next(); // one at a time: what is installed is let go
             let chunk = match frame {
@@ -110,7 +157,7 @@ impl Chunks {
                 break;
             }
         }
-        Ok(coming)
+        Ok(())
     }
 
     /// A chunk that nobody waits for: of its frame, or where there is none of what the store has at hand. None where that is wrong, which

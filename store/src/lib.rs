@@ -106,6 +106,10 @@ pub trait Store: Send + Sync {
     fn frames_ahead(&self, ids: &[ChunkId], _ahead: &[ChunkId]) -> Result<(Vec<Bytes>, Ahead), StoreError> {
         Ok((self.frames(ids)?, Ahead::AtOnce))
     }
+    /// Ask for frames and wait for nothing. What goes wrong with them is told when somebody asks by [`Store::frames`].
+    fn ask(&self, _ids: &[ChunkId]) -> Ahead {
+        Ahead::AtOnce
+    }
     /// How many copies of everything there may be: places that hold the same snapshots.
     fn copies(&self) -> usize {
         1

@@ -129,8 +129,11 @@ impl RemoteStore {
                 Err(Refusal::Invalid(why) | Refusal::Internal(why) | Refusal::TooLarge(why)) => return Err(self.refused(why)),
             }
         }
-        let coming = |asked| Ahead::Coming(Box::new(RemoteComing::new(self.link.clone(), asked, ahead.len())));
-        Ok((frames, behind.map_or(Ahead::Lost, coming)))
+        Ok((frames, behind.map_or(Ahead::Lost, |asked| self.coming(asked, ahead.len()))))
+    }
+
+    fn coming(&self, asked: Asked, chunks: usize) -> Ahead {
+        Ahead::Coming(Box::new(RemoteComing::new(self.link.clone(), asked, chunks)))
     }
 
     fn refused(&self, why: String) -> StoreError {
@@ -240,6 +243,18 @@ impl Store for RemoteStore {
 
     fn frames_ahead(&self, ids: &[ChunkId], ahead: &[ChunkId]) -> Result<(Vec<Bytes>, Ahead), StoreError> {
         self.link.runtime().block_on(self.ask_frames(ids, ahead))
+    }
+
+    /// Whoever waits for it may find that it is lost, and then asks anew, with what that does about a connection that failed.
+    fn ask(&self, ids: &[ChunkId]) -> Ahead {
+        if ids.is_empty() || ids.len() > MAX_RUN {
+            return Ahead::Lost;
+        }
+        let asked = self.link.runtime().block_on(async {
+            let (fetching, _) = self.link.fetching().await.ok()?;
+            fetching.ask(self.link.class(), ids).await.ok()
+        });
+        asked.map_or(Ahead::Lost, |asked| self.coming(asked, ids.len()))
     }
 
     fn spin(&self, at_most: Duration) {

@@ -284,6 +284,12 @@ impl Store for Replicas {
         Ok((frames?, Ahead::Lost))
     }
 
+    /// The server in use alone: who waits in vain asks the others, too.
+    fn ask(&self, ids: &[ChunkId]) -> Ahead {
+        let server = self.servers.get(self.in_use.load(Ordering::Relaxed)).filter(|server| server.may_be_asked());
+        server.map_or(Ahead::Lost, |server| server.store.ask(ids))
+    }
+
     fn copies(&self) -> usize {
         self.servers.len()
     }
