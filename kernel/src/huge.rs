@@ -7,9 +7,6 @@ use nix::errno::Errno;
 use pages::PageRange;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-/// Bytes of a huge page of x86-64.
-pub const HUGE_PAGE_BYTES: u64 = 2 << 20;
-
 /// Why pages stay small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unfit {

@@ -7,8 +7,8 @@
 use crate::pager::Shared;
 use crate::status::State;
 use images::Image;
-use kernel::huge::{HUGE_PAGE_BYTES, Unfit, collapse};
-use pages::PageRange;
+use kernel::huge::{Unfit, collapse};
+use pages::{HUGE_PAGE_BYTES, PageRange};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;

@@ -4,6 +4,8 @@ use std::fmt;
 
 /// Bytes in a page: x86-64's base page. Part of image format v1; changing it breaks the format.
 pub const PAGE_SIZE_BYTES: u64 = 4096;
+/// Bytes of a huge page of x86-64.
+pub const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
 /// A byte address in a traced or restored process, never in our own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -10,7 +10,7 @@ mod digest;
 mod range;
 mod snapshot;
 
-pub use address::{PAGE_SIZE_BYTES, PageAddr, VirtAddr};
+pub use address::{HUGE_PAGE_BYTES, PAGE_SIZE_BYTES, PageAddr, VirtAddr};
 pub use digest::{ChunkId, SnapshotId};
 pub use range::PageRange;
 pub use snapshot::{InvalidName, SnapshotName};

@@ -4,12 +4,10 @@ use super::{ADDRESS_END, NAME_MAX_BYTES, ensure, identity, text};
 use crate::cut::count;
 use crate::error::ImageError;
 use crate::manifest::{Backing, Extent, Manifest, Region, RegionFlag};
-use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
+use pages::{HUGE_PAGE_BYTES, PAGE_SIZE_BYTES, PageAddr, PageRange};
 
 /// Smallest and largest chunk: one page; what a demand answer may reasonably carry.
 const CHUNK_SIZES_BYTES: std::ops::RangeInclusive<u32> = 4096..=1 << 20;
-/// Bytes of a huge page of x86-64.
-const HUGE_PAGE_BYTES: u64 = 2 << 20;
 /// PROT_READ, PROT_WRITE and PROT_EXEC.
 const PROT_BITS: u32 = 7;
 /// All bits of [`RegionFlag`], the highest of which is Sequential.

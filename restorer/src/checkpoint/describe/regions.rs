@@ -5,10 +5,9 @@ use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use crate::process::maps::Mapping;
 use images::manifest::{Backing, HugeRun, Region};
-use kernel::huge::HUGE_PAGE_BYTES;
 use kernel::pagemap;
 use nix::unistd::Pid;
-use pages::PageRange;
+use pages::{HUGE_PAGE_BYTES, PageRange};
 
 /// How /proc shows shared anonymous memory that was given a name.
 const NAMED_SHARED: &str = "[anon_shmem:";
