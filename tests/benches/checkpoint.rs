@@ -6,7 +6,7 @@
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use defrost_tests::live_pager::{gone, pager_of};
-use defrost_tests::record::{Record, Table};
+use defrost_tests::record::{Output, Record, Table};
 use defrost_tests::redis::Redis;
 use defrost_tests::stored::{self, fresh, mib};
 use defrost_tests::watched::{Running, peak_bytes};
@@ -27,12 +27,8 @@ struct Cli {
     /// CRIU's program
     #[arg(long)]
     criu: PathBuf,
-    /// The record to write
-    #[arg(long)]
-    out: PathBuf,
-    /// What cargo says to every bench
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 const EMBEDDED: &str = "defrost, embedded store";
@@ -128,7 +124,7 @@ fn main() -> Result<()> {
         "Peak memory is what was resident at once, mapped files included.",
         "The last round's second snapshots were restored from both stores and all values compared with what was set: none was wrong.",
     ]);
-    record.write(&cli.out)
+    record.write(&cli.output.out)
 }
 
 fn round_of(redis: &Redis, folders: &Folders, cli: &Cli, changed: &[usize], by: usize, [first, second]: [&mut Tables; 2]) -> Result<()> {

@@ -12,7 +12,7 @@
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use defrost_tests::live_pager::pager_of;
-use defrost_tests::record::{Record, Table};
+use defrost_tests::record::{Output, Record, Table};
 use defrost_tests::watched::Running;
 use defrost_tests::{Victim, binary, eventually, need_root};
 use nix::sys::signal::{Signal, kill};
@@ -36,12 +36,8 @@ struct Cli {
     /// CRIU's program
     #[arg(long)]
     criu: PathBuf,
-    /// The record to write
-    #[arg(long)]
-    out: PathBuf,
-    /// What cargo says to every bench
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// A pager is killed within this time after the restore.
@@ -208,7 +204,7 @@ fn main() -> Result<()> {
         &wrongs(&found),
     ]);
     record.tables.extend([outcomes, times, at]);
-    record.write(&cli.out)?;
+    record.write(&cli.output.out)?;
     let ours =
         found.iter().filter(|(who, outcome)| who.starts_with(DEFROST) && matches!(outcome, Outcome::Wrong(_) | Outcome::Died(_))).count();
     ensure!(ours == 0, "defrost's program read something wrong or crashed {ours} times");

@@ -8,7 +8,7 @@ use clap::Parser;
 use defrost_tests::frozen::{self, Frozen, Host};
 use defrost_tests::need_root;
 use defrost_tests::netns::{Cable, Side};
-use defrost_tests::record::{Record, Table};
+use defrost_tests::record::{Output, Record, Table};
 use std::path::PathBuf;
 
 #[derive(Parser)]
@@ -21,12 +21,8 @@ struct Cli {
     /// CRIU's program
     #[arg(long)]
     criu: PathBuf,
-    /// The record to write
-    #[arg(long)]
-    out: PathBuf,
-    /// What cargo says to every bench
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// A link's name, its rate as `tc` takes it, and in bits a second.
@@ -69,7 +65,7 @@ fn main() -> Result<()> {
         cable.limit(Side::Server, link.1, BURST, LATENCY)?;
         cable.inside(Side::Process, || over(&mut record, &cable, *link, *values, &cli)).with_context(|| format!("over {}", link.0))?;
     }
-    record.write(&cli.out)
+    record.write(&cli.output.out)
 }
 
 fn over(record: &mut Record, cable: &Cable, (link, _, bits_a_second): (&str, &str, f64), values: usize, cli: &Cli) -> Result<()> {

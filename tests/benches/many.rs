@@ -7,7 +7,7 @@
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use defrost_tests::live_pager::gone;
-use defrost_tests::record::{Record, Table};
+use defrost_tests::record::{Output, Record, Table};
 use defrost_tests::sized::Sized;
 use defrost_tests::stored::mib;
 use defrost_tests::watched::{Running, peak_bytes};
@@ -15,7 +15,7 @@ use defrost_tests::{Server, binary, defrost_ok, need_root, stored};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -29,12 +29,8 @@ struct Cli {
     /// Restores at once
     #[arg(long, value_delimiter = ',', default_value = "1,8,32")]
     restores: Vec<usize>,
-    /// The record to write
-    #[arg(long)]
-    out: PathBuf,
-    /// What cargo says to every bench
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// The snapshot.
@@ -89,7 +85,7 @@ fn main() -> Result<()> {
     let store = folder.path().join("store");
     let mut sized = Sized::frozen(cli.mib, NOISE, NAME, &store.to_string_lossy())?;
     run(&mut record, &mut sized, &store, &cli)?;
-    record.write(&cli.out)
+    record.write(&cli.output.out)
 }
 
 fn run(record: &mut Record, sized: &mut Sized, store: &Path, cli: &Cli) -> Result<()> {

@@ -3,9 +3,8 @@
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use defrost_tests::live_pager::{gone, pager_of};
-use defrost_tests::record::{Record, Table};
+use defrost_tests::record::{Output, Record, Table};
 use defrost_tests::{PATIENCE, Server, Victim, binary, checkpoint, defrost_ok, need_root, restore_with};
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -16,12 +15,8 @@ struct Cli {
     /// MiB of the processes
     #[arg(long, value_delimiter = ',', default_value = "64,512,2048")]
     mib: Vec<u32>,
-    /// The record to write
-    #[arg(long)]
-    out: PathBuf,
-    /// What cargo says to every bench
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// The project's aim for a pager: so many MiB, and a thousandth of the process.
@@ -94,7 +89,7 @@ fn main() -> Result<()> {
         }
     }
     record.tables.extend(tables);
-    record.write(&cli.out)
+    record.write(&cli.output.out)
 }
 
 /// Restore, let all of its memory come, and end it.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use defrost_tests::live_pager::{gone, pager_of};
 use defrost_tests::placement::{only, place, place_me};
-use defrost_tests::record::{Record, Table};
+use defrost_tests::record::{Output, Record, Table};
 use defrost_tests::redis::Redis;
 use defrost_tests::watched::Running;
 use defrost_tests::{PATIENCE, Server, binary, defrost_ok, eventually, need_root};
@@ -26,12 +26,8 @@ struct Cli {
     /// Values asked for one by one
     #[arg(long, default_value_t = 3000)]
     gets: usize,
-    /// The record to write
-    #[arg(long)]
-    out: PathBuf,
-    /// What cargo says to every bench
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 const NAME: &str = "redis:replay";
@@ -87,7 +83,7 @@ fn main() -> Result<()> {
         "A replay is over when the pager's status has told of no more replayed bytes for 100 ms.",
         "Every answer was compared with what was loaded, after each contender's last turn all values: none was wrong.",
     ]);
-    record.write(&cli.out)
+    record.write(&cli.output.out)
 }
 
 fn rounds(cli: &Cli, redis: &mut Redis, server: &Server) -> Result<Vec<Table>> {

@@ -6,11 +6,10 @@
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use defrost_tests::live_pager::{gone, pager_of};
-use defrost_tests::record::{Record, Table};
+use defrost_tests::record::{Output, Record, Table};
 use defrost_tests::sized::Sized;
 use defrost_tests::watched::{Running, peak_bytes};
 use defrost_tests::{Server, binary, need_root, stored};
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Instant, SystemTime};
 
@@ -21,12 +20,8 @@ struct Cli {
     /// MiB of the processes
     #[arg(long, value_delimiter = ',', default_value = "256,1024,4096,16384")]
     mib: Vec<u32>,
-    /// The record to write
-    #[arg(long)]
-    out: PathBuf,
-    /// What cargo says to every bench
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// The snapshot.
@@ -85,7 +80,7 @@ fn main() -> Result<()> {
         }
     }
     record.tables.extend([first, command, peak]);
-    record.write(&cli.out)
+    record.write(&cli.output.out)
 }
 
 /// Whoever has too little would have others killed.

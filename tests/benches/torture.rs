@@ -2,10 +2,9 @@
 
 use anyhow::Result;
 use clap::Parser;
-use defrost_tests::record::{Record, Table};
+use defrost_tests::record::{Output, Record, Table};
 use defrost_tests::storm::{KINDS, Kind, Plan, run};
 use defrost_tests::{binary, need_root};
-use std::path::PathBuf;
 use std::process::Command;
 
 #[derive(Parser)]
@@ -18,12 +17,8 @@ struct Cli {
     /// Makes the same times again; otherwise a new one each time
     #[arg(long)]
     seed: Option<u64>,
-    /// The record to write
-    #[arg(long)]
-    out: PathBuf,
-    /// What cargo says to every bench
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Pause of each of the victim's threads between two steps: slow enough that most memory is missing for dozens of kills.
@@ -82,7 +77,7 @@ fn main() -> Result<()> {
         "The first wrong byte, thread that makes no step for a minute, and process or file that is left ends the run without a record.",
     ]);
     record.tables.extend([kills, served, did]);
-    record.write(&cli.out)
+    record.write(&cli.output.out)
 }
 
 fn waited_for(kind: Kind, name: &str) -> String {

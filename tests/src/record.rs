@@ -5,8 +5,19 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// What every bench is told.
+#[derive(Debug, clap::Args)]
+pub struct Output {
+    /// The record to write
+    #[arg(long)]
+    pub out: PathBuf,
+    /// What cargo says to every bench
+    #[arg(long, hide = true)]
+    bench: bool,
+}
 
 /// One run of one bench.
 #[derive(Debug, Serialize, Deserialize)]
@@ -119,6 +130,14 @@ impl Table {
     pub fn hold(&mut self, name: &str, other: &str, aim: Option<f64>) {
         for row in self.rows.iter_mut().filter(|row| row.name == name) {
             row.against = Some(Against { row: other.to_owned(), aim });
+        }
+    }
+
+    /// Hold `name` against whichever of `others` has the least median.
+    pub fn hold_best(&mut self, name: &str, others: &[&str], aim: Option<f64>) {
+        let rows = self.rows.iter().filter(|row| others.contains(&row.name.as_str()));
+        if let Some(best) = rows.min_by(|a, b| a.median().total_cmp(&b.median())).map(|row| row.name.clone()) {
+            self.hold(name, &best, aim);
         }
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use defrost_tests::frozen::{self, Frozen, Host};
 use defrost_tests::need_root;
-use defrost_tests::record::{Record, Table};
+use defrost_tests::record::{Output, Record, Table};
 use defrost_tests::stored::mib;
 use floor::{Digest, Frames};
 use std::path::PathBuf;
@@ -24,12 +24,8 @@ struct Cli {
     /// CRIU's program
     #[arg(long)]
     criu: PathBuf,
-    /// The record to write
-    #[arg(long)]
-    out: PathBuf,
-    /// What cargo says to every bench
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 const SERVED: &str = "defrost, page server";
@@ -66,7 +62,7 @@ fn main() -> Result<()> {
          with zstd's alone, and copies them into its own process's memory, watched by a userfaultfd. No process is rebuilt.",
         "After each contender's last turn all values were compared with what was loaded, after each floor every chunk: none was wrong.",
     ]);
-    record.write(&cli.out)
+    record.write(&cli.output.out)
 }
 
 fn run(record: &mut Record, frozen: &mut Frozen, frames: &Frames, cli: &Cli) -> Result<()> {

@@ -13,11 +13,10 @@ mod twin;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use defrost_tests::record::Record;
+use defrost_tests::record::{Output, Record};
 use defrost_tests::{Server, Victim, binary, defrost_ok, need_root};
 use images::codec::{Decoder, Verified};
 use raw_server::RawServer;
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use tables::Tables;
@@ -36,12 +35,8 @@ struct Cli {
     level: Option<String>,
     #[arg(long)]
     chunk_size: Option<String>,
-    /// The record to write
-    #[arg(long)]
-    out: PathBuf,
-    /// What cargo says to every bench
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// The snapshot's name in both stores.
@@ -107,7 +102,7 @@ fn main() -> Result<()> {
         "Every touched page's contents were checked.",
     ]);
     record.tables = tables.done();
-    record.write(&cli.out)
+    record.write(&cli.output.out)
 }
 
 impl Bench {

@@ -7,7 +7,7 @@ mod restores;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use defrost_tests::record::Record;
+use defrost_tests::record::{Output, Record};
 use defrost_tests::redis::Redis;
 use defrost_tests::stored::fresh;
 use defrost_tests::{Server, binary, criu, defrost_ok, need_root};
@@ -25,12 +25,8 @@ struct Cli {
     /// CRIU's program
     #[arg(long)]
     criu: PathBuf,
-    /// The record to write
-    #[arg(long)]
-    out: PathBuf,
-    /// What cargo says to every bench
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// The snapshot's name in every store.
@@ -73,7 +69,7 @@ fn main() -> Result<()> {
         "Peak memory is what was resident at once, mapped files included.",
         "After each restore 1000 values were compared with what was loaded, after each contender's last all of them: none was wrong.",
     ]);
-    record.write(&cli.out)
+    record.write(&cli.output.out)
 }
 
 impl Stored {
