@@ -17,9 +17,12 @@ const ASIDE: Duration = Duration::from_millis(2);
 /// Threads at most: one a core, as decoding is what takes long; with twice as many, faults waited longer and nothing came sooner
 /// (decision 0012).
 pub(crate) const MAX_WORKERS: usize = 6;
-/// How low they rank: a tenth of the weight of a usual thread. Lower still, and one that was put aside while it installs (it holds the
-/// space's lock) would be away for long where others keep all processors busy.
+/// How low they rank: a tenth of the weight of a usual thread. Lower still, and one that was put aside while it installs (nobody reads
+/// events meanwhile) would be away for long where others keep all processors busy.
 const NICE: i32 = 10;
+/// How long one runs before who wakes up may put it aside: the least there is. With what the scheduler gives (1.4 ms on two processors)
+/// the 99th percentile of redis's cold GETs was 5.2 ms instead of 3.9 (decision 0016).
+const SLICE: Duration = Duration::from_micros(100);
 
 /// How many threads bring what nobody waits for.
 #[must_use]
@@ -30,7 +33,7 @@ pub fn workers() -> usize {
 /// Rank this thread behind everybody else.
 pub(crate) fn rank_low() {
     // Where it may not, it is merely in the way a little.
-    let _ = kernel::sys::set_nice(NICE);
+    let _ = kernel::sys::set_nice_and_slice(NICE, SLICE);
 }
 
 /// When a program began to run, and when it last waited for a page.
