@@ -23,6 +23,7 @@ const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
 const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
+const UFFDIO_COPY_MODE_DONTWAKE: u64 = 1;
 const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
 const UFFDIO_POISON: libc::c_ulong = 0xc020_aa08;
 
@@ -181,10 +182,11 @@ impl Uffd {
         self.ioctl(UFFDIO_WAKE, &mut [range.start().addr(), range.bytes()]).map(drop)
     }
 
-    /// Install whole pages at `at`.
+    /// Install whole pages at `at`. Threads that wait there are to be woken ([`Uffd::wake`]): one that runs at once, on the processor of
+    /// whoever installs, would keep that from whatever it still has to do.
     pub fn copy(&self, at: PageAddr, data: &[u8]) -> Filled {
         let wanted = data.len() as u64;
-        let mut words = [at.addr(), data.as_ptr() as u64, wanted, 0, 0];
+        let mut words = [at.addr(), data.as_ptr() as u64, wanted, UFFDIO_COPY_MODE_DONTWAKE, 0];
         let result = self.ioctl(UFFDIO_COPY, &mut words);
         Filled::from_kernel(result, words[4] as i64, wanted)
     }

@@ -53,6 +53,9 @@ fn a_touch_waits_for_its_page() {
         }
         assert!(!reader.is_finished());
         assert_eq!(uffd.copy(memory.part(0, 1).start(), &[7; PAGE]), Filled::Done);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(!reader.is_finished(), "nobody woke it");
+        uffd.wake(memory.part(0, 1)).expect("wake");
         assert_eq!(reader.join().expect("reader"), [7; PAGE]);
         let writer = scope.spawn(|| memory.write(1, 9));
         assert!(matches!(events(&uffd).as_slice(), [Event::Fault { write: true, .. }]));
@@ -147,6 +150,7 @@ fn a_childs_memory_has_a_userfaultfd_of_its_own_until_it_ends() {
         assert!(matches!(events(&child).as_slice(), [Event::Fault { .. }]));
         assert!(child.is_alive());
         assert_eq!(child.copy(memory.range().start(), &expected), Filled::Done);
+        child.wake(memory.range()).expect("wake");
         assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)));
         assert!(!child.is_alive());
         assert_eq!(child.copy(memory.range().start(), &expected), Filled::Gone);

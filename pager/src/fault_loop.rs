@@ -1,12 +1,15 @@
-//! The thread that answers faults: waits on every userfaultfd and on the process, fetches what is waited for, installs it.
+//! The threads that answer faults: each waits on every userfaultfd, fetches what is waited for, installs it.
 //!
-//! All faults that are there at once are answered by one request. Behind it neighbours are asked for ([`crate::window`] says how many);
+//! There are several, each with a connection and neighbours of its own ([`crate::handlers`]); what one is bringing no other asks for
+//! ([`crate::demanded`]). The first of them also waits for the process's end, and for everything to be there. All faults that are there at once are answered by one request. Behind it neighbours are asked for ([`crate::window`] says how many);
 //! they are installed one by one while no fault waits. A fault that cannot be answered yet (an event came in between) is parked until
 //! the events were read. When nothing is owed any more, all watched memory is released; the thread then only waits for the process to
 //! end.
 
 use crate::chunks::{Chunk, Chunks, Unfit};
+use crate::demanded::Fault;
 use crate::farewell;
+use crate::handlers::Place;
 use crate::history::How;
 use crate::latency::Spinning;
 use crate::neighbours::Neighbours;
@@ -21,7 +24,7 @@ use nix::sys::time::TimeSpec;
 use pages::PageAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use store::Store;
@@ -36,21 +39,15 @@ const PREFETCH_BYTES: u64 = 1 << 20;
 /// then it is asked for anew.
 const NEIGHBOUR: (Duration, u32) = (Duration::from_millis(1), 2);
 
-/// A thread that waits for a page.
-struct Fault {
-    space: Arc<Space>,
-    page: PageAddr,
-    since: Instant,
-}
-
 /// Chunks that threads wait for, with these threads.
 type Wanted = Vec<(Chunk, Vec<Fault>)>;
 
-/// What the thread works with.
+/// What a thread works with.
 struct Loop {
     shared: Arc<Shared>,
+    /// Which of them it is.
+    number: usize,
     chunks: Chunks,
-    window: Window,
     neighbours: Neighbours<Arc<Space>>,
     /// Those that wait, and could not be answered yet.
     parked: Vec<Fault>,
@@ -66,22 +63,36 @@ enum End {
     Failed(String),
 }
 
-pub(crate) fn spawn(shared: Arc<Shared>, store: Arc<dyn Store>, prefetch: Vec<PageAddr>) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name("faults".to_owned()).spawn(move || {
-        let mut answering = Loop {
-            chunks: Chunks::new(shared.image.clone(), shared.map.clone(), store),
-            window: Window::new(shared.image.manifest.chunk_size_bytes),
-            neighbours: Neighbours::default(),
-            parked: Vec::new(),
-            took: Duration::ZERO,
-            answered: false,
-            shared,
-        };
-        answering.prefetch(&prefetch);
-        if let Err(End::Failed(why)) = answering.run() {
-            answering.shared.fail(&why);
-        }
-    })
+/// Start them; the first brings what will be touched first.
+pub(crate) fn spawn(
+    shared: &Arc<Shared>,
+    places: Vec<Place>,
+    store: &Arc<dyn Store>,
+    prefetch: Vec<PageAddr>,
+) -> std::io::Result<Vec<JoinHandle<()>>> {
+    let mut prefetch = Some(prefetch);
+    let start = |(number, place): (usize, Place)| {
+        let (shared, store, prefetch) = (shared.clone(), store.clone(), prefetch.take());
+        std::thread::Builder::new().name("faults".to_owned()).spawn(move || {
+            place.enter();
+            // One more connection is for those that wait; the first's serves where there is none.
+            let own = if number == 0 { None } else { store.another().unwrap_or_default() };
+            let mut answering = Loop {
+                chunks: Chunks::new(shared.image.clone(), shared.map.clone(), own.unwrap_or(store)),
+                number,
+                neighbours: Neighbours::default(),
+                parked: Vec::new(),
+                took: Duration::ZERO,
+                answered: false,
+                shared,
+            };
+            answering.prefetch(&prefetch.unwrap_or_default());
+            if let Err(End::Failed(why)) = answering.run() {
+                answering.shared.fail(&why);
+            }
+        })
+    };
+    places.into_iter().enumerate().map(start).collect::<Result<_, _>>().inspect_err(|_| shared.halt())
 }
 
 impl Loop {
@@ -117,14 +128,15 @@ impl Loop {
         let (mut released, mut ended) = (false, false);
         while !shared.stop.load(Ordering::Relaxed) {
             let spaces = shared.spaces();
-            let timeout = match (self.neighbours.due(), self.parked.is_empty(), released) {
+            let looks = self.number == 0 && !released;
+            let timeout = match (self.neighbours.due(), self.parked.is_empty(), looks) {
                 (Some(due), true, _) => Some(due),
                 (_, false, _) => Some(PARKED),
-                (None, true, false) => Some(LOOK),
-                (None, true, true) => None,
+                (None, true, true) => Some(LOOK),
+                (None, true, false) => None,
             };
             let spin = if std::mem::take(&mut self.answered) { self.spinning().fault } else { Duration::ZERO };
-            let woken = wait(&shared, &spaces, (spin, timeout), ended);
+            let woken = wait(&shared, self.number, &spaces, (spin, timeout), ended);
             if woken.ended && !ended {
                 // Its own space answers no more; children that it forked may live on.
                 ended = true;
@@ -141,7 +153,7 @@ impl Loop {
                 return Ok(());
             }
             if woken.nudged {
-                let _ = shared.nudge.read(); // to look is what it asked for
+                shared.nudges.heard(self.number); // to look is what it asked for
             }
             for space in &spaces {
                 let faults =
@@ -154,7 +166,7 @@ impl Loop {
             } else if let Outcome::Failed(errno) = self.neighbours.install_one(&mut self.chunks, |space| space.clone()) {
                 return Err(End::Failed(format!("pages cannot be installed: {errno}")));
             }
-            if !released && !ended && self.parked.is_empty() && shared.settled() {
+            if looks && !ended && self.parked.is_empty() && shared.settled() {
                 self.neighbours.clear();
                 released = release(&shared);
             }
@@ -165,6 +177,7 @@ impl Loop {
     /// Answer all faults that wait; parked again are those that an event came in between.
     fn answer(&mut self) -> Result<(), End> {
         let mut wanted = Wanted::new();
+        let shared = self.shared.clone();
         for fault in std::mem::take(&mut self.parked) {
             match fault.space.owed_at(fault.page) {
                 None => self.zero(fault)?,
@@ -177,10 +190,21 @@ impl Loop {
                 },
             }
         }
+        let ours = |((index, range), faults)| Some(((index, range), shared.demanded.begin(index, faults)?));
+        let wanted: Wanted = wanted.into_iter().filter_map(ours).collect();
         if wanted.is_empty() {
             return Ok(());
         }
-        self.shared.pace.note_fault();
+        shared.pace.note_fault();
+        let begun: Vec<u32> = wanted.iter().map(|((index, _), _)| *index).collect();
+        let answered = self.bring(wanted);
+        // Whatever did not come: its faults look again.
+        self.parked.extend(begun.into_iter().flat_map(|index| shared.demanded.end(index)));
+        answered
+    }
+
+    /// Bring chunks that are waited for.
+    fn bring(&mut self, wanted: Wanted) -> Result<(), End> {
         let shared = self.shared.clone();
         let _awaiting: Vec<_> = wanted.iter().map(|_| shared.outage.awaits()).collect();
         let (known, unknown): (Wanted, Wanted) = wanted.into_iter().partition(|((index, _), _)| self.neighbours.has(*index));
@@ -238,7 +262,7 @@ impl Loop {
     fn ahead(&mut self, space: &Space, run: &[Chunk]) -> Vec<Chunk> {
         let mut ahead: Vec<Chunk> = Vec::new();
         for (index, _) in run {
-            let window = self.window.fault(*index);
+            let window = shared_window(&self.shared).fault(*index);
             for index in (index + 1..window.end).chain((window.start..*index).rev()) {
                 let new = !ahead.iter().chain(run).any(|(other, _)| *other == index) && !self.neighbours.has(index);
                 if let Some(range) = self.chunks.range_at(index).filter(|range| new && space.owes(*range)) {
@@ -246,7 +270,7 @@ impl Loop {
                 }
             }
         }
-        ahead.truncate(self.window.most());
+        ahead.truncate(shared_window(&self.shared).most());
         ahead
     }
 
@@ -266,17 +290,25 @@ impl Loop {
     }
 }
 
+/// What faults say about the next, whoever answers them.
+fn shared_window(shared: &Shared) -> MutexGuard<'_, Window> {
+    shared.window.lock().unwrap_or_else(PoisonError::into_inner) // every change of it is one step
+}
+
 /// Install a chunk in the spaces of those that wait for it.
-fn settle(shared: &Shared, parked: &mut Vec<Fault>, (_, range): Chunk, data: &[u8], faults: Vec<Fault>) -> Result<(), End> {
-    for fault in faults {
-        match fault.space.install_as(How::Demand, range, data) {
-            Outcome::Retry => parked.push(fault),
-            Outcome::Failed(errno) => return Err(cannot(fault.page, errno)),
-            outcome => {
+fn settle(shared: &Shared, parked: &mut Vec<Fault>, (index, range): Chunk, data: &[u8], faults: Vec<Fault>) -> Result<(), End> {
+    // Those that others left come last: until then some may still be left.
+    let left = std::iter::once_with(|| shared.demanded.end(index)).flatten();
+    for fault in faults.into_iter().chain(left) {
+        match fault.space.install_counted(How::Demand, range, data) {
+            (Outcome::Retry, _) => parked.push(fault),
+            (Outcome::Failed(errno), _) => return Err(cannot(fault.page, errno)),
+            (outcome, came) => {
                 if outcome == Outcome::Settled {
                     shared.demand_faults.fetch_add(1, Ordering::Relaxed);
-                    // COPY woke whoever waited for a page it filled; a page that bulk was faster with needs this.
-                    fault.space.wake(fault.page);
+                    if came == 0 {
+                        fault.space.wake_at(fault.page); // somebody was faster with it, and perhaps is about to
+                    }
                 }
                 stalled(shared, &fault, false);
             }
@@ -304,11 +336,12 @@ struct Woken {
 }
 
 /// Wait for something to do; the first so long without sleeping.
-fn wait(shared: &Shared, spaces: &[Arc<Space>], (spin, timeout): (Duration, Option<Duration>), ended: bool) -> Woken {
+fn wait(shared: &Shared, number: usize, spaces: &[Arc<Space>], (spin, timeout): (Duration, Option<Duration>), ended: bool) -> Woken {
     let readable = PollFlags::POLLIN;
-    let mut fds = vec![PollFd::new(shared.nudge.as_fd(), readable)];
+    let mut fds: Vec<PollFd<'_>> = shared.nudges.of(number).map(|nudge| PollFd::new(nudge, readable)).into_iter().collect();
     fds.extend(spaces.iter().skip(usize::from(ended)).map(|space| PollFd::new(space.as_fd(), readable)));
-    if !ended {
+    let awaits_end = number == 0 && !ended;
+    if awaits_end {
         fds.push(PollFd::new(shared.pidfd.as_fd(), readable));
     }
     // An interrupted wait is an early look.
@@ -324,7 +357,7 @@ fn wait(shared: &Shared, spaces: &[Arc<Space>], (spin, timeout): (Duration, Opti
         poll(timeout);
     }
     let readable = |fd: Option<&PollFd<'_>>| fd.and_then(PollFd::revents).is_some_and(|events| events.contains(PollFlags::POLLIN));
-    Woken { ended: ended || readable(fds.last()), nudged: readable(fds.first()) }
+    Woken { ended: ended || awaits_end && readable(fds.last()), nudged: readable(fds.first()) }
 }
 
 /// Everything is there: stop watching, so that the process is its own again.
@@ -343,6 +376,7 @@ pub(crate) fn release(shared: &Shared) -> bool {
     }
     // Children's spaces end with their last descriptor: the kernel then stops watching, and nothing is owed.
     shared.spaces.lock().unwrap_or_else(PoisonError::into_inner).truncate(1);
+    shared.nudges.give(); // who waits on theirs holds them
     if let Some(keep) = &shared.keep {
         farewell::take_leave(shared.pid(), keep);
     }

@@ -1,8 +1,9 @@
 //! The pager: fetches a frozen process's pages and answers its faults.
 //!
 //! [`residency`] (pure) knows which pages an address space still owes; its [`ledger`] changes that by what happens to the memory; [`space`]
-//! ties it to the space's userfaultfd under one lock; [`chunks`] fetches, decodes and verifies; [`fault_loop`] answers threads that wait
-//! and brings [`neighbours`] of what they wait for, as many as a [`window`] (pure) says; [`replay`] brings what earlier restores touched,
+//! ties it to the space's userfaultfd; [`chunks`] fetches, decodes and verifies; a [`fault_loop`] on each of a few processors
+//! ([`handlers`]) answers threads that wait, none twice for the same ([`demanded`]), and brings [`neighbours`] of what they wait for, as
+//! many as a [`window`] (pure) says; [`nudges`] make them look again; [`replay`] brings what earlier restores touched,
 //! [`bulk`] the rest behind it at its own [`pace`], by [`marks`], each with a thread and a store of its own, so that a demand fault never
 //! queues behind bulk; [`outage`] watches over a store that does not answer, by the operator's [`policy`]; [`latency`] says who spins. [`Pager`] is the sum of these,
 //! [`daemon`] the process that hosts one, [`control`] how others ask it. How memory came is kept in a [`history`] and a [`timeline`], of
@@ -23,9 +24,11 @@ mod collapse;
 pub mod control;
 pub mod crash;
 pub mod daemon;
+mod demanded;
 mod farewell;
 mod fault_loop;
 pub mod frontend;
+mod handlers;
 pub mod history;
 pub mod journal;
 pub mod keep;
@@ -34,6 +37,7 @@ mod ledger;
 pub mod mailbox;
 mod marks;
 mod neighbours;
+mod nudges;
 pub mod oom;
 pub mod origins;
 mod outage;

@@ -171,14 +171,14 @@ fn poison(shared: &Shared, first: usize) -> Result<(), nix::errno::Errno> {
         settled = true;
         for space in shared.spaces().iter().skip(first) {
             // Who waits looks again: at poison, or at a page that is nobody's, and then comes back as a fault.
-            shared.pump(space).map_err(|_| nix::errno::Errno::EIO)?.into_iter().for_each(|page| space.wake(page));
+            shared.pump(space).map_err(|_| nix::errno::Errno::EIO)?.into_iter().for_each(|page| space.wake_at(page));
             match space.poison() {
                 Outcome::Settled | Outcome::Gone => {}
                 Outcome::Retry => settled = false,
                 Outcome::Failed(errno) => return Err(errno),
             }
         }
-        settled &= shared.spaces().iter().skip(first).all(|space| space.owed_pages() == 0);
+        settled = settled && shared.settled_behind(first);
         if !settled {
             std::thread::sleep(PAUSE);
         }

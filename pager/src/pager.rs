@@ -1,9 +1,11 @@
 //! A running pager: the spaces it serves, its two kinds of threads, and when it is done.
 
+use crate::demanded::Demanded;
 use crate::history::History;
 use crate::keep::Keep;
 use crate::latency::Latency;
 use crate::ledger::Pumped;
+use crate::nudges::Nudges;
 use crate::origins::Origins;
 use crate::outage::Outage;
 use crate::pace::Pace;
@@ -14,14 +16,14 @@ use crate::residency::Residency;
 use crate::space::Space;
 use crate::status::{Stalls, State, Status};
 use crate::timeline::{Stall, Timeline};
-use crate::{bulk, collapse, fault_loop, outage};
+use crate::window::Window;
+use crate::{bulk, collapse, fault_loop, handlers, outage};
 use images::{Image, PageMap};
 use kernel::uffd::Uffd;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 use store::{Store, StoreError, Tally};
@@ -83,6 +85,8 @@ pub(crate) struct Shared {
     pub(crate) image: Arc<Image>,
     pub(crate) map: Arc<PageMap>,
     pub(crate) spaces: Mutex<Vec<Arc<Space>>>,
+    /// Held for reading from before events are read until children that they tell of are among the spaces.
+    births: RwLock<()>,
     pub(crate) pidfd: OwnedFd,
     pub(crate) keep: Option<Arc<Keep>>,
     pub(crate) stop: AtomicBool,
@@ -91,8 +95,9 @@ pub(crate) struct Shared {
     /// Replay is at work, and bulk waits for it; the same.
     replaying: AtomicBool,
     pub(crate) touched: Touched,
-    /// Makes the fault loop look again: a space was added, or it is time to stop.
-    pub(crate) nudge: EventFd,
+    pub(crate) nudges: Nudges,
+    pub(crate) demanded: Demanded,
+    pub(crate) window: Mutex<Window>,
     pub(crate) demand_faults: AtomicU64,
     pub(crate) zero_faults: AtomicU64,
     /// Origin page number behind the last fault: where bulk goes on.
@@ -139,10 +144,13 @@ impl Pager {
         if let Some(own) = spaces.first() {
             own.remember(History::new(map.clone(), begun));
         }
+        let places = handlers::places(config.latency);
         let shared = Arc::new(Shared {
             total_pages: lazy_origins(&config.image).pages(),
             map,
+            window: Mutex::new(Window::new(config.image.manifest.chunk_size_bytes)),
             image: config.image,
+            births: RwLock::default(),
             spaces: Mutex::new(spaces.into_iter().map(Arc::new).collect()),
             pidfd: config.pidfd,
             keep: config.keep,
@@ -152,7 +160,8 @@ impl Pager {
             runs: AtomicBool::new(config.eager),
             replaying: AtomicBool::new(config.replay),
             touched: Touched::new(config.recording),
-            nudge: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            nudges: Nudges::new(places.len())?,
+            demanded: Demanded::default(),
             demand_faults: AtomicU64::new(0),
             zero_faults: AtomicU64::new(0),
             hot: AtomicU64::new(0),
@@ -168,7 +177,7 @@ impl Pager {
             name: config.name,
             store_text: config.store_text,
         });
-        let mut threads = vec![fault_loop::spawn(shared.clone(), config.demand, config.prefetch)?];
+        let mut threads = fault_loop::spawn(&shared, places, &config.demand, config.prefetch)?;
         threads.push(outage::spawn(shared.clone()).inspect_err(|_| shared.halt())?);
         threads.extend(collapse::spawn(&shared).inspect_err(|_| shared.halt())?);
         if config.replay {
@@ -319,7 +328,7 @@ impl Shared {
     pub(crate) fn halt(&self) {
         self.stop.store(true, Ordering::Relaxed);
         self.outage.end();
-        let _ = self.nudge.write(1); // full: then it is awake already
+        self.nudges.give();
     }
 
     /// The spaces as they are now.
@@ -329,6 +338,7 @@ impl Shared {
 
     /// Look at a space's events; children join in. Yields pages that threads wait for.
     pub(crate) fn pump(&self, space: &Space) -> std::io::Result<Vec<PageAddr>> {
+        let _births = self.births.read().unwrap_or_else(PoisonError::into_inner); // there is nothing to be half done
         let Pumped { faults, children, unkept } = space.pump()?;
         if let Some(error) = unkept {
             tracing::warn!(pid = self.pid, %error, "a forked child depends on this pager alone");
@@ -338,14 +348,29 @@ impl Shared {
             let mut spaces = self.spaces.lock().unwrap_or_else(PoisonError::into_inner);
             spaces.extend(children.into_iter().map(Arc::new));
             drop(spaces);
-            let _ = self.nudge.write(1); // full: then it is awake already
+            self.nudges.give();
         }
         Ok(faults)
     }
 
+    /// Whether no space but the first so many owes anything. That stays so: who owes nothing has no children that owe anything.
+    pub(crate) fn settled_behind(&self, first: usize) -> bool {
+        let settled = || self.spaces().iter().skip(first).all(|space| space.owed_pages() == 0);
+        // A child whose event another thread has read may be in nobody's list yet, and owe what its parent owed then.
+        settled() && {
+            let _no_births = self.no_births();
+            settled()
+        }
+    }
+
+    /// While the answer lives nobody reads events, and all children there are are among the spaces.
+    pub(crate) fn no_births(&self) -> RwLockWriteGuard<'_, ()> {
+        self.births.write().unwrap_or_else(PoisonError::into_inner) // there is nothing to be half done
+    }
+
     /// Whether no space owes anything.
     pub(crate) fn settled(&self) -> bool {
-        self.spaces().iter().all(|space| space.owed_pages() == 0)
+        self.settled_behind(0)
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -26,6 +26,7 @@ use crate::keep::Keep;
 use crate::ledger::{Ledger, Pumped};
 use crate::residency::{Residency, Run};
 use kernel::uffd::{Filled, Uffd};
+use nix::errno::Errno;
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
@@ -35,6 +36,9 @@ use std::time::{Duration, Instant};
 const ADDRESSABLE_PAGES: u64 = 1 << 35;
 /// How long to look for an end of the COPYs under way before sleeping: one of 16 KiB takes 3 to 7 µs, a sleep and its wake-up up to 60.
 const SPIN: Duration = Duration::from_micros(15);
+
+/// How often a wake-up is tried.
+const WAKES: usize = 10;
 
 /// How an attempt to fill went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +50,7 @@ pub enum Outcome {
     /// The address space is gone.
     Gone,
     /// The kernel refused for a reason of its own.
-    Failed(nix::errno::Errno),
+    Failed(Errno),
 }
 
 /// What threads at a B share.
@@ -192,8 +196,7 @@ impl Space {
     /// A pager before us may have read faults, and armed the brake: let everybody who waits look again, which tells them anew.
     pub(crate) fn taken_over(&self) {
         self.lock().ledger.disarmed();
-        // It fails only where nobody can wait.
-        let _ = self.uffd.wake_all();
+        persist(|| self.uffd.wake_all());
     }
 
     /// Pages still owed.
@@ -245,12 +248,27 @@ impl Space {
     }
 
     /// Fill what is owed of `origins`: `one` answers so many pages at the first address, whose origin is the second. Yields how many
-    /// pages are owed no more, too.
-    fn fill(&self, how: How, origins: PageRange, mut one: impl FnMut(&Uffd, PageAddr, PageAddr, u64) -> Filled) -> (Outcome, u64) {
+    /// pages are owed no more, too. Whoever waited there is woken last: on our processor it may run at once, and others would wait for
+    /// the gate meanwhile.
+    fn fill(&self, how: How, origins: PageRange, one: impl FnMut(&Uffd, PageAddr, PageAddr, u64) -> Filled) -> (Outcome, u64) {
+        let (filled, runs) = self.fill_quietly(how, origins, one);
+        for range in runs.iter().filter_map(|run| PageRange::with_len(run.at, run.pages)) {
+            self.wake(range);
+        }
+        filled
+    }
+
+    /// The same, and nobody is woken yet: also what was owed.
+    fn fill_quietly(
+        &self,
+        how: How,
+        origins: PageRange,
+        mut one: impl FnMut(&Uffd, PageAddr, PageAddr, u64) -> Filled,
+    ) -> ((Outcome, u64), Vec<Run>) {
         let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner); // there is nothing to be half done
         let (runs, _filling) = self.owed_alone(origins);
         let mut came = 0;
-        for run in runs {
+        for run in &runs {
             let mut next = 0; // pages of the run that are dealt with
             let mut by_page = false;
             while next < run.pages {
@@ -261,14 +279,10 @@ impl Space {
                 point("after-copy");
                 let done = match filled {
                     Filled::Done => pages,
-                    Filled::Exists { bytes } => {
-                        let single = PageAddr::from_number(at.number() + bytes / PAGE_SIZE_BYTES);
-                        self.wake(single);
-                        bytes / PAGE_SIZE_BYTES + self.granule_pages
-                    }
+                    Filled::Exists { bytes } => bytes / PAGE_SIZE_BYTES + self.granule_pages,
                     Filled::Changing { bytes } => {
                         came += self.lock().ledger.settle(how, origin, bytes / PAGE_SIZE_BYTES);
-                        return (Outcome::Retry, came);
+                        return ((Outcome::Retry, came), runs);
                     }
                     // One COPY must stay within one mapping: mprotect may have split it. A single page that has no mapping is gone.
                     Filled::Unmapped if pages > self.granule_pages => {
@@ -278,16 +292,16 @@ impl Space {
                     Filled::Unmapped => self.granule_pages,
                     Filled::Gone => {
                         self.lock().ledger.forget();
-                        return (Outcome::Gone, came);
+                        return ((Outcome::Gone, came), runs);
                     }
-                    Filled::NoMemory => return (Outcome::Failed(nix::errno::Errno::ENOMEM), came),
-                    Filled::Failed(errno) => return (Outcome::Failed(errno), came),
+                    Filled::NoMemory => return ((Outcome::Failed(Errno::ENOMEM), came), runs),
+                    Filled::Failed(errno) => return ((Outcome::Failed(errno), came), runs),
                 };
                 came += self.lock().ledger.settle(how, origin, done);
                 next += done;
             }
         }
-        (Outcome::Settled, came)
+        ((Outcome::Settled, came), runs)
     }
 
     /// Answer a touch of a page that is not owed: zeros, unless it is there already.
@@ -303,30 +317,40 @@ impl Space {
             _ => self.uffd.copy(range.start(), &vec![0; range.bytes() as usize]),
         };
         match filled {
-            Filled::Done => Outcome::Settled,
-            Filled::Exists { .. } | Filled::Unmapped => {
-                self.wake(page);
+            Filled::Done | Filled::Exists { .. } | Filled::Unmapped => {
+                self.wake(range);
                 Outcome::Settled
             }
             Filled::Changing { .. } => Outcome::Retry,
             Filled::Gone => Outcome::Gone,
-            Filled::NoMemory => Outcome::Failed(nix::errno::Errno::ENOMEM),
+            Filled::NoMemory => Outcome::Failed(Errno::ENOMEM),
             Filled::Failed(errno) => Outcome::Failed(errno),
         }
     }
 
     /// Let threads that wait for `page` look again.
-    pub fn wake(&self, page: PageAddr) {
-        if let Some(range) = self.granule(page) {
-            // It fails only for a range that nobody can wait in.
-            let _ = self.uffd.wake(range);
-        }
+    pub(crate) fn wake_at(&self, page: PageAddr) {
+        self.granule(page).into_iter().for_each(|range| self.wake(range));
+    }
+
+    fn wake(&self, range: PageRange) {
+        persist(|| self.uffd.wake(range));
     }
 
     /// Stop watching `range`: nothing is owed there.
     pub fn unregister(&self, range: PageRange) {
         // A range that went away meanwhile needs no unregistering.
         let _ = self.uffd.unregister(range);
+    }
+}
+
+/// Wake somebody up. That fails only where nobody can wait, but who does would wait for ever: so other errors, which the kernel has no
+/// reason for, are not believed at once.
+fn persist(mut wake: impl FnMut() -> Result<(), Errno>) {
+    for _ in 0..WAKES {
+        if !matches!(wake(), Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOMEM)) {
+            return;
+        }
     }
 }
 

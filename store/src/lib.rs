@@ -110,6 +110,10 @@ pub trait Store: Send + Sync {
     fn ask(&self, _ids: &[ChunkId]) -> Ahead {
         Ahead::AtOnce
     }
+    /// A further way to the same, for another thread that waits for frames: a connection of its own. None where one serves all as well.
+    fn another(&self) -> Result<Option<Arc<dyn Store>>, StoreError> {
+        Ok(None)
+    }
     /// How many copies of everything there may be: places that hold the same snapshots.
     fn copies(&self) -> usize {
         1

@@ -257,6 +257,10 @@ impl Store for RemoteStore {
         asked.map_or(Ahead::Lost, |asked| self.coming(asked, ids.len()))
     }
 
+    fn another(&self) -> Result<Option<Arc<dyn Store>>, StoreError> {
+        Ok(Some(Arc::new(Self { link: Arc::new(self.link.another()?), spin_us: AtomicU64::new(0) })))
+    }
+
     fn spin(&self, at_most: Duration) {
         // All other classes have a thread that drives them.
         if self.link.class() == Class::Demand {

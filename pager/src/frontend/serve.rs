@@ -250,7 +250,7 @@ impl Loop {
             } else {
                 self.served.demand_faults += 1;
                 // COPY woke whoever waited for a page it filled; a page that bulk was faster with needs this.
-                served.space.wake(page);
+                served.space.wake_at(page);
             }
         }
         Ok(())
