@@ -19,11 +19,13 @@
 
 use crate::check::check;
 use crate::error::ImageError;
+use crate::head::Head;
 use crate::manifest::Manifest;
 use crate::table::Table;
 use bytes::Bytes;
 use pages::{ChunkId, SnapshotId};
 use prost::Message;
+use std::ops::Range;
 
 const MAGIC: &[u8; 8] = b"DFROSTIM";
 const VERSION: u32 = 1;
@@ -72,14 +74,25 @@ impl Image {
         Self::parse_known(&Bytes::copy_from_slice(bytes), digest(bytes))
     }
 
+    /// Read and check an image of which only the head is here; the groups that hold the rest of its table are still to come, see
+    /// [`Table`].
+    pub fn of_head(head: &Head) -> Result<Self, ImageError> {
+        let Sizes { manifest, .. } = sizes(head.first())?;
+        let manifest = head.first().get(HEADER_BYTES..HEADER_BYTES + manifest as usize).ok_or_else(|| head.too_short())?;
+        Self::of(word(head.first(), 20), manifest, Table::coming(head), head.id())
+    }
+
     /// Read and check the file of which somebody has checked already that `id` is its digest, as every store does: then its checksum
     /// tells nothing new. The table stays where it lies.
     pub fn parse_known(bytes: &Bytes, id: SnapshotId) -> Result<Self, ImageError> {
         let Parts { manifest, table, .. } = split(bytes)?;
-        let table = Table::new(bytes.slice_ref(table));
+        Self::of(word(bytes, 20), manifest, Table::new(bytes.slice_ref(table)), id)
+    }
+
+    fn of(said_features: u32, manifest: &[u8], table: Table, id: SnapshotId) -> Result<Self, ImageError> {
         let manifest = Manifest::decode(manifest).map_err(|error| ImageError::Manifest(error.to_string()))?;
-        if word(bytes, 20) != features(&manifest) {
-            return Err(ImageError::Features(word(bytes, 20)));
+        if said_features != features(&manifest) {
+            return Err(ImageError::Features(said_features));
         }
         check(&manifest, table.len() as u64)?;
         Ok(Self { id, manifest, table })
@@ -160,24 +173,45 @@ impl Parts<'_> {
     }
 }
 
-fn split(bytes: &[u8]) -> Result<Parts<'_>, ImageError> {
-    let truncated = |need: u64| ImageError::Truncated { what: "image", have: bytes.len() as u64, need };
+/// What a header says of what lies behind it, in bytes.
+pub(crate) struct Sizes {
+    pub(crate) manifest: u64,
+    pub(crate) file: u64,
+}
+
+impl Sizes {
+    /// Where the table lies.
+    pub(crate) fn table(&self) -> Range<u64> {
+        HEADER_BYTES as u64 + self.manifest..self.file
+    }
+
+    /// A file of so many bytes is as long as this says.
+    pub(crate) fn must_be(&self, have: u64) -> Result<(), ImageError> {
+        match (have, self.file) {
+            (have, need) if have < need => Err(ImageError::Truncated { what: "image", have, need }),
+            (have, need) if have > need => Err(ImageError::Surplus { what: "image", surplus: have - need }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// By the beginning of a file.
+pub(crate) fn sizes(bytes: &[u8]) -> Result<Sizes, ImageError> {
     let header = header(bytes)?;
-    let (manifest_bytes, chunks) = (long(header, 24), long(header, 32));
-    let need = chunks
+    let (manifest, chunks) = (long(header, 24), long(header, 32));
+    let file = chunks
         .checked_mul(DIGEST_BYTES as u64)
-        .and_then(|table| table.checked_add(manifest_bytes)?.checked_add(HEADER_BYTES as u64))
+        .and_then(|table| table.checked_add(manifest)?.checked_add(HEADER_BYTES as u64))
         .ok_or(ImageError::Checksum("image's header"))?;
-    let have = bytes.len() as u64;
-    if have < need {
-        return Err(truncated(need));
-    }
-    if have > need {
-        return Err(ImageError::Surplus { what: "image", surplus: have - need });
-    }
+    Ok(Sizes { manifest, file })
+}
+
+fn split(bytes: &[u8]) -> Result<Parts<'_>, ImageError> {
+    let sizes = sizes(bytes)?;
+    sizes.must_be(bytes.len() as u64)?;
     let body = &bytes[HEADER_BYTES..];
-    let (manifest, table) = body.split_at(manifest_bytes as usize);
-    Ok(Parts { body, manifest, table, checksum: word(header, 40) })
+    let (manifest, table) = body.split_at(sizes.manifest as usize);
+    Ok(Parts { body, manifest, table, checksum: word(bytes, 40) })
 }
 
 /// Little-endian number at `at`; the caller has checked the length.

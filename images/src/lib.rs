@@ -2,7 +2,7 @@
 //!
 //! A snapshot is one image file (header, manifest, chunk table: [`Image`]) and the chunks it names. A chunk is a run of pages,
 //! named by the BLAKE3 digest of its raw bytes ([`chunk_id`]), stored as one zstd frame ([`codec`]) in a pack ([`pack`]).
-//! [`PageMap`] tells which chunk holds a page, [`working_set`] which were touched first. [`criu`] reads a foreign kind, whose page data
+//! Its file can be checked group by group ([`Groups`]), so that a process need only wait for its [`Head`]. [`PageMap`] tells which chunk holds a page, [`working_set`] which were touched first. [`criu`] reads a foreign kind, whose page data
 //! becomes chunks as well. Reading is total: any bytes give an error or a valid value, in bounded memory.
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,8 @@ pub mod codec;
 pub mod criu;
 mod cut;
 mod error;
+pub mod groups;
+pub mod head;
 mod image;
 mod map;
 pub mod memory_file;
@@ -27,6 +29,8 @@ pub mod manifest {
 
 pub use cut::cut;
 pub use error::ImageError;
+pub use groups::{GROUP_BYTES, Groups};
+pub use head::Head;
 pub use image::{Digesting, HEADER_BYTES, Image, count_chunks, digest, parse_table};
 pub use map::PageMap;
 pub use table::Table;
