@@ -5,14 +5,15 @@ use crate::metrics::{Call, Metrics};
 use bytes::Bytes;
 use pages::{ChunkId, SnapshotName};
 use proto::domain::{
-    self, MAX_ANSWER_BYTES, NewChunk, NewWorkingSet, PIECE_BYTES, PageAnswer, PageRequest, ProtocolError, Refusal, Tagging,
+    self, MAX_ANSWER_BYTES, MAX_HEAD_BYTES, NewChunk, NewWorkingSet, PIECE_BYTES, PageAnswer, PageRequest, ProtocolError, Refusal,
+    SomeGroups, Tagging,
 };
 use proto::wire::pages_server::Pages;
 use proto::wire::snapshots_server::Snapshots;
 use proto::wire::{
-    CommitPiece, Digests, FetchAnswer, FetchRequest, Frame, GcAnswer, GcRequest, GetChunkRequest, HelloAnswer, HelloRequest, ListAnswer,
-    ListRequest, NameRequest, Piece, PutAnswer, PutBatch, PutWorkingSetAnswer, RemoveAnswer, SnapshotId, SnapshotLine, TagRequest,
-    WorkingSet, WorkingSetAnswer,
+    CommitPiece, Digests, FetchAnswer, FetchRequest, Frame, GcAnswer, GcRequest, GetChunkRequest, GroupsRequest, HelloAnswer, HelloRequest,
+    ImageHead, ListAnswer, ListRequest, NameRequest, Piece, PutAnswer, PutBatch, PutWorkingSetAnswer, RemoveAnswer, SnapshotId,
+    SnapshotLine, TagRequest, WorkingSet, WorkingSetAnswer,
 };
 use std::future::Future;
 use std::pin::Pin;
@@ -185,6 +186,23 @@ impl Snapshots for Service {
             Ok(Piece { data: image.slice(at..end) })
         });
         Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
+    }
+
+    async fn get_head(&self, request: Request<SnapshotId>) -> Result<Response<ImageHead>, Status> {
+        let id = pages::SnapshotId::try_from(request.into_inner())?;
+        let head = self.blocking(move |store| store.image_head(&id)).await?;
+        let (groups, first) = (head.groups(), head.first());
+        Ok(Response::new(ImageHead {
+            file_bytes: groups.file_bytes(),
+            values: Bytes::copy_from_slice(groups.values()),
+            first: first.slice(..first.len().min(MAX_HEAD_BYTES)),
+        }))
+    }
+
+    async fn get_groups(&self, request: Request<GroupsRequest>) -> Result<Response<Piece>, Status> {
+        let SomeGroups { id, groups } = SomeGroups::try_from(request.into_inner())?;
+        let data = self.blocking(move |store| store.image_groups(&id, &groups, None)).await?;
+        Ok(Response::new(Piece { data }))
     }
 
     async fn find_missing(&self, request: Request<Digests>) -> Result<Response<Digests>, Status> {

@@ -4,11 +4,15 @@
 //! the next is on its way, unless the line is what takes long: then it would only stand in the way of faults. A store that cannot be
 //! reached is asked again for ever, with growing pauses: the process waits. A chunk whose bytes are wrong is fetched once more, alone, from
 //! every copy of the store there is; wrong in all of them, it is fatal, as no one may ever read it.
+//!
+//! The image's table may not be here yet ([`crate::digests`] brings it): what is lacking of it for some chunks is fetched first, in the
+//! same way. Neighbours are asked for only where their digests are known.
 
 use bytes::Bytes;
 use images::codec::{Decoder, Verified};
 use images::{Image, PageMap};
 use pages::{ChunkId, PageRange};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -70,6 +74,7 @@ impl Chunks {
 
     /// Fetch and verify chunk `index`. `lost` is told of the store's failing and of its return.
     fn fetch(&mut self, index: u32, range: PageRange, stop: &AtomicBool, lost: Lost<'_>) -> Result<&Verified, Unfit> {
+        self.learn(&[(index, range)], stop, lost)?;
         let id = self.image.table.at(index);
         match frames(self.store.as_ref(), &[id], stop, lost)? {
             Ok(frames) if self.decode(&id, frames.first(), range) => Ok(&self.chunk),
@@ -86,8 +91,21 @@ impl Chunks {
         self.map.pages_of(index)
     }
 
+    /// Whether the digest of a chunk is here.
+    pub fn knows(&self, index: u32) -> bool {
+        self.image.table.get(index).is_some()
+    }
+
+    /// See to it that the digests of these chunks are here.
+    fn learn(&self, run: &[Chunk], stop: &AtomicBool, lost: Lost<'_>) -> Result<(), Unfit> {
+        run.iter().filter(|(index, _)| !self.knows(*index)).try_for_each(|(index, _)| {
+            let brought = reach(stop, lost, || bring(self.store.as_ref(), &self.image, &(*index..index + 1)))?;
+            brought.map_err(|error| Unfit::Wrong { chunk: format!("number {index}"), why: error.to_string() })
+        })
+    }
+
     /// Fetch a run in one request and hand each chunk of it, verified, to `install`, until that says to stop. Chunks that may be wanted
-    /// next are asked for behind it and not waited for.
+    /// next, and whose digests are known, are asked for behind it and not waited for.
     pub fn fetch_run(
         &mut self,
         run: &[Chunk],
@@ -96,6 +114,7 @@ impl Chunks {
         lost: Lost<'_>,
         install: &mut dyn FnMut(Chunk, &Verified) -> bool,
     ) -> Result<Ahead, Unfit> {
+        self.learn(run, stop, lost)?;
         let (ids, ahead) = (self.ids(run), self.ids(ahead));
         let begun = Instant::now();
         let asked = reach(stop, lost, || match self.store.frames_ahead(&ids, &ahead) {
@@ -196,6 +215,14 @@ impl Chunks {
     }
 }
 
+/// Bring what is lacking of a table, or tell why what is stored is wrong.
+pub(crate) fn bring(store: &dyn Store, image: &Image, chunks: &Range<u32>) -> Result<Result<(), StoreError>, StoreError> {
+    match store::bring_table(store, &image.table, chunks) {
+        Err(error) if error.is_about_contents() || matches!(error, StoreError::MissingImage(_)) => Ok(Err(error)),
+        answer => answer.map(Ok),
+    }
+}
+
 /// The frames, or why what is stored is wrong.
 fn frames(store: &dyn Store, ids: &[ChunkId], stop: &AtomicBool, lost: Lost<'_>) -> Result<Result<Vec<Bytes>, StoreError>, Unfit> {
     reach(stop, lost, || match store.frames(ids) {
@@ -205,7 +232,7 @@ fn frames(store: &dyn Store, ids: &[ChunkId], stop: &AtomicBool, lost: Lost<'_>)
 }
 
 /// Ask until the store answers or we are told to stop.
-fn reach<T>(stop: &AtomicBool, lost: Lost<'_>, mut ask: impl FnMut() -> Result<T, StoreError>) -> Result<T, Unfit> {
+pub(crate) fn reach<T>(stop: &AtomicBool, lost: Lost<'_>, mut ask: impl FnMut() -> Result<T, StoreError>) -> Result<T, Unfit> {
     let (mut backoff, mut was_lost) = (Backoff::default(), false);
     while !stop.load(Ordering::Relaxed) {
         match ask() {

@@ -2,7 +2,7 @@
 //! that died. Its parent is a supervisor (`supervisor`).
 //!
 //! Over the socket it inherits from a restore, in this order:
-//!   restore → pager  one byte with a descriptor: a file with the image, which both only map
+//!   restore → pager  one byte with a descriptor: a file with the image's head, which both only map
 //!   restore → pager  one line of JSON: [`Start`]
 //!   pager → restore  "ready" (store open, image understood), or "failed WHY"
 //!   restore → pager  one byte with four descriptors: the userfaultfd, the process's pidfd, the mailbox's receiving and sending end
@@ -26,7 +26,7 @@ use crate::supervisor::{Told, Work};
 use crate::table;
 use crate::unwatched;
 use bytes::Bytes;
-use images::Image;
+use images::{Head, Image};
 use kernel::mapped_file::MappedFile;
 use kernel::uffd::Uffd;
 use nix::fcntl::Flock;
@@ -186,7 +186,7 @@ fn start(mut socket: &UnixStream, told: &Told, open: Open<'_>, report: Report<'_
     let (eager, report_to) = (start.eager, start.report.clone());
     let mut phases = Phases::begun_at("pager", start.origin_us);
     let mapped = MappedFile::open(&File::from(file)).map(Bytes::from_owner).map_err(DaemonError::from);
-    let begun = mapped.and_then(|image| prepare(&start, Some(image), open, &mut phases)).and_then(|(image, stores)| {
+    let begun = mapped.and_then(|head| prepare(&start, Some(head), open, &mut phases)).and_then(|(image, stores)| {
         writeln!(socket, "ready")?;
         receive(socket, start, image, stores, &mut phases)
     });
@@ -357,7 +357,7 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
     }
 }
 
-fn prepare(start: &Start, image: Option<Bytes>, open: Open<'_>, phases: &mut Phases) -> Result<(Image, Stores), DaemonError> {
+fn prepare(start: &Start, head: Option<Bytes>, open: Open<'_>, phases: &mut Phases) -> Result<(Image, Stores), DaemonError> {
     let id: SnapshotId = start.snapshot.parse().map_err(|_| DaemonError::Request(format!("snapshot {}", start.snapshot)))?;
     phases.done("begin");
     let both = start.background || start.eager || start.replay;
@@ -369,10 +369,9 @@ fn prepare(start: &Start, image: Option<Bytes>, open: Open<'_>, phases: &mut Pha
         Ok::<_, DaemonError>((demand, bulk))
     })?;
     phases.done("open the store");
-    let image = match image {
-        // Its digest was checked by who sent it, which reads the process's fate from it as well.
-        Some(image) => Image::parse_known(&image, id)?,
-        None => Image::parse_known(&demand.image(&id)?, id)?,
+    let image = match head {
+        Some(head) => Image::of_head(&Head::parse(id, &head)?)?,
+        None => Image::of_head(&demand.image_head(&id)?)?,
     };
     phases.done("read the image");
     Ok((image, (demand.clone(), bulk.unwrap_or(demand))))

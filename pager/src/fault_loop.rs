@@ -265,7 +265,7 @@ impl Loop {
             let window = shared_window(&self.shared).fault(*index);
             for index in (index + 1..window.end).chain((window.start..*index).rev()) {
                 let new = !ahead.iter().chain(run).any(|(other, _)| *other == index) && !self.neighbours.has(index);
-                if let Some(range) = self.chunks.range_at(index).filter(|range| new && space.owes(*range)) {
+                if let Some(range) = self.chunks.range_at(index).filter(|range| new && self.chunks.knows(index) && space.owes(*range)) {
                     ahead.push((index, range));
                 }
             }

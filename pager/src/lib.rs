@@ -1,7 +1,8 @@
 //! The pager: fetches a frozen process's pages and answers its faults.
 //!
 //! [`residency`] (pure) knows which pages an address space still owes; its [`ledger`] changes that by what happens to the memory; [`space`]
-//! ties it to the space's userfaultfd; [`chunks`] fetches, decodes and verifies; a [`fault_loop`] on each of a few processors
+//! ties it to the space's userfaultfd; [`chunks`] fetches, decodes and verifies, by [`digests`] that may still be on their way; a
+//! [`fault_loop`] on each of a few processors
 //! ([`handlers`]) answers threads that wait, none twice for the same ([`demanded`]), and brings [`neighbours`] of what they wait for, as
 //! many as a [`window`] (pure) says; [`nudges`] make them look again; [`replay`] brings what earlier restores touched,
 //! [`bulk`] the rest behind it at its own [`pace`], by [`marks`], each with a thread and a store of its own, so that a demand fault never
@@ -25,6 +26,7 @@ pub mod control;
 pub mod crash;
 pub mod daemon;
 mod demanded;
+mod digests;
 mod farewell;
 mod fault_loop;
 pub mod frontend;

@@ -17,7 +17,7 @@ use crate::space::Space;
 use crate::status::{Stalls, State, Status};
 use crate::timeline::{Stall, Timeline};
 use crate::window::Window;
-use crate::{bulk, collapse, fault_loop, handlers, outage};
+use crate::{bulk, collapse, digests, fault_loop, handlers, outage};
 use images::{Image, PageMap};
 use kernel::uffd::Uffd;
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
@@ -179,6 +179,7 @@ impl Pager {
         });
         let mut threads = fault_loop::spawn(&shared, places, &config.demand, config.prefetch)?;
         threads.push(outage::spawn(shared.clone()).inspect_err(|_| shared.halt())?);
+        threads.extend(digests::spawn(&shared, &config.bulk).inspect_err(|_| shared.halt())?);
         threads.extend(collapse::spawn(&shared).inspect_err(|_| shared.halt())?);
         if config.replay {
             threads.push(replay::spawn(shared.clone(), config.bulk.clone()).inspect_err(|_| shared.halt())?);
@@ -265,6 +266,11 @@ impl Shared {
     pub(crate) fn wait_for_bulk(&self) {
         let may = || self.runs.load(Ordering::Relaxed) && !self.replaying.load(Ordering::Relaxed);
         self.wait(|state| may() || matches!(state, State::Failed(_) | State::Gone));
+    }
+
+    /// Wait until the process runs, or never will.
+    pub(crate) fn wait_until_it_runs(&self) {
+        self.wait(|state| self.runs.load(Ordering::Relaxed) || matches!(state, State::Failed(_) | State::Gone));
     }
 
     /// Replay is over.

@@ -7,6 +7,7 @@
 use crate::wire;
 use bytes::Bytes;
 use pages::{ChunkId, SnapshotId, SnapshotName};
+use std::ops::Range;
 
 /// Most chunks one request may ask for: 16 MiB of raw pages in chunks of the default size (16 KiB).
 pub const MAX_RUN: usize = 1024;
@@ -18,6 +19,10 @@ pub const MAX_FRAME_BYTES: usize = (1 << 20) + (64 << 10);
 pub const MAX_ANSWER_BYTES: usize = crate::MAX_MESSAGE_BYTES - (1 << 20);
 /// Bytes of an image in one message.
 pub const PIECE_BYTES: usize = 1 << 20;
+/// Most groups of an image, of 64 KiB each, in one answer: a piece.
+pub const MAX_GROUPS: u32 = 16;
+/// Most bytes of an image's file in its head: with the values of 131 072 groups (an image of 8 GiB) far less than a message.
+pub const MAX_HEAD_BYTES: usize = 4 << 20;
 /// Longest working set: a million page numbers of 8 bytes, which are 4 GiB that were touched.
 pub const MAX_WORKING_SET_BYTES: usize = 8 << 20;
 
@@ -255,6 +260,36 @@ impl TryFrom<wire::SnapshotId> for SnapshotId {
 
     fn try_from(message: wire::SnapshotId) -> Result<Self, ProtocolError> {
         chunk_id("digest", &message.digest).map(|id| Self(id.0))
+    }
+}
+
+/// A request for some groups of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SomeGroups {
+    /// Whose image.
+    pub id: SnapshotId,
+    /// Which; at least one.
+    pub groups: Range<u32>,
+}
+
+impl TryFrom<wire::GroupsRequest> for SomeGroups {
+    type Error = ProtocolError;
+
+    fn try_from(message: wire::GroupsRequest) -> Result<Self, ProtocolError> {
+        let id = SnapshotId(chunk_id("digest", &message.digest)?.0);
+        let end = message.first.checked_add(message.count).ok_or_else(|| ProtocolError::invalid("first", "there is no such group"))?;
+        match message.count {
+            0 => Err(ProtocolError::Missing { field: "count" }),
+            1..=MAX_GROUPS => Ok(Self { id, groups: message.first..end }),
+            more => Err(ProtocolError::invalid("count", format!("{more} groups in one request: at most {MAX_GROUPS}"))),
+        }
+    }
+}
+
+impl From<SomeGroups> for wire::GroupsRequest {
+    fn from(request: SomeGroups) -> Self {
+        let SomeGroups { id, groups } = request;
+        Self { digest: digest_bytes(&id.0), first: groups.start, count: groups.end - groups.start }
     }
 }
 

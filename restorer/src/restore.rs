@@ -40,7 +40,7 @@ use pages::{SnapshotName, VirtAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use store::{ImageFile, Store};
+use store::Store;
 
 /// What to do.
 #[derive(Debug)]
@@ -94,8 +94,8 @@ pub fn restore(
 ) -> Result<Restored, RestoreError> {
     let mut phases = Phases::begin("restore");
     let id = store.resolve(&request.name)?;
-    let ImageFile { bytes, file } = store.image_file(&id)?;
-    let image = Image::parse_known(&bytes, id)?;
+    let head = store.image_head(&id)?;
+    let image = Image::of_head(&head)?;
     let manifest = &image.manifest;
     plan::whole(manifest)?;
     plan::check_files(manifest)?;
@@ -111,8 +111,7 @@ pub fn restore(
     phases.done("make files");
     std::thread::scope(|scope| {
         let eager = Eager::fetch(scope, &image, store)?;
-        let daemon = Daemon::start(request, &id, &file, process.pid, plan::first_touched(manifest), phases.origin_us())?;
-        drop(file);
+        let daemon = Daemon::start(request, &head, process.pid, plan::first_touched(manifest), phases.origin_us())?;
         phases.done("start the pager");
         bring_back(Job { request, image: &image, made: &made }, process, leader, eager, daemon, phases, before_run)
     })

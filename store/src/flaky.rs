@@ -5,8 +5,10 @@
 
 use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload};
 use bytes::Bytes;
+use images::Head;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -25,6 +27,8 @@ pub struct Plan {
     pub full: f64,
     /// One frame of the answer has a bit turned.
     pub wrong_frame: f64,
+    /// Groups of an image's table have a bit turned.
+    pub wrong_groups: f64,
     /// A chunk that was damaged or wrong once never is again, as when the network or a memory cell was to blame.
     pub recovers: bool,
     /// The call is late.
@@ -64,6 +68,15 @@ impl Dice {
 
     fn below(&self, end: usize) -> usize {
         self.random.lock().unwrap_or_else(PoisonError::into_inner).usize(..end)
+    }
+
+    fn turn_a_bit(&self, bytes: &[u8]) -> Bytes {
+        let mut bytes = bytes.to_vec();
+        if !bytes.is_empty() {
+            let at = self.below(bytes.len());
+            bytes[at] ^= 1 << self.below(8);
+        }
+        Bytes::from(bytes)
     }
 
     /// One of the chunks asked for, to be spoiled; none where it was before and recovers.
@@ -149,6 +162,20 @@ impl<S: Store> Store for FlakyStore<S> {
         self.inner.image(id)
     }
 
+    fn image_head(&self, id: &SnapshotId) -> Result<Head, StoreError> {
+        self.dice.call()?;
+        if self.dice.throw(|plan| plan.damaged) {
+            return Err(damaged());
+        }
+        self.inner.image_head(id)
+    }
+
+    fn image_groups(&self, id: &SnapshotId, groups: &Range<u32>, copy: Option<usize>) -> Result<Bytes, StoreError> {
+        self.dice.call()?;
+        let bytes = self.inner.image_groups(id, groups, copy)?;
+        Ok(if self.dice.throw(|plan| plan.wrong_groups) { self.dice.turn_a_bit(&bytes) } else { bytes })
+    }
+
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
         self.dice.call()?;
         if self.dice.spoil(|plan| plan.damaged, ids).is_some() {
@@ -156,12 +183,7 @@ impl<S: Store> Store for FlakyStore<S> {
         }
         let mut frames = self.inner.frames(ids)?;
         if let Some(which) = self.dice.spoil(|plan| plan.wrong_frame, ids) {
-            let mut bytes = frames[which].to_vec();
-            if !bytes.is_empty() {
-                let at = self.dice.below(bytes.len());
-                bytes[at] ^= 1 << self.dice.below(8);
-            }
-            frames[which] = Bytes::from(bytes);
+            frames[which] = self.dice.turn_a_bit(&frames[which]);
         }
         Ok(frames)
     }

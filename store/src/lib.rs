@@ -12,7 +12,7 @@ mod claims;
 mod copy;
 mod error;
 mod flaky;
-mod image_file;
+mod head_file;
 mod latency;
 mod local;
 mod local_upload;
@@ -22,13 +22,14 @@ mod packs;
 mod remote;
 mod replicas;
 mod sound;
+mod table;
 
 pub use ahead::{Ahead, Arrived, Coming};
 pub use backoff::Backoff;
 pub use copy::{CopyError, CopyReport, copy};
 pub use error::StoreError;
 pub use flaky::{FlakyStore, Plan};
-pub use image_file::ImageFile;
+pub use head_file::head_file;
 pub use local::{Access, LocalStore};
 pub use memory::MemoryStore;
 pub use proto::Address;
@@ -37,10 +38,12 @@ pub use proto::domain::{Class, MAX_WORKING_SET_BYTES};
 pub use remote::RemoteStore;
 pub use replicas::Replicas;
 pub use sound::{Unsound, sound_chunk, sound_copy, sound_frame};
+pub use table::{MOST_GROUPS, bring_table};
 
 use bytes::Bytes;
-use images::ImageError;
+use images::{Groups, Head, ImageError};
 use pages::{ChunkId, SnapshotId, SnapshotName};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -91,9 +94,16 @@ pub trait Store: Send + Sync {
     fn resolve(&self, name: &SnapshotName) -> Result<SnapshotId, StoreError>;
     /// The image of a snapshot, its digest checked.
     fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError>;
-    /// The same as a file, to be handed to another process.
-    fn image_file(&self, id: &SnapshotId) -> Result<ImageFile, StoreError> {
-        ImageFile::in_memory(&self.image(id)?).map_err(StoreError::io("a file in memory"))
+    /// The head of it, checked, with header and manifest: all that is needed before a process runs.
+    fn image_head(&self, id: &SnapshotId) -> Result<Head, StoreError> {
+        let file = self.image(id)?;
+        let damaged = |source| StoreError::Damaged { path: PathBuf::from(format!("the image of snapshot {id}")), source };
+        Head::of_file(Groups::of(&file), &file).map_err(damaged)
+    }
+    /// The bytes of some groups of its file, at most [`MOST_GROUPS`], as far as it has them, and not checked: [`bring_table`] does. As one
+    /// of the copies has them, counted from 0, or whichever is asked first.
+    fn image_groups(&self, id: &SnapshotId, groups: &Range<u32>, _copy: Option<usize>) -> Result<Bytes, StoreError> {
+        Ok(table::part(&self.image(id)?, groups))
     }
     /// The stored frames of chunks, their stored bytes checked, in the order asked: all, or an error that names the first that is not.
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError>;

@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/packs/ID.pack                  frames and their index, never changed once there (`packs`, `local_upload`)
 //! DIR/snapshots/DIGEST.image         image files
+//! DIR/snapshots/DIGEST.groups        of a large one: the values of its groups (`images::groups`); a hint, made anew where it does not fit
 //! DIR/snapshots/DIGEST.working-set   what a restore touched first, kept beside the image
 //! DIR/refs/NAME:TAG                  the digest that a name stands for
 //! DIR/tmp/                           what is being written; swept when opened for writing
@@ -16,12 +17,17 @@
 use crate::local_upload::LocalUpload;
 use crate::lock::Lock;
 use crate::packs::Packs;
-use crate::{GcReport, ImageFile, SnapshotInfo, Store, StoreError, Upload, check_working_set};
+use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set, table};
 use bytes::Bytes;
+use images::head::SMALL_BYTES;
+use images::{Groups, Head};
+use kernel::mapped_file::MappedFile;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -41,6 +47,8 @@ pub struct LocalStore {
     packs: Arc<Packs>,
     names: Mutex<()>,
     writing: Option<Lock>,
+    /// The image that was last read in part, mapped, by the number of its inode.
+    in_parts: Mutex<Option<(u64, Bytes)>>,
 }
 
 impl LocalStore {
@@ -56,7 +64,7 @@ impl LocalStore {
         } else {
             must_be_store(dir)?;
         }
-        Ok(Self { dir: dir.to_owned(), packs: Arc::new(Packs::open(dir)?), names: Mutex::default(), writing })
+        Ok(Self { dir: dir.to_owned(), packs: Arc::new(Packs::open(dir)?), names: Mutex::default(), writing, in_parts: Mutex::default() })
     }
 
     fn for_writing(&self) -> Result<MutexGuard<'_, ()>, StoreError> {
@@ -73,6 +81,10 @@ impl LocalStore {
 
     fn image_path(&self, id: &SnapshotId) -> PathBuf {
         self.dir.join("snapshots").join(format!("{id}.image"))
+    }
+
+    fn groups_path(&self, id: &SnapshotId) -> PathBuf {
+        self.dir.join("snapshots").join(format!("{id}.groups"))
     }
 
     fn working_set_path(&self, id: &SnapshotId) -> PathBuf {
@@ -96,16 +108,71 @@ impl LocalStore {
         if self.image_path(id).exists() { Ok(()) } else { Err(StoreError::MissingImage(*id)) }
     }
 
+    /// An image file, mapped; nothing of it is checked.
+    fn map_image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
+        let path = self.image_path(id);
+        let mapped = File::open(&path).and_then(|file| MappedFile::open(&file)).map_err(no_image(id, &path))?;
+        Ok(Bytes::from_owner(mapped))
+    }
+
+    /// The same for whoever reads it part by part.
+    fn map_for_parts(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
+        let path = self.image_path(id);
+        let file = File::open(&path).map_err(no_image(id, &path))?;
+        let inode = file.metadata().map_err(StoreError::io(&path))?.ino();
+        let mut last = self.in_parts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, image)) = last.as_ref().filter(|(of, _)| *of == inode) {
+            return Ok(image.clone());
+        }
+        let image = Bytes::from_owner(MappedFile::open(&file).map_err(StoreError::io(&path))?);
+        *last = Some((inode, image.clone()));
+        Ok(image)
+    }
+
     /// An image file, and what `check` finds in it.
     fn read_image<T>(
         &self,
         id: &SnapshotId,
         check: impl Fn(&[u8], &SnapshotId) -> Result<T, images::ImageError>,
-    ) -> Result<(ImageFile, T), StoreError> {
-        let path = self.image_path(id);
-        let image = File::open(&path).and_then(ImageFile::map).map_err(no_image(id, &path))?;
-        let found = check(&image.bytes, id).map_err(|source| StoreError::Damaged { path, source })?;
+    ) -> Result<(Bytes, T), StoreError> {
+        let image = self.map_image(id)?;
+        let found = check(&image, id).map_err(|source| StoreError::Damaged { path: self.image_path(id), source })?;
         Ok((image, found))
+    }
+
+    /// What is wrong with an image file some part of which is.
+    fn damaged(&self, id: &SnapshotId, image: &[u8]) -> StoreError {
+        let source = crate::check_image(image, id).err().unwrap_or(images::ImageError::Checksum("image"));
+        StoreError::Damaged { path: self.image_path(id), source }
+    }
+
+    /// The groups of an image file: those kept beside it, or computed of all of it.
+    fn groups(&self, id: &SnapshotId, image: &[u8]) -> Result<Groups, StoreError> {
+        let kept = if is_small(image) { None } else { fs::read(self.groups_path(id)).ok() };
+        if let Some(groups) = kept.and_then(|values| Groups::checked(*id, image.len() as u64, &values)) {
+            return Ok(groups);
+        }
+        let groups = Groups::of(image);
+        if groups.id() != *id {
+            return Err(self.damaged(id, image));
+        }
+        if self.writing.is_some() {
+            self.keep_groups(&groups);
+        }
+        Ok(groups)
+    }
+
+    /// Keep the groups of a large image beside it. They are worth time only, and not synced: what a crash leaves of them does not fit.
+    fn keep_groups(&self, groups: &Groups) {
+        if groups.file_bytes() <= SMALL_BYTES {
+            return;
+        }
+        let path = self.groups_path(&groups.id());
+        let written = tempfile::NamedTempFile::new_in(self.dir.join("tmp"))
+            .and_then(|mut file| file.write_all(groups.values()).and_then(|()| file.persist(&path).map_err(|error| error.error)));
+        if let Err(error) = written {
+            tracing::warn!(path = %path.display(), %error, "not kept: each restore of this snapshot reads its whole image");
+        }
     }
 
     /// The chunks that an image file names.
@@ -145,6 +212,11 @@ impl LocalStore {
         names.sort_by(|(a, _), (b, _)| SnapshotName::cmp(a, b));
         Ok(names)
     }
+}
+
+/// One whose groups are computed in no time.
+fn is_small(image: &[u8]) -> bool {
+    image.len() as u64 <= SMALL_BYTES
 }
 
 /// An image's file cannot be read.
@@ -202,6 +274,9 @@ impl Store for LocalStore {
         }
         self.must_be_free(name)?;
         self.write_durably(&self.image_path(&id), &image)?;
+        if !is_small(&image) {
+            self.keep_groups(&Groups::of(&image));
+        }
         self.give_name(name, &id)?;
         self.packs.claims.named(&table);
         Ok(id)
@@ -226,11 +301,16 @@ impl Store for LocalStore {
     }
 
     fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
-        self.image_file(id).map(|image| image.bytes)
+        self.read_image(id, crate::check_image).map(|(image, ())| image)
     }
 
-    fn image_file(&self, id: &SnapshotId) -> Result<ImageFile, StoreError> {
-        self.read_image(id, crate::check_image).map(|(image, ())| image)
+    fn image_head(&self, id: &SnapshotId) -> Result<Head, StoreError> {
+        let image = self.map_for_parts(id)?;
+        Head::of_file(self.groups(id, &image)?, &image).map_err(|_| self.damaged(id, &image))
+    }
+
+    fn image_groups(&self, id: &SnapshotId, groups: &Range<u32>, _: Option<usize>) -> Result<Bytes, StoreError> {
+        Ok(table::part(&self.map_for_parts(id)?, groups))
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {

@@ -9,17 +9,18 @@ mod fetching;
 pub(crate) mod link;
 mod upload;
 
-use crate::image_file::{ComingImage, ImageFile};
 use crate::{Ahead, GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set};
 use bytes::Bytes;
 use coming::RemoteComing;
 use fetching::{Asked, Lost};
+use images::{Digesting, Groups, Head, ImageError};
 use link::Link;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use proto::Address;
 use proto::client::{DEADLINE, Options};
-use proto::domain::{self, Class, Line, MAX_RUN, PIECE_BYTES, PageAnswer, ProtocolError, Refusal};
+use proto::domain::{self, Class, Line, MAX_GROUPS, MAX_RUN, PIECE_BYTES, PageAnswer, ProtocolError, Refusal, SomeGroups};
 use proto::wire::{self, CommitPiece, Digests, GcRequest, ListRequest, NameRequest, TagRequest, WorkingSet};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -157,20 +158,62 @@ impl RemoteStore {
         })
     }
 
-    fn fetch_image(&self, id: &SnapshotId) -> Result<ImageFile, StoreError> {
+    fn fetch_image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
         let answered = self.link.wait(DEADLINE, "fetching an image", self.link.snapshots()?.get_image(wire::SnapshotId::from(*id)))?;
         let mut pieces = self.of_snapshot(id, answered)?.into_inner();
-        let in_memory = || StoreError::io("a file in memory");
-        let mut coming = ComingImage::new().map_err(in_memory())?;
+        // Its digest is computed while the next piece is on its way.
+        let (mut image, mut digesting) = (Vec::new(), Digesting::default());
         while let Some(piece) = self.link.call("fetching an image", pieces.message())? {
-            coming.add(&piece.data).map_err(in_memory())?;
+            digesting.add(&piece.data);
+            image.extend_from_slice(&piece.data);
         }
-        let (found, image) = coming.whole().map_err(in_memory())?;
-        if found != *id {
-            let damaged = |source| StoreError::Damaged { path: PathBuf::from(self.link.address()), source };
-            crate::check_image(&image.bytes, id).map_err(damaged)?;
+        if digesting.id() != *id {
+            crate::check_image(&image, id).map_err(|source| self.damaged(source))?;
         }
-        Ok(image)
+        Ok(image.into())
+    }
+
+    /// The head; of a server that has no such call, the whole image.
+    fn fetch_head(&self, id: &SnapshotId) -> Result<Head, StoreError> {
+        let answered = self.link.wait(DEADLINE, "fetching an image", self.link.snapshots()?.get_head(wire::SnapshotId::from(*id)))?;
+        if answered.as_ref().is_err_and(|status| status.code() == Code::Unimplemented) {
+            let image = self.fetch_image(id)?;
+            return Head::checked(Groups::of(&image), image).map_err(|source| self.damaged(source));
+        }
+        let said = self.of_snapshot(id, answered)?.into_inner();
+        let groups = Groups::checked(*id, said.file_bytes, &said.values).ok_or(ImageError::Checksum("image"));
+        let mut head = groups.and_then(|groups| Head::checked(groups, said.first)).map_err(|source| self.damaged(source))?;
+        while !head.is_enough() {
+            let (here, wanted) = (head.groups().holding(&(0..head.first().len() as u64)).end, head.wanted());
+            let more = self.fetch_groups(id, here..wanted.min(here + MAX_GROUPS))?;
+            if more.is_empty() {
+                return Err(self.damaged(ImageError::Checksum("image")));
+            }
+            let first = [&head.first()[..], &more].concat();
+            head = Head::checked(head.groups().clone(), first.into()).map_err(|source| self.damaged(source))?;
+        }
+        Ok(head)
+    }
+
+    fn fetch_groups(&self, id: &SnapshotId, groups: Range<u32>) -> Result<Bytes, StoreError> {
+        let request = wire::GroupsRequest::from(SomeGroups { id: *id, groups });
+        let answered = self.link.wait(DEADLINE, "fetching a part of an image", self.link.snapshots()?.get_groups(request))?;
+        Ok(self.of_snapshot(id, answered)?.into_inner().data)
+    }
+
+    fn damaged(&self, source: ImageError) -> StoreError {
+        StoreError::Damaged { path: PathBuf::from(self.link.address()), source }
+    }
+
+    /// A server checks what it stores before it sends it: what is wrong here was damaged on its way, and may be right the next time.
+    fn twice<T>(id: &SnapshotId, fetch: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        match fetch() {
+            Err(error @ StoreError::Damaged { .. }) => {
+                tracing::info!(snapshot = %id, %error, "fetching the image again");
+                fetch()
+            }
+            answer => answer,
+        }
     }
 
     fn snapshot_id(&self, message: wire::SnapshotId) -> Result<SnapshotId, StoreError> {
@@ -222,19 +265,16 @@ impl Store for RemoteStore {
         self.snapshot_id(self.named(name, answered)?.into_inner())
     }
 
-    /// A server checks what it stores before it sends it: what is wrong here was damaged on its way, and may be right the next time.
-    fn image_file(&self, id: &SnapshotId) -> Result<ImageFile, StoreError> {
-        match self.fetch_image(id) {
-            Err(error @ StoreError::Damaged { .. }) => {
-                tracing::info!(snapshot = %id, %error, "fetching the image again");
-                self.fetch_image(id)
-            }
-            answer => answer,
-        }
+    fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
+        Self::twice(id, || self.fetch_image(id))
     }
 
-    fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
-        self.image_file(id).map(|image| image.bytes)
+    fn image_head(&self, id: &SnapshotId) -> Result<Head, StoreError> {
+        Self::twice(id, || self.fetch_head(id))
+    }
+
+    fn image_groups(&self, id: &SnapshotId, groups: &Range<u32>, _: Option<usize>) -> Result<Bytes, StoreError> {
+        self.fetch_groups(id, groups.clone())
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {

@@ -13,13 +13,15 @@
 use crate::backoff::Backoff;
 use crate::latency::Latency;
 use crate::remote::{RemoteStore, link};
-use crate::{Ahead, GcReport, ImageFile, SnapshotInfo, Store, StoreError, Tally, Upload};
+use crate::{Ahead, GcReport, SnapshotInfo, Store, StoreError, Tally, Upload};
 use bytes::Bytes;
+use images::Head;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use proto::Address;
 use proto::client::Options;
 use proto::domain::Class;
 use std::future::Future;
+use std::ops::Range;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -259,11 +261,19 @@ impl Store for Replicas {
     }
 
     fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
-        self.image_file(id).map(|image| image.bytes)
+        self.in_turn(|store| store.image(id))
     }
 
-    fn image_file(&self, id: &SnapshotId) -> Result<ImageFile, StoreError> {
-        self.in_turn(|store| store.image_file(id))
+    fn image_head(&self, id: &SnapshotId) -> Result<Head, StoreError> {
+        self.in_turn(|store| store.image_head(id))
+    }
+
+    fn image_groups(&self, id: &SnapshotId, groups: &Range<u32>, copy: Option<usize>) -> Result<Bytes, StoreError> {
+        let Some(copy) = copy else { return self.in_turn(|store| store.image_groups(id, groups, None)) };
+        match self.servers.get(copy) {
+            Some(server) if server.may_be_asked() => server.took_note(server.store.image_groups(id, groups, None)),
+            _ => Err(self.lost(None)),
+        }
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {

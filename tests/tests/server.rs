@@ -95,6 +95,8 @@ macro_rules! not_asked {
 not_asked! {
     resolve(wire::NameRequest) -> wire::SnapshotId;
     get_image(wire::SnapshotId) -> Self::GetImageStream;
+    get_head(wire::SnapshotId) -> wire::ImageHead;
+    get_groups(wire::GroupsRequest) -> wire::Piece;
     find_missing(wire::Digests) -> wire::Digests;
     put_chunks(Streaming<wire::PutBatch>) -> wire::PutAnswer;
     commit(Streaming<wire::CommitPiece>) -> wire::SnapshotId;

@@ -2,11 +2,11 @@
 
 use super::Request;
 use super::error::{RestoreError, not_started, outside};
+use images::Head;
 use kernel::uffd::Uffd;
 use pager::mailbox::Mailbox;
 use pager::phases::Phase;
-use pages::{PageAddr, SnapshotId};
-use std::fs::File;
+use pages::PageAddr;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -29,21 +29,14 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Start it for the process to have number `pid`, with the image file; it opens the store while we rebuild.
-    pub fn start(
-        request: &Request,
-        id: &SnapshotId,
-        image: &File,
-        pid: u32,
-        prefetch: Vec<PageAddr>,
-        origin_us: u64,
-    ) -> Result<Self, RestoreError> {
+    /// Start it for the process to have number `pid`, with the image's head; it opens the store while we rebuild.
+    pub fn start(request: &Request, head: &Head, pid: u32, prefetch: Vec<PageAddr>, origin_us: u64) -> Result<Self, RestoreError> {
         let (ours, theirs) = UnixStream::pair().map_err(outside("make a socket pair"))?;
         let authority = request.authority.as_ref().map(|file| (AUTHORITY, file.as_os_str()));
         let child = pager::daemon::spawn(theirs, &[], authority).map_err(|error| not_started("the pager", pid, error))?;
         let start = pager::daemon::Start {
             name: request.name.to_string(),
-            snapshot: id.to_string(),
+            snapshot: head.id().to_string(),
             store: request.store_text.clone(),
             background: request.background,
             eager: request.eager,
@@ -56,7 +49,8 @@ impl Daemon {
             report: request.report.clone(),
         };
         let line = serde_json::to_string(&start).map_err(outside("write a request"))?;
-        told(kernel::handoff::send_fds(&ours, &[image.as_raw_fd()]).map_err(Into::into))?;
+        let file = store::head_file(head)?;
+        told(kernel::handoff::send_fds(&ours, &[file.as_raw_fd()]).map_err(Into::into))?;
         told(writeln!(&ours, "{line}"))?;
         Ok(Self { child: Some(child), answers: BufReader::new(ours), ready: false, serving: false, timings: Vec::new() })
     }

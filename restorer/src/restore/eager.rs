@@ -12,7 +12,7 @@ use kernel::memory::ProcessMemory;
 use pages::{ChunkId, PAGE_SIZE_BYTES, PageAddr, PageRange, VirtAddr};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, Scope};
-use store::{Store, Unsound, sound_frame};
+use store::{Store, Unsound, bring_table, sound_frame};
 
 /// Raw bytes asked for in one request, but for its last chunk: most processes' eager pages come in one, and no restore holds many
 /// frames at once.
@@ -54,6 +54,9 @@ fn fetch_all(image: &Image, store: &dyn Store, send: &SyncSender<Written>) -> St
         let mut page = start;
         while page < end {
             let Some((chunk, range)) = map.chunk_of(PageAddr::from_number(page)) else { break };
+            if image.table.get(chunk).is_none() {
+                bring_table(store, &image.table, &(chunk..chunk + 1))?;
+            }
             run.push((image.table.at(chunk), range));
             run_bytes += range.bytes();
             if run_bytes >= RUN_BYTES {
