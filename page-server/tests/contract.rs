@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use images::manifest::Manifest;
-use images::{Image, chunk_id};
+use images::{GROUP_BYTES, Groups, Image, chunk_id};
 use page_server::{Config, Server};
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use proto::Address;
@@ -46,6 +46,11 @@ fn put(store: &dyn Store, seeds: impl IntoIterator<Item = u64>) -> Result<Vec<Ch
 
 fn image(ids: &[ChunkId]) -> Bytes {
     Image::encode(&Manifest::default(), ids)
+}
+
+fn bytes_of(groups: &std::ops::Range<u32>, file: &Bytes) -> std::ops::Range<usize> {
+    let at = |group: u32| (group as usize * GROUP_BYTES).min(file.len());
+    at(groups.start)..at(groups.end)
 }
 
 macro_rules! refused {
@@ -115,6 +120,22 @@ fn holds(store: &dyn Store) -> Result<()> {
     assert_eq!(store.resolve(&name("a:latest"))?, a);
     assert_eq!(store.image(&a)?, image(&first[..10]));
     refused!(store.image(&SnapshotId([7; 32])), StoreError::MissingImage(_));
+    refused!(store.image_head(&SnapshotId([7; 32])), StoreError::MissingImage(_));
+    refused!(store.image_groups(&SnapshotId([7; 32]), &(0..1), None), StoreError::MissingImage(_));
+    assert_eq!(*store.image_head(&a)?.first(), image(&first[..10]), "a small image is its own head");
+    let large = image(&first.repeat(2500)); // 1.6 MB
+    let large_id = store.commit(large.clone(), &name("large"))?;
+    for _ in 0..2 {
+        let head = store.image_head(&large_id)?;
+        assert_eq!((head.groups(), head.is_enough()), (&Groups::of(&large), true));
+        assert_eq!(*head.first(), large[..GROUP_BYTES]);
+    }
+    for groups in [3..5, 20..36, 99..100] {
+        let bytes = &large[bytes_of(&groups, &large)];
+        assert_eq!(store.image_groups(&large_id, &groups, None)?, bytes, "{groups:?}");
+        assert_eq!(store.image_groups(&large_id, &groups, Some(0))?, bytes, "{groups:?}");
+    }
+    store.remove(&name("large"))?;
     let mut turned = image(&first[..10]).to_vec();
     *turned.last_mut().context("not empty")? ^= 1;
     assert!(store.commit(Bytes::from(turned), &name("turned")).is_err_and(|error| error.is_about_contents()));
