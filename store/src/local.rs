@@ -64,7 +64,13 @@ impl LocalStore {
         } else {
             must_be_store(dir)?;
         }
-        Ok(Self { dir: dir.to_owned(), packs: Arc::new(Packs::open(dir)?), names: Mutex::default(), writing, in_parts: Mutex::default() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            packs: Arc::new(Packs::open(dir, writing.is_some())?),
+            names: Mutex::default(),
+            writing,
+            in_parts: Mutex::default(),
+        })
     }
 
     fn for_writing(&self) -> Result<MutexGuard<'_, ()>, StoreError> {

@@ -1,9 +1,11 @@
 //! The packs of a directory: mapped once; a chunk is found by the first eight bytes of its digest.
 //!
-//! While there are few packs, each is searched in turn, and opening them costs nothing but checks of their indexes: a restore opens
-//! the store three times. Of more than [`FEW`], a table tells which to search: a look-up then costs one hash and one binary search
-//! however many packs there are, for some 20 bytes of memory a chunk. Where two chunks share eight bytes, or the pack found has a
-//! damaged copy, all packs are searched: slow, but never wrong.
+//! A restore opens the store three times, and must not wait longer for that the more chunks there are. So a reader checks the index of a
+//! pack only before it says that a chunk is missing: each entry that it uses tells the checksum of its frame, which is checked. And of
+//! few packs each is searched in turn. Of more than [`FEW`], a table tells which to search: a look-up then costs one hash and one search
+//! however many packs there are, for some 20 bytes of memory a chunk. A writer makes it at once, a reader once it has searched for as
+//! long as that takes, on a thread of its own. Where two chunks share eight bytes, or the pack found has a damaged copy, all packs are
+//! searched: slow, but never wrong.
 
 use crate::StoreError;
 use crate::claims::Claims;
@@ -14,6 +16,7 @@ use pages::ChunkId;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// Packs searched without a table: a binary search in each costs about as much as hashing once (0.1 to 0.3 µs), while the table of a
@@ -34,13 +37,31 @@ pub(crate) struct Packs {
     pub(crate) dir: PathBuf,
     pub(crate) claims: Claims,
     open: RwLock<Open>,
+    /// Chunks are stored here: everything is checked at once.
+    writing: bool,
+    /// Packs that look-ups without a table went through.
+    searched: AtomicU64,
 }
+
+type Prefixes = HashMap<[u8; 8], Arc<Pack>>;
 
 #[derive(Debug, Default)]
 struct Open {
     by_name: BTreeMap<String, Arc<Pack>>,
-    /// Empty while there are few packs.
-    by_prefix: HashMap<[u8; 8], Arc<Pack>>,
+    /// Whether a table is kept where there are more than few packs.
+    tabled: bool,
+    /// The table; empty while there is none.
+    by_prefix: Prefixes,
+}
+
+/// Make the table longer by what some packs have.
+fn add_to(table: &mut Prefixes, packs: impl IntoIterator<Item = Arc<Pack>>) {
+    for pack in packs {
+        table.reserve(pack.reader.len());
+        for (id, _) in pack.reader.entries() {
+            table.entry(id.prefix()).or_insert_with(|| pack.clone());
+        }
+    }
 }
 
 impl Open {
@@ -48,21 +69,20 @@ impl Open {
         if self.by_name.insert(pack.name.clone(), pack.clone()).is_some() {
             return; // the same chunks by the same name: one copy is as good as the other
         }
-        if self.by_name.len() <= FEW {
+        if !self.tabled || self.by_name.len() <= FEW {
             return;
         }
         let new = if self.by_prefix.is_empty() { self.by_name.values().cloned().collect() } else { vec![pack] };
-        for pack in new {
-            self.by_prefix.reserve(pack.reader.len());
-            for (id, _) in pack.reader.entries() {
-                self.by_prefix.entry(id.prefix()).or_insert_with(|| pack.clone());
-            }
-        }
+        add_to(&mut self.by_prefix, new);
     }
 
-    /// The packs that have a chunk.
+    /// The packs that have a chunk, as far as they can be relied on.
     fn holders(&self, id: &ChunkId) -> impl Iterator<Item = &Arc<Pack>> {
-        self.candidates(id).filter(|pack| pack.reader.contains(id))
+        self.candidates(id).filter(|pack| pack.reader.contains(id) && pack.reader.check_index().is_ok())
+    }
+
+    fn chunks(&self) -> u64 {
+        self.by_name.values().map(|pack| pack.reader.len() as u64).sum()
     }
 
     /// The pack that has a chunk, as far as the index tells; then all others that may have it.
@@ -75,9 +95,10 @@ impl Open {
 }
 
 impl Packs {
-    /// Map all packs of a store.
-    pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
-        let packs = Self { dir: dir.to_owned(), claims: Claims::default(), open: RwLock::default() };
+    /// Map all packs of a store, also to store more there.
+    pub(crate) fn open(dir: &Path, writing: bool) -> Result<Self, StoreError> {
+        let open = RwLock::new(Open { tabled: writing, ..Open::default() });
+        let packs = Self { dir: dir.to_owned(), claims: Claims::default(), open, writing, searched: AtomicU64::new(0) };
         packs.rescan()?;
         Ok(packs)
     }
@@ -107,7 +128,8 @@ impl Packs {
         let path = self.folder().join(name);
         let mapped = File::open(&path).and_then(|file| MappedFile::open(&file)).map_err(StoreError::io(&path))?;
         let bytes = Bytes::from_owner(mapped);
-        let reader = PackReader::open(bytes.clone()).map_err(|source| StoreError::Damaged { path, source })?;
+        let open = if self.writing { PackReader::open } else { PackReader::unchecked };
+        let reader = open(bytes.clone()).map_err(|source| StoreError::Damaged { path, source })?;
         let pack = Arc::new(Pack { name: name.to_owned(), bytes, reader });
         if relied_on {
             self.claims.rely(pack.reader.entries().map(|(id, _)| id));
@@ -134,20 +156,49 @@ impl Packs {
     }
 
     /// The frame of a chunk; damaged only where no pack has a sound copy.
-    pub(crate) fn frame(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
+    pub(crate) fn frame(self: &Arc<Self>, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
         self.read(|open| {
+            self.note_search(open);
             let mut damaged = None;
+            let path = |pack: &Pack| self.folder().join(&pack.name);
             for pack in open.candidates(id) {
                 match pack.reader.frame(id) {
                     Ok(Some(range)) => return Ok(Some(pack.bytes.slice(range))),
                     Ok(None) => {}
                     Err(source) => {
-                        damaged.get_or_insert_with(|| StoreError::Damaged { path: self.folder().join(&pack.name), source });
+                        damaged.get_or_insert_with(|| StoreError::Damaged { path: path(pack), source });
                     }
                 }
             }
-            damaged.map_or(Ok(None), Err)
+            // It may be in one whose index is damaged.
+            let index = |pack: &Arc<Pack>| pack.reader.check_index().err().map(|source| StoreError::Damaged { path: path(pack), source });
+            damaged.or_else(|| open.by_name.values().find_map(index)).map_or(Ok(None), Err)
         })
+    }
+
+    /// Once a reader has gone through as many packs as there are chunks, a table would have taken less time.
+    fn note_search(self: &Arc<Self>, open: &Open) {
+        let packs = open.by_name.len();
+        if open.tabled || packs <= FEW {
+            return;
+        }
+        let (before, chunks) = (self.searched.fetch_add(packs as u64, Ordering::Relaxed), open.chunks());
+        if before < chunks && before + packs as u64 >= chunks {
+            let packs = self.clone();
+            let made = std::thread::Builder::new().name("packs".to_owned()).spawn(move || packs.make_table());
+            if let Err(error) = made {
+                tracing::warn!(%error, "look-ups stay slow: no thread can be made");
+            }
+        }
+    }
+
+    fn make_table(&self) {
+        let known = self.read(|open| open.by_name.clone());
+        let mut table = Prefixes::new();
+        add_to(&mut table, known.values().cloned());
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        add_to(&mut table, open.by_name.iter().filter(|(name, _)| !known.contains_key(*name)).map(|(_, pack)| pack.clone()));
+        (open.tabled, open.by_prefix) = (true, table);
     }
 
     /// Remove packs that have no chunk of `needed` and that no upload relies on; how many, and their bytes.
@@ -164,8 +215,9 @@ impl Packs {
             freed = (freed.0 + 1, freed.1 + pack.bytes.len() as u64);
         }
         if !useless.is_empty() {
-            let kept: Vec<Arc<Pack>> = std::mem::take(&mut *open).by_name.into_values().collect();
-            kept.into_iter().for_each(|pack| open.insert(pack));
+            let anew = Open { tabled: open.tabled, ..Open::default() };
+            let kept = std::mem::replace(&mut *open, anew).by_name;
+            kept.into_values().for_each(|pack| open.insert(pack));
         }
         Ok(freed)
     }

@@ -70,6 +70,13 @@ fn a_damaged_pack_is_refused_and_named() -> Result<()> {
             let mut bad = whole.clone();
             bad[at] ^= 1 << (at % 8);
             std::fs::write(&pack, bad)?;
+            if (footer_at + 16..footer_at + 20).contains(&at) {
+                // The index's checksum alone: who only reads has no use for it while nothing is missing.
+                let store = LocalStore::open(folder.path(), Access::Read)?;
+                assert!(store.frames(&ids).is_ok() && store.frame(&chunk_id(b"none")).is_err_and(|error| error.is_about_contents()));
+                assert!(matches!(LocalStore::open(folder.path(), Access::Write), Err(StoreError::Damaged { .. })));
+                continue;
+            }
             must_name(folder.path(), &ids, &pack, &format!("{what}, byte {at} flipped"))?;
         }
         for cut in [range.start, range.start + range.len() / 2, range.end - 1] {
@@ -173,10 +180,85 @@ fn chunks_of_many_packs_are_found() -> Result<()> {
         upload.put(id(n), Bytes::from(n.to_le_bytes().to_vec()))?;
         upload.finish()?;
     }
+    // A reader makes its table while it reads, and still finds what was stored after that.
     let again = LocalStore::open(folder.path(), Access::Read)?;
-    for n in 0..300_u32 {
-        assert_eq!(again.frame(&id(n))?, Bytes::from(n.to_le_bytes().to_vec()));
+    for _ in 0..3 {
+        for n in 0..300_u32 {
+            assert_eq!(again.frame(&id(n))?, Bytes::from(n.to_le_bytes().to_vec()));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
     assert_eq!(again.find_missing(&[id(3), id(1000)])?, [id(1000)]);
+    let mut upload = store.upload()?;
+    upload.put(id(1000), Bytes::from_static(b"later"))?;
+    upload.finish()?;
+    assert_eq!(again.frame(&id(1000))?, Bytes::from_static(b"later"));
+    Ok(())
+}
+
+/// A reader looks at an index only where it misses something; a writer, who relies on it, at once.
+#[test]
+fn a_damaged_index_hides_nothing_that_is_in_another_pack() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (ids, pack, _) = stored(folder.path())?;
+    let store = LocalStore::open(folder.path(), Access::Write)?;
+    let mut upload = store.upload()?;
+    upload.put(chunk_id(b"other"), Bytes::from_static(b"other"))?;
+    upload.finish()?;
+    drop(store);
+    let mut bytes = std::fs::read(&pack)?;
+    let first_digest = bytes.len() - 32 - 48 * CHUNKS;
+    bytes[first_digest] ^= 0x80;
+    std::fs::write(&pack, bytes)?;
+    let store = LocalStore::open(folder.path(), Access::Read)?;
+    assert_eq!(store.frame(&chunk_id(b"other"))?, Bytes::from_static(b"other"));
+    let found = ids.iter().filter(|id| store.frame(id).is_ok()).count();
+    assert!(found < CHUNKS, "its digest is another");
+    for id in &ids {
+        if let Err(error) = store.frame(id) {
+            assert!(error.is_about_contents() && error.to_string().contains(&*pack.to_string_lossy()), "{error}");
+        }
+    }
+    assert_eq!(store.find_missing(&[ids[0], chunk_id(b"other")])?, [ids[0]], "nothing of a damaged index is relied on");
+    assert!(matches!(LocalStore::open(folder.path(), Access::Write), Err(StoreError::Damaged { .. })));
+    Ok(())
+}
+
+/// Of a large image the groups are kept beside it; whatever becomes of them, the head is right.
+#[test]
+fn groups_are_a_hint() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (ids, ..) = stored(folder.path())?;
+    let store = LocalStore::open(folder.path(), Access::Write)?;
+    let image = Image::encode(&Manifest::default(), &ids.repeat(10_000));
+    let id = store.commit(image.clone(), &"large".parse()?)?;
+    let path = folder.path().join(format!("snapshots/{id}.groups"));
+    let kept = std::fs::read(&path)?;
+    assert_eq!(kept, images::Groups::of(&image).values());
+    let head = store.image_head(&id)?;
+    let mut turned = kept.clone();
+    turned[100] ^= 1;
+    for bad in [Some(&turned[..]), Some(&kept[32..]), Some(&[]), None] {
+        match bad {
+            Some(bad) => std::fs::write(&path, bad)?,
+            None => std::fs::remove_file(&path)?,
+        }
+        let reader = LocalStore::open(folder.path(), Access::Read)?;
+        assert_eq!(reader.image_head(&id)?, head);
+        assert_ne!(std::fs::read(&path).ok().as_ref(), Some(&kept), "a reader writes nothing");
+        assert_eq!(store.image_head(&id)?, head);
+        assert_eq!(std::fs::read(&path)?, kept, "a writer mends it");
+    }
+    // With good groups a damaged head is found out, and named.
+    let file = folder.path().join(format!("snapshots/{id}.image"));
+    let mut bad = image.to_vec();
+    bad[60] ^= 1;
+    std::fs::write(&file, &bad)?;
+    let error = LocalStore::open(folder.path(), Access::Read)?.image_head(&id).expect_err("a byte is another");
+    assert!(error.is_about_contents() && error.to_string().contains(&*file.to_string_lossy()), "{error}");
+    std::fs::write(&file, &image)?;
+    store.remove(&"large".parse()?)?;
+    store.gc()?;
+    assert!(!path.exists() && !file.exists(), "both go together");
     Ok(())
 }
