@@ -21,6 +21,7 @@ mod memory;
 mod packs;
 mod remote;
 mod replicas;
+mod resident;
 mod sound;
 mod table;
 

@@ -17,6 +17,7 @@
 use crate::local_upload::LocalUpload;
 use crate::lock::Lock;
 use crate::packs::Packs;
+use crate::resident::Resident;
 use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set, table};
 use bytes::Bytes;
 use images::head::SMALL_BYTES;
@@ -48,7 +49,9 @@ pub struct LocalStore {
     names: Mutex<()>,
     writing: Option<Lock>,
     /// The image that was last read in part, mapped, by the number of its inode.
-    in_parts: Mutex<Option<(u64, Bytes)>>,
+    in_parts: Mutex<Option<(u64, MappedFile)>>,
+    /// What the mapped files take; of a writer, who may be a server for many, the kernel takes it back.
+    resident: Resident,
 }
 
 impl LocalStore {
@@ -69,7 +72,7 @@ impl LocalStore {
             packs: Arc::new(Packs::open(dir, writing.is_some())?),
             names: Mutex::default(),
             writing,
-            in_parts: Mutex::default(),
+            in_parts: Mutex::default(), resident: Resident::new(),
         })
     }
 
@@ -128,11 +131,21 @@ impl LocalStore {
         let inode = file.metadata().map_err(StoreError::io(&path))?.ino();
         let mut last = self.in_parts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, image)) = last.as_ref().filter(|(of, _)| *of == inode) {
-            return Ok(image.clone());
+            return Ok(Bytes::from_owner(image.clone()));
         }
-        let image = Bytes::from_owner(MappedFile::open(&file).map_err(StoreError::io(&path))?);
+        let image = MappedFile::open(&file).map_err(StoreError::io(&path))?;
         *last = Some((inode, image.clone()));
-        Ok(image)
+        Ok(Bytes::from_owner(image))
+    }
+
+    /// Something was read: now and then what the mapped files take of our memory is given back.
+    fn note_read(&self, lookups: u64) {
+        if self.writing.is_none() {
+            self.resident.note(lookups, || {
+                let image = self.in_parts.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, image)| image.clone());
+                self.packs.mapped().into_iter().chain(image).collect()
+            });
+        }
     }
 
     /// An image file, and what `check` finds in it.
@@ -316,11 +329,13 @@ impl Store for LocalStore {
     }
 
     fn image_groups(&self, id: &SnapshotId, groups: &Range<u32>, _: Option<usize>) -> Result<Bytes, StoreError> {
+        self.note_read(groups.len() as u64);
         Ok(table::part(&self.map_for_parts(id)?, groups))
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
         let one = |id: &ChunkId| {
+            self.note_read(1);
             if let Some(frame) = self.packs.frame(id)? {
                 return Ok(frame);
             }

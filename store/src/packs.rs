@@ -27,6 +27,7 @@ const FEW: usize = 4;
 #[derive(Debug)]
 struct Pack {
     name: String,
+    mapped: MappedFile,
     bytes: Bytes,
     reader: PackReader<Bytes>,
 }
@@ -127,10 +128,10 @@ impl Packs {
     fn map(&self, name: &str, relied_on: bool) -> Result<(), StoreError> {
         let path = self.folder().join(name);
         let mapped = File::open(&path).and_then(|file| MappedFile::open(&file)).map_err(StoreError::io(&path))?;
-        let bytes = Bytes::from_owner(mapped);
+        let bytes = Bytes::from_owner(mapped.clone());
         let open = if self.writing { PackReader::open } else { PackReader::unchecked };
         let reader = open(bytes.clone()).map_err(|source| StoreError::Damaged { path, source })?;
-        let pack = Arc::new(Pack { name: name.to_owned(), bytes, reader });
+        let pack = Arc::new(Pack { name: name.to_owned(), mapped, bytes, reader });
         if relied_on {
             self.claims.rely(pack.reader.entries().map(|(id, _)| id));
         }
@@ -174,6 +175,11 @@ impl Packs {
             let index = |pack: &Arc<Pack>| pack.reader.check_index().err().map(|source| StoreError::Damaged { path: path(pack), source });
             damaged.or_else(|| open.by_name.values().find_map(index)).map_or(Ok(None), Err)
         })
+    }
+
+    /// The files.
+    pub(crate) fn mapped(&self) -> Vec<MappedFile> {
+        self.read(|open| open.by_name.values().map(|pack| pack.mapped.clone()).collect())
     }
 
     /// Once a reader has gone through as many packs as there are chunks, a table would have taken less time.
