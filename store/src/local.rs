@@ -72,7 +72,8 @@ impl LocalStore {
             packs: Arc::new(Packs::open(dir, writing.is_some())?),
             names: Mutex::default(),
             writing,
-            in_parts: Mutex::default(), resident: Resident::new(),
+            in_parts: Mutex::default(),
+            resident: Resident::new(),
         })
     }
 

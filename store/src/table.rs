@@ -32,7 +32,7 @@ fn bring(store: &dyn Store, table: &Table, known: &Groups, groups: &Range<u32>) 
         Err(error) if error.is_about_contents() || matches!(error, StoreError::MissingImage(_)) => error,
         answer => return answer,
     };
-    tracing::warn!(snapshot = %known.id(), error = %wrong, "fetching a part of the image again");
+    tracing::info!(snapshot = %known.id(), error = %wrong, "fetching a part of the image again");
     let mut away = None;
     for copy in 0..store.copies() {
         match ask(Some(copy)) {
@@ -49,9 +49,13 @@ fn bring(store: &dyn Store, table: &Table, known: &Groups, groups: &Range<u32>) 
     Err(away.unwrap_or(wrong))
 }
 
+/// What is wrong: told by the server that is asked, or a store that can name its file.
 fn damaged(store: &dyn Store, known: &Groups) -> StoreError {
-    let path = store.in_use().unwrap_or_else(|| format!("the image of snapshot {}", known.id()));
-    StoreError::Damaged { path: PathBuf::from(path), source: ImageError::Checksum("image's table") }
+    let source = ImageError::Checksum("image's table");
+    match store.in_use() {
+        Some(server) => StoreError::Damaged { path: PathBuf::from(server), source },
+        None => store.image(&known.id()).err().unwrap_or(StoreError::Damaged { path: PathBuf::from("the image"), source }),
+    }
 }
 
 /// The bytes of some groups of a whole file, as far as it has them.
