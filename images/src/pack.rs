@@ -164,30 +164,9 @@ impl<B: AsRef<[u8]>> PackReader<B> {
     /// Offset, length and CRC32C of a chunk's frame, as the index has them; `None` where it is not here.
     #[must_use]
     pub fn find(&self, id: &ChunkId) -> Option<(u64, u32, u32)> {
-        // Digests are spread evenly: an entry lies near where its first bytes say, and probes begin there.
-        let prefix = u64::from_be_bytes(id.prefix());
-        let (mut low, mut high) = (0, self.len());
-        let mut at = ((u128::from(prefix) * high as u128) >> 64) as usize;
-        let mut step = high.isqrt() / 4 + 1; // half of how far off that is, usually
         let index = &self.bytes.as_ref()[self.index.clone()];
-        while low < high {
-            let order = index[at * ENTRY_BYTES..][..32].cmp(&id.0[..]);
-            match order {
-                std::cmp::Ordering::Equal => {
-                    let (_, offset, len, crc) = self.entry(at);
-                    return Some((offset, len, crc));
-                }
-                std::cmp::Ordering::Less => low = at + 1,
-                std::cmp::Ordering::Greater => high = at,
-            }
-            at = match order {
-                _ if low > 0 && high < self.len() => low + (high - low) / 2,
-                std::cmp::Ordering::Less => (low + step).min(high.saturating_sub(1)),
-                _ => high.saturating_sub(step),
-            };
-            step *= 2;
-        }
-        None
+        let entry = |at: usize| index.get(at * ENTRY_BYTES..)?.first_chunk().copied();
+        search(self.len(), id, |at| entry(at).ok_or(())).ok().flatten()
     }
 
     /// Whether the chunk is here.
@@ -199,13 +178,36 @@ impl<B: AsRef<[u8]>> PackReader<B> {
     /// Where a chunk's frame lies, its stored bytes checked; `None` where it is not here, or the index is damaged.
     pub fn frame(&self, id: &ChunkId) -> Result<Option<Range<usize>>, ImageError> {
         let Some((offset, len, crc)) = self.find(id) else { return Ok(None) };
+        let range = self.place(offset, len)?;
+        check_frame(&self.bytes.as_ref()[range.clone()], crc)?;
+        Ok(Some(range))
+    }
+
+    /// A chunk's frame, checked, of which everything is read by `read` from an offset on: where bytes are a mapped file, nothing of it is
+    /// touched, and comes to be part of our memory with all that lies around it.
+    pub fn read_frame<E>(
+        &self,
+        id: &ChunkId,
+        mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Result<Option<Vec<u8>>, ImageError>, E> {
+        let found = search(self.len(), id, |at| {
+            let mut entry = [0; ENTRY_BYTES];
+            read((self.index.start + at * ENTRY_BYTES) as u64, &mut entry)?;
+            Ok(entry)
+        })?;
+        let Some((offset, len, crc)) = found else { return Ok(Ok(None)) };
+        if let Err(error) = self.place(offset, len) {
+            return Ok(Err(error));
+        }
+        let mut frame = vec![0; len as usize]; // which the pack has
+        read(offset, &mut frame)?;
+        Ok(check_frame(&frame, crc).map(|()| Some(frame)))
+    }
+
+    fn place(&self, offset: u64, len: u32) -> Result<Range<usize>, ImageError> {
         let end = offset.checked_add(u64::from(len)).filter(|end| *end <= self.index.start as u64 && offset >= MAGIC.len() as u64);
         let end = end.ok_or(ImageError::Pack("its index points outside"))?;
-        let range = offset as usize..end as usize;
-        if crc32c::crc32c(&self.bytes.as_ref()[range.clone()]) != crc {
-            return Err(ImageError::Checksum("stored frame"));
-        }
-        Ok(Some(range))
+        Ok(offset as usize..end as usize)
     }
 
     /// The bytes themselves.
@@ -213,4 +215,37 @@ impl<B: AsRef<[u8]>> PackReader<B> {
     pub fn bytes(&self) -> &B {
         &self.bytes
     }
+}
+
+fn check_frame(frame: &[u8], crc: u32) -> Result<(), ImageError> {
+    if crc32c::crc32c(frame) == crc { Ok(()) } else { Err(ImageError::Checksum("stored frame")) }
+}
+
+/// Offset, length and CRC32C of a chunk's frame in an index of so many entries; where one cannot be read, why.
+fn search<E>(
+    entries: usize,
+    id: &ChunkId,
+    mut read: impl FnMut(usize) -> Result<[u8; ENTRY_BYTES], E>,
+) -> Result<Option<(u64, u32, u32)>, E> {
+    // Digests are spread evenly: an entry lies near where its first bytes say, and probes begin there.
+    let prefix = u64::from_be_bytes(id.prefix());
+    let (mut low, mut high) = (0, entries);
+    let mut at = ((u128::from(prefix) * high as u128) >> 64) as usize;
+    let mut step = high.isqrt() / 4 + 1; // half of how far off that is, usually
+    while low < high {
+        let entry = read(at)?;
+        let order = entry[..32].cmp(&id.0[..]);
+        match order {
+            std::cmp::Ordering::Equal => return Ok(Some((long(&entry, 32), word(&entry, 40), word(&entry, 44)))),
+            std::cmp::Ordering::Less => low = at + 1,
+            std::cmp::Ordering::Greater => high = at,
+        }
+        at = match order {
+            _ if low > 0 && high < entries => low + (high - low) / 2,
+            std::cmp::Ordering::Less => (low + step).min(high.saturating_sub(1)),
+            _ => high.saturating_sub(step),
+        };
+        step *= 2;
+    }
+    Ok(None)
 }

@@ -5,25 +5,17 @@
 //! have and none writes once it is whole. Known hole: somebody else who truncates a file in the store's folder makes a reader stop with
 //! SIGBUS.
 
-use memmap2::{Mmap, UncheckedAdvice};
 use std::fs::File;
-use std::sync::Arc;
 
-/// A whole file, mapped. Clones are the same mapping.
-#[derive(Clone, Debug)]
-pub struct MappedFile(Arc<Mmap>);
+/// A whole file, mapped.
+#[derive(Debug)]
+pub struct MappedFile(memmap2::Mmap);
 
 impl MappedFile {
     /// Map all of `file`, which must never be changed in place.
     pub fn open(file: &File) -> std::io::Result<Self> {
         // SAFETY: the module head says why nobody changes or truncates the file while it is mapped.
-        unsafe { Mmap::map(file) }.map(Arc::new).map(Self)
-    }
-
-    /// Give back the memory that the mapping takes of ours: what is read of it next comes from the page cache, or the disk.
-    pub fn give_back(&self) -> std::io::Result<()> {
-        // SAFETY: the mapping is shared and read-only, so that nothing of it is lost: whoever reads it now or later finds the file's bytes.
-        unsafe { self.0.unchecked_advise(UncheckedAdvice::DontNeed) }
+        unsafe { memmap2::Mmap::map(file) }.map(Self)
     }
 }
 

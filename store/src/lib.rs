@@ -21,7 +21,6 @@ mod memory;
 mod packs;
 mod remote;
 mod replicas;
-mod resident;
 mod sound;
 mod table;
 

@@ -17,16 +17,15 @@
 use crate::local_upload::LocalUpload;
 use crate::lock::Lock;
 use crate::packs::Packs;
-use crate::resident::Resident;
 use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set, table};
 use bytes::Bytes;
 use images::head::SMALL_BYTES;
-use images::{Groups, Head};
+use images::{GROUP_BYTES, Groups, Head};
 use kernel::mapped_file::MappedFile;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -49,9 +48,7 @@ pub struct LocalStore {
     names: Mutex<()>,
     writing: Option<Lock>,
     /// The image that was last read in part, mapped, by the number of its inode.
-    in_parts: Mutex<Option<(u64, MappedFile)>>,
-    /// What the mapped files take; of a writer, who may be a server for many, the kernel takes it back.
-    resident: Resident,
+    in_parts: Mutex<Option<(u64, Bytes)>>,
 }
 
 impl LocalStore {
@@ -73,7 +70,6 @@ impl LocalStore {
             names: Mutex::default(),
             writing,
             in_parts: Mutex::default(),
-            resident: Resident::new(),
         })
     }
 
@@ -132,21 +128,11 @@ impl LocalStore {
         let inode = file.metadata().map_err(StoreError::io(&path))?.ino();
         let mut last = self.in_parts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, image)) = last.as_ref().filter(|(of, _)| *of == inode) {
-            return Ok(Bytes::from_owner(image.clone()));
+            return Ok(image.clone());
         }
-        let image = MappedFile::open(&file).map_err(StoreError::io(&path))?;
+        let image = Bytes::from_owner(MappedFile::open(&file).map_err(StoreError::io(&path))?);
         *last = Some((inode, image.clone()));
-        Ok(Bytes::from_owner(image))
-    }
-
-    /// Something was read: now and then what the mapped files take of our memory is given back.
-    fn note_read(&self, lookups: u64) {
-        if self.writing.is_none() {
-            self.resident.note(lookups, || {
-                let image = self.in_parts.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, image)| image.clone());
-                self.packs.mapped().into_iter().chain(image).collect()
-            });
-        }
+        Ok(image)
     }
 
     /// An image file, and what `check` finds in it.
@@ -330,13 +316,20 @@ impl Store for LocalStore {
     }
 
     fn image_groups(&self, id: &SnapshotId, groups: &Range<u32>, _: Option<usize>) -> Result<Bytes, StoreError> {
-        self.note_read(groups.len() as u64);
-        Ok(table::part(&self.map_for_parts(id)?, groups))
+        if self.writing.is_some() {
+            return Ok(table::part(&self.map_for_parts(id)?, groups));
+        }
+        // Read, as frames are (`packs`): they are kept, and a mapped file would be counted with all that lies around them.
+        let (path, group_bytes) = (self.image_path(id), GROUP_BYTES as u64);
+        let file = File::open(&path).map_err(no_image(id, &path))?;
+        let (mut bytes, most) = (Vec::new(), groups.len() as u64 * group_bytes);
+        let sought = (&file).seek(SeekFrom::Start(u64::from(groups.start) * group_bytes));
+        sought.and_then(|_| file.take(most).read_to_end(&mut bytes)).map_err(StoreError::io(&path))?;
+        Ok(bytes.into())
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
         let one = |id: &ChunkId| {
-            self.note_read(1);
             if let Some(frame) = self.packs.frame(id)? {
                 return Ok(frame);
             }
