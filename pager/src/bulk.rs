@@ -70,7 +70,7 @@ fn run(shared: &Shared, store: Arc<dyn Store>, marks: &Marks, priority: Priority
             failed.is_none() && !shared.stop.load(Ordering::Relaxed)
         });
         match (fetched, failed) {
-            (Ok(_), None) => {}
+            (Ok(()), None) => {}
             (_, Some((range, errno))) => return shared.fail(&format!("pages {range} cannot be installed: {errno}")),
             (Err(Unfit::Stopped), _) => return,
             (Err(error), _) => return shared.fail(&error.to_string()),

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use store::{Store, StoreError};
+use store::{Ahead, Store, StoreError};
 
 /// Raw bytes of one request: what is touched first must not wait for much of what comes after it.
 pub(crate) const RUN_BYTES: u64 = 256 << 10;
@@ -97,8 +97,10 @@ fn replay(shared: &Shared, store: Arc<dyn Store>, set: &WorkingSet) {
     let ranges = set.chunks().iter().filter_map(|chunk| chunks.range_at(*chunk));
     shared.touched.known_bytes.store(ranges.map(|range| range.bytes()).sum(), Ordering::Relaxed);
     let mut left = set.chunks();
-    while let Some(run) = next(shared, &chunks, &mut left) {
-        if let Err(error) = bring(shared, &mut chunks, &run) {
+    let mut ahead = next(shared, &chunks, &mut left);
+    while let Some((run, asked)) = ahead {
+        ahead = next(shared, &chunks, &mut left);
+        if let Err(error) = bring(shared, &mut chunks, &run, asked) {
             if let Some(why) = error {
                 shared.fail(&why);
             }
@@ -107,8 +109,8 @@ fn replay(shared: &Shared, store: Arc<dyn Store>, set: &WorkingSet) {
     }
 }
 
-/// The next chunks of the set that are owed; `None` at its end.
-fn next(shared: &Shared, chunks: &Chunks, left: &mut &[u32]) -> Option<Vec<Chunk>> {
+/// The next chunks of the set that are owed, asked for; `None` at its end.
+fn next(shared: &Shared, chunks: &Chunks, left: &mut &[u32]) -> Option<(Vec<Chunk>, Ahead)> {
     let (mut run, mut run_bytes) = (Vec::new(), 0);
     let spaces = shared.spaces();
     while run_bytes < RUN_BYTES && !shared.stop.load(Ordering::Relaxed) {
@@ -119,20 +121,21 @@ fn next(shared: &Shared, chunks: &Chunks, left: &mut &[u32]) -> Option<Vec<Chunk
             run.push((*first, range));
         }
     }
-    (!run.is_empty()).then_some(run)
+    let asked = chunks.ask(&run);
+    (!run.is_empty()).then_some((run, asked))
 }
 
 /// Fetch and install a run; an error says why the process must end, if it must.
-fn bring(shared: &Shared, chunks: &mut Chunks, run: &[Chunk]) -> Result<(), Option<String>> {
+fn bring(shared: &Shared, chunks: &mut Chunks, run: &[Chunk], asked: Ahead) -> Result<(), Option<String>> {
     let mut failed = None;
-    let fetched = chunks.fetch_run(run, &[], &shared.outage.over, &|error| shared.lost(error), &mut |(_, range), chunk| {
+    let fetched = chunks.fetch_asked(run, asked, &shared.outage.over, &|error| shared.lost(error), &mut |(_, range), chunk| {
         failed = install(shared, How::Replay, range, chunk);
         shared.touched.replayed_bytes.fetch_add(range.bytes(), Ordering::Relaxed);
         failed.is_none() && !shared.stop.load(Ordering::Relaxed)
     });
     match (fetched, failed) {
         (_, Some((range, errno))) => Err(Some(format!("pages {range} cannot be installed: {errno}"))),
-        (Ok(_), None) => Ok(()),
+        (Ok(()), None) => Ok(()),
         (Err(Unfit::Stopped), None) => Err(None),
         (Err(error), None) => Err(Some(error.to_string())),
     }
