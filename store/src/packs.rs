@@ -8,7 +8,7 @@
 //! searched: slow, but never wrong.
 //!
 //! A writer, who is mostly a server for many, lends frames out of the mapped file. A reader reads them, and the entries on the way there
-//! (ten reads of 0.3 µs): whatever is touched of a mapped file counts as our memory from then on, with 64 KiB around it, or 2 MiB where the
+//! (two or three reads of 1.5 KiB): whatever is touched of a mapped file counts as our memory from then on, with 64 KiB around it, or 2 MiB where the
 //! page cache has huge pages, and a pager is to take little.
 
 use crate::StoreError;
