@@ -183,28 +183,24 @@ impl<B: AsRef<[u8]>> PackReader<B> {
         Ok(Some(range))
     }
 
-    /// A chunk's frame, checked, of which everything is read by `read` from an offset on: where bytes are a mapped file, nothing of it is
-    /// touched, and comes to be part of our memory with all that lies around it.
-    pub fn read_frame<E>(
-        &self,
-        id: &ChunkId,
-        mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
-    ) -> Result<Result<Option<Vec<u8>>, ImageError>, E> {
-        let found = search(self.len(), id, |run| {
+    /// The same as [`PackReader::find`], of an index that is read by `read` from an offset on: where bytes are a mapped file, nothing of it
+    /// is touched, and comes to be part of our memory with all that lies around it.
+    pub fn find_by<E>(&self, id: &ChunkId, mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>) -> Result<Option<(u64, u32, u32)>, E> {
+        search(self.len(), id, |run| {
             let mut block = vec![0; run.len() * ENTRY_BYTES];
             read((self.index.start + run.start * ENTRY_BYTES) as u64, &mut block)?;
             Ok(block)
-        })?;
-        let Some((offset, len, crc)) = found else { return Ok(Ok(None)) };
-        if let Err(error) = self.place(offset, len) {
-            return Ok(Err(error));
-        }
-        let mut frame = vec![0; len as usize]; // which the pack has
-        read(offset, &mut frame)?;
-        Ok(check_frame(&frame, crc).map(|()| Some(frame)))
+        })
     }
 
-    fn place(&self, offset: u64, len: u32) -> Result<Range<usize>, ImageError> {
+    /// Bytes of the index.
+    #[must_use]
+    pub fn index_bytes(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Where a frame lies of which the index says offset and length.
+    pub fn place(&self, offset: u64, len: u32) -> Result<Range<usize>, ImageError> {
         let end = offset.checked_add(u64::from(len)).filter(|end| *end <= self.index.start as u64 && offset >= MAGIC.len() as u64);
         let end = end.ok_or(ImageError::Pack("its index points outside"))?;
         Ok(offset as usize..end as usize)
@@ -217,7 +213,8 @@ impl<B: AsRef<[u8]>> PackReader<B> {
     }
 }
 
-fn check_frame(frame: &[u8], crc: u32) -> Result<(), ImageError> {
+/// A frame has the checksum that the index says.
+pub fn check_frame(frame: &[u8], crc: u32) -> Result<(), ImageError> {
     if crc32c::crc32c(frame) == crc { Ok(()) } else { Err(ImageError::Checksum("stored frame")) }
 }
 

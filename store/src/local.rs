@@ -338,7 +338,8 @@ impl Store for LocalStore {
             }
             self.packs.frame(id)?.ok_or(StoreError::MissingChunk(*id))
         };
-        ids.iter().map(one).collect()
+        let together = self.packs.frames_together(ids);
+        ids.iter().zip(together).map(|(id, frame)| frame.map_or_else(|| one(id), Ok)).collect()
     }
 
     fn list(&self) -> Result<Vec<SnapshotInfo>, StoreError> {

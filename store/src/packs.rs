@@ -15,12 +15,13 @@ use crate::StoreError;
 use crate::claims::Claims;
 use bytes::Bytes;
 use images::ImageError;
-use images::pack::PackReader;
+use images::pack::{PackReader, check_frame};
 use kernel::mapped_file::MappedFile;
 use pages::ChunkId;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,6 +30,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// Packs searched without a table: a binary search in each costs about as much as hashing once (0.1 to 0.3 µs), while the table of a
 /// chunk costs 0.1 µs to make at every opening, and a pack has tens of thousands.
 const FEW: usize = 4;
+
+/// Indexes of so many bytes together are looked up where they are mapped, as that takes no more of a pager's memory: some 87 000 chunks.
+const MAPPED_INDEXES_BYTES: usize = 4 << 20;
+/// Frames that lie one behind the other are read together up to about so many bytes: what bulk asks for at once.
+const TOGETHER_BYTES: usize = 1 << 20;
+/// What is wrong with a pack that was cut since it was opened.
+const CUT: &str = "it ends in the middle";
 
 /// A pack that is mapped; frames keep it alive.
 #[derive(Debug)]
@@ -40,19 +48,41 @@ struct Pack {
     reader: PackReader<Bytes>,
 }
 
+/// Where a frame lies in a pack, and its checksum.
+type Placed = (Range<usize>, u32);
+
 impl Pack {
-    /// A chunk's frame: lent out of the mapped file, or read.
-    fn frame(&self, id: &ChunkId) -> std::io::Result<Result<Option<Bytes>, ImageError>> {
-        match &self.file {
-            None => Ok(self.reader.frame(id).map(|found| found.map(|range| self.bytes.slice(range)))),
-            Some(file) => {
-                let truncated = ImageError::Pack("it ends in the middle");
-                match self.reader.read_frame(id, |at, into| file.read_exact_at(into, at)) {
-                    Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(Err(truncated)), // cut since it was opened
-                    read => read.map(|read| read.map(|found| found.map(Bytes::from))),
-                }
-            }
+    /// Where a chunk's frame lies, as far as the index tells: looked up in the mapped file, or in what is read of it.
+    fn find(&self, id: &ChunkId, reads: bool) -> std::io::Result<Result<Option<Placed>, ImageError>> {
+        let found = match &self.file {
+            Some(file) if reads => self.reader.find_by(id, |at, into| file.read_exact_at(into, at)),
+            _ => Ok(self.reader.find(id)),
+        };
+        let place = |(offset, len, crc)| self.reader.place(offset, len).map(|place| (place, crc));
+        match found {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(Err(ImageError::Pack(CUT))),
+            found => found.map(|found| found.map(place).transpose()),
         }
+    }
+
+    /// The bytes there: lent out of the mapped file, or read.
+    fn bytes(&self, place: Range<usize>) -> std::io::Result<Result<Bytes, ImageError>> {
+        let Some(file) = &self.file else { return Ok(Ok(self.bytes.slice(place))) };
+        let mut bytes = vec![0; place.len()]; // which the pack has
+        match file.read_exact_at(&mut bytes, place.start as u64) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(Err(ImageError::Pack(CUT))),
+            read => read.map(|()| Ok(Bytes::from(bytes))),
+        }
+    }
+
+    /// A chunk's frame, checked.
+    fn frame(&self, id: &ChunkId, reads: bool) -> std::io::Result<Result<Option<Bytes>, ImageError>> {
+        let (place, crc) = match self.find(id, reads)? {
+            Ok(Some(placed)) => placed,
+            Ok(None) => return Ok(Ok(None)),
+            Err(error) => return Ok(Err(error)),
+        };
+        Ok(self.bytes(place)?.and_then(|frame| check_frame(&frame, crc).map(|()| Some(frame))))
     }
 }
 
@@ -77,6 +107,8 @@ struct Open {
     tabled: bool,
     /// The table; empty while there is none.
     by_prefix: Prefixes,
+    /// Of all packs.
+    index_bytes: usize,
 }
 
 /// Make the table longer by what some packs have.
@@ -94,6 +126,7 @@ impl Open {
         if self.by_name.insert(pack.name.clone(), pack.clone()).is_some() {
             return; // the same chunks by the same name: one copy is as good as the other
         }
+        self.index_bytes += pack.reader.index_bytes();
         if !self.tabled || self.by_name.len() <= FEW {
             return;
         }
@@ -104,6 +137,11 @@ impl Open {
     /// The packs that have a chunk, as far as they can be relied on.
     fn holders(&self, id: &ChunkId) -> impl Iterator<Item = &Arc<Pack>> {
         self.candidates(id).filter(|pack| pack.reader.contains(id) && pack.reader.check_index().is_ok())
+    }
+
+    /// Whether a reader reads indexes, too.
+    fn reads(&self) -> bool {
+        self.index_bytes > MAPPED_INDEXES_BYTES
     }
 
     fn chunks(&self) -> u64 {
@@ -187,7 +225,7 @@ impl Packs {
             let mut damaged = None;
             let path = |pack: &Pack| self.folder().join(&pack.name);
             for pack in open.candidates(id) {
-                match pack.frame(id).map_err(StoreError::io(path(pack)))? {
+                match pack.frame(id, open.reads()).map_err(StoreError::io(path(pack)))? {
                     Ok(Some(frame)) => return Ok(Some(frame)),
                     Ok(None) => {}
                     Err(source) => {
@@ -199,6 +237,40 @@ impl Packs {
             let index = |pack: &Arc<Pack>| pack.reader.check_index().err().map(|source| StoreError::Damaged { path: path(pack), source });
             damaged.or_else(|| open.by_name.values().find_map(index)).map_or(Ok(None), Err)
         })
+    }
+
+    /// Frames of chunks that lie one behind the other in a pack, as a process's memory does, each of such runs read at once. Those that
+    /// this does not bring, for whatever reason, are none.
+    pub(crate) fn frames_together(&self, ids: &[ChunkId]) -> Vec<Option<Bytes>> {
+        let mut frames = vec![None; ids.len()];
+        if self.writing || ids.len() < 2 {
+            return frames; // lent out of the mapped file
+        }
+        self.read(|open| {
+            let place = |(nth, id): (usize, &ChunkId)| {
+                let pack = open.candidates(id).next()?;
+                let (place, crc) = pack.find(id, open.reads()).ok()?.ok()??;
+                Some((pack, place, crc, nth))
+            };
+            let mut placed: Vec<_> = ids.iter().enumerate().filter_map(place).collect();
+            placed.sort_by(|(pack, place, ..), (other, theirs, ..)| (&pack.name, place.start).cmp(&(&other.name, theirs.start)));
+            let mut start = 0;
+            let runs = placed.chunk_by(|(pack, place, ..), (other, next, ..)| {
+                start = if place.end == next.start { start } else { next.start };
+                Arc::ptr_eq(pack, other) && place.end == next.start && next.end.saturating_sub(start) <= TOGETHER_BYTES
+            });
+            for run in runs {
+                let (Some((pack, first, ..)), Some((_, last, ..))) = (run.first(), run.last()) else { continue };
+                let Ok(Ok(bytes)) = pack.bytes(first.start..last.end) else { continue };
+                for (_, place, crc, nth) in run {
+                    let frame = bytes.slice(place.start - first.start..place.end - first.start);
+                    if check_frame(&frame, *crc).is_ok() {
+                        frames[*nth] = Some(frame);
+                    }
+                }
+            }
+        });
+        frames
     }
 
     /// Once a reader has gone through as many packs as there are chunks, a table would have taken less time.
