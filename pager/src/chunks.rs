@@ -131,9 +131,10 @@ impl Chunks {
         Ok(coming)
     }
 
-    /// Ask for a run that will be wanted next, where that helps, and wait for nothing.
+    /// Ask for a run that will be wanted next, where that helps and its digests are known, and wait for nothing.
     pub(crate) fn ask(&self, run: &[Chunk]) -> Ahead {
-        if self.waited > LINE_IS_SLOW { Ahead::Lost } else { self.store.ask(&self.ids(run)) }
+        let known = run.iter().all(|(index, _)| self.knows(*index));
+        if known && self.waited <= LINE_IS_SLOW { self.store.ask(&self.ids(run)) } else { Ahead::Lost }
     }
 
     /// [`Chunks::fetch_run`] of a run that was asked for, or not.
