@@ -96,9 +96,9 @@ fn main() -> Result<()> {
         "The split: wire, decode and install are timed in the bench's own process, one after the other for 2000 chunks that nobody \
          waits for, on one processor with the server; wake is what a touch of the same round takes beyond them: wake-ups, and for ours \
          all else the pager does.",
-        "Two threads: each on a processor of its own with ours, whose page server and pager are left to the scheduler; left to the \
-         scheduler with one handler thread, which copies single pages that are in its memory, with neither network nor decoding: ours \
-         brings 16 KiB chunks.",
+        "Two threads: each on a processor of its own with ours, whose page server is left to the scheduler, while the pager has a handler on \
+         each processor; left to the scheduler with one handler thread, which copies single pages that are in its memory, with neither \
+         network nor decoding: ours brings 16 KiB chunks.",
         "Every touched page's contents were checked.",
     ]);
     record.tables = tables.done();

@@ -130,8 +130,9 @@ impl Watched {
         let inside = range.intersect(&self.frozen.region).context("pages of its memory")?;
         let bytes = &bytes[(inside.start().addr() - range.start().addr()) as usize..][..inside.bytes() as usize];
         let at = inside.start().number() - self.frozen.region.start().number() + self.region.start().number();
-        match self.uffd.copy(PageAddr::from_number(at), bytes) {
-            Filled::Done => Ok(()),
+        let at = PageAddr::from_number(at);
+        match self.uffd.copy(at, bytes) {
+            Filled::Done => Ok(self.uffd.wake(PageRange::with_len(at, inside.pages()).context("where they are now")?)?),
             other => bail!("pages cannot be installed: {other:?}"),
         }
     }
