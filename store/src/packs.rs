@@ -241,15 +241,16 @@ impl Packs {
 
     /// Frames of chunks that lie one behind the other in a pack, as a process's memory does, each of such runs read at once. Those that
     /// this does not bring, for whatever reason, are none.
-    pub(crate) fn frames_together(&self, ids: &[ChunkId]) -> Vec<Option<Bytes>> {
+    pub(crate) fn frames_together(self: &Arc<Self>, ids: &[ChunkId]) -> Vec<Option<Bytes>> {
         let mut frames = vec![None; ids.len()];
         if self.writing || ids.len() < 2 {
             return frames; // lent out of the mapped file
         }
         self.read(|open| {
             let place = |(nth, id): (usize, &ChunkId)| {
-                let pack = open.candidates(id).next()?;
-                let (place, crc) = pack.find(id, open.reads()).ok()?.ok()??;
+                self.note_search(open);
+                let reads = open.reads();
+                let (pack, (place, crc)) = open.candidates(id).find_map(|pack| Some((pack, pack.find(id, reads).ok()?.ok()??)))?;
                 Some((pack, place, crc, nth))
             };
             let mut placed: Vec<_> = ids.iter().enumerate().filter_map(place).collect();

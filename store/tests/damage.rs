@@ -196,6 +196,27 @@ fn chunks_of_many_packs_are_found() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn frames_of_several_packs_come_in_the_order_asked() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let store = LocalStore::open(folder.path(), Access::Write)?;
+    let id = |n: u32| chunk_id(&n.to_le_bytes());
+    for pack in 0..3_u32 {
+        let mut upload = store.upload()?;
+        for n in pack * 50..(pack + 1) * 50 {
+            upload.put(id(n), Bytes::from(n.to_le_bytes().to_vec()))?;
+        }
+        upload.finish()?;
+    }
+    let reader = LocalStore::open(folder.path(), Access::Read)?;
+    let asked: Vec<u32> = (0..150).chain((0..150).rev()).chain((0..150).map(|n| n * 61 % 150)).collect();
+    let ids: Vec<_> = asked.iter().map(|n| id(*n)).collect();
+    let expected: Vec<_> = asked.iter().map(|n| Bytes::from(n.to_le_bytes().to_vec())).collect();
+    assert_eq!(reader.frames(&ids)?, expected);
+    assert!(matches!(reader.frames(&[id(1), id(999)]), Err(StoreError::MissingChunk(missing)) if missing == id(999)));
+    Ok(())
+}
+
 /// A reader looks at an index only where it misses something; a writer, who relies on it, at once.
 #[test]
 fn a_damaged_index_hides_nothing_that_is_in_another_pack() -> Result<()> {
