@@ -43,8 +43,7 @@ impl Groups {
     #[must_use]
     pub fn checked(id: SnapshotId, file_bytes: u64, values: &[u8]) -> Option<Self> {
         let (values, rest) = values.as_chunks::<VALUE_BYTES>();
-        let wanted = if file_bytes <= GROUP_BYTES as u64 { 0 } else { file_bytes.div_ceil(GROUP_BYTES as u64) };
-        let complete = rest.is_empty() && values.len() as u64 == wanted;
+        let complete = rest.is_empty() && values.len() as u64 == values_of(file_bytes);
         let fits = complete && root(values, file_bytes).is_none_or(|root| root == id);
         fits.then(|| Self { id, file_bytes, values: values.to_vec() })
     }
@@ -99,6 +98,11 @@ impl Groups {
     pub fn values(&self) -> &[u8] {
         self.values.as_flattened()
     }
+}
+
+/// How many values the list of a file of so many bytes has.
+pub(crate) fn values_of(file_bytes: u64) -> u64 {
+    if file_bytes <= GROUP_BYTES as u64 { 0 } else { file_bytes.div_ceil(GROUP_BYTES as u64) }
 }
 
 /// A group's value; there are others, so that it is not the root, and it is not empty.

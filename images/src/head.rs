@@ -5,7 +5,7 @@
 //! whoever gets them checks again.
 
 use crate::error::ImageError;
-use crate::groups::{GROUP_BYTES, Groups, VALUE_BYTES};
+use crate::groups::{GROUP_BYTES, Groups, VALUE_BYTES, values_of};
 use crate::image::{HEADER_BYTES, long, sizes};
 use bytes::Bytes;
 use pages::SnapshotId;
@@ -89,8 +89,7 @@ impl Head {
         let truncated = |need: u64| ImageError::Truncated { what: "head of an image", have: bytes.len() as u64, need };
         let behind = bytes.get(8..).ok_or_else(|| truncated(8))?;
         let file_bytes = long(bytes, 0);
-        let count = if file_bytes <= GROUP_BYTES as u64 { 0 } else { file_bytes.div_ceil(GROUP_BYTES as u64) };
-        let values_bytes = count * VALUE_BYTES as u64; // at most 2^53
+        let values_bytes = values_of(file_bytes) * VALUE_BYTES as u64; // at most 2^53
         let (values, first) = behind.split_at_checked(values_bytes as usize).ok_or_else(|| truncated(8 + values_bytes))?;
         let groups = Groups::checked(id, file_bytes, values).ok_or(ImageError::Checksum("image"))?;
         Self::checked(groups, bytes.slice_ref(first))

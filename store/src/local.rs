@@ -162,7 +162,7 @@ impl LocalStore {
         if groups.id() != *id {
             return Err(self.damaged(id, image));
         }
-        if self.writing.is_some() {
+        if self.writing.is_some() && !is_small(image) {
             self.keep_groups(&groups);
         }
         Ok(groups)
@@ -170,9 +170,6 @@ impl LocalStore {
 
     /// Keep the groups of a large image beside it. They are worth time only, and not synced: what a crash leaves of them does not fit.
     fn keep_groups(&self, groups: &Groups) {
-        if groups.file_bytes() <= SMALL_BYTES {
-            return;
-        }
         let path = self.groups_path(&groups.id());
         let written = tempfile::NamedTempFile::new_in(self.dir.join("tmp"))
             .and_then(|mut file| file.write_all(groups.values()).and_then(|()| file.persist(&path).map_err(|error| error.error)));
