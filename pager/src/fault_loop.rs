@@ -5,6 +5,9 @@
 //! they are installed one by one while no fault waits. A fault that cannot be answered yet (an event came in between) is parked until
 //! the events were read. When nothing is owed any more, all watched memory is released; the thread then only waits for the process to
 //! end.
+//!
+//! Known hole: while the store is away the first of them may stand in a call for a page, and then does not see that the process has
+//! ended: the pager stays until the store answers again.
 
 use crate::chunks::{Chunk, Chunks, Unfit};
 use crate::demanded::Fault;
