@@ -13,6 +13,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 /// CRIU's page server with what a folder has; it ends with its first client.
 fn real_server(images: &Path) -> Result<(LazyPages, String)> {
@@ -391,15 +392,17 @@ fn a_page_server_that_lies_ends_in_no_wrong_byte() -> Result<()> {
     Ok(())
 }
 
+/// Not all is there yet when a restore has ended.
+fn slowly(_: &mut Vec<u8>, _: &mut Vec<u8>) -> bool {
+    std::thread::sleep(Duration::from_millis(10));
+    true
+}
+
 #[test]
 fn a_signal_waits_until_nobody_depends_on_us() -> Result<()> {
     let mut dumped = Dumped::tree(16)?;
     let images = dumped.images();
     let (_server, address) = our_server(&["--images", &images.display().to_string()])?;
-    let slowly = |_: &mut Vec<u8>, _: &mut Vec<u8>| {
-        std::thread::sleep(std::time::Duration::from_millis(10));
-        true
-    };
     let between = Between::start(&address, Box::new(slowly))?;
     let mut daemon = our_daemon(&images, &between.address, &[])?;
     criu::restore_with(&images, &images, &["--lazy-pages"]).with_context(|| daemon.said())?;
@@ -407,13 +410,30 @@ fn a_signal_waits_until_nobody_depends_on_us() -> Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         kill(Pid::from_raw(daemon.pid() as i32), signal)?;
     }
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    std::thread::sleep(Duration::from_millis(200));
     ensure!(!daemon.has_ended()?, "it left them alone: {}", daemon.said());
     between.release();
     dumped.victim.check("").with_context(|| daemon.said())?;
     let said = daemon.has_served()?;
     ensure!(said.contains("all memory is there"), "{said}");
     dumped.victim.end()
+}
+
+#[test]
+fn a_daemon_whose_tasks_ended_early_ends() -> Result<()> {
+    let mut dumped = Dumped::tree(8)?;
+    let images = dumped.images();
+    let (_server, address) = our_server(&["--images", &images.display().to_string()])?;
+    let between = Between::start(&address, Box::new(slowly))?;
+    let daemon = our_daemon(&images, &between.address, &[])?;
+    criu::restore_with(&images, &images, &["--lazy-pages"]).with_context(|| daemon.said())?;
+    between.hold();
+    dumped.victim.end()?;
+    // What is on its way belongs to nobody any more, and nobody is left who would ask.
+    between.release();
+    let said = daemon.has_served()?;
+    ensure!(said.contains("all memory is there"), "{said}");
+    Ok(())
 }
 
 #[test]

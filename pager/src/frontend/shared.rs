@@ -202,7 +202,8 @@ impl Shared {
                 Outcome::Settled | Outcome::Gone => {}
                 Outcome::Failed(errno) => return Err(FrontEndError::Install { id, page: range.start(), errno }),
             }
-            if came > 0 && served.space.owed_pages() == 0 {
+            // Nothing may have come to one whose users have ended, and the main loop hears of that from nobody else.
+            if (came > 0 || outcome == Outcome::Gone) && served.space.owed_pages() == 0 {
                 self.nudge();
             }
         }
