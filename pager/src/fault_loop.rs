@@ -1,25 +1,19 @@
 //! The threads that answer faults: each waits on every userfaultfd, fetches what is waited for, installs it.
 //!
 //! There are several, each with a connection and neighbours of its own ([`crate::handlers`]); what one is bringing no other asks for
-//! ([`crate::demanded`]). The first of them also waits for the process's end, and for everything to be there. All faults that are there at once are answered by one request. Behind it neighbours are asked for ([`crate::window`] says how many);
-//! they are installed one by one while no fault waits. A fault that cannot be answered yet (an event came in between) is parked until
-//! the events were read. When nothing is owed any more, all watched memory is released; the thread then only waits for the process to
-//! end.
-//!
-//! Known hole: while the store is away the first of them may stand in a call for a page, and then does not see that the process has
-//! ended: the pager stays until the store answers again.
+//! ([`crate::demanded`]). All faults that are there at once are answered by one request. Behind it neighbours are asked for
+//! ([`crate::window`] says how many); they are installed one by one while no fault waits. A fault that cannot be answered yet (an event
+//! came in between) is parked until the events were read. When it is over is seen elsewhere ([`crate::completion`]): these may stand in
+//! a call for a page for as long as the store is away.
 
 use crate::chunks::{Chunk, Chunks, Unfit};
 use crate::demanded::Fault;
-use crate::farewell;
 use crate::handlers::Place;
 use crate::history::How;
 use crate::latency::Spinning;
 use crate::neighbours::Neighbours;
 use crate::pager::Shared;
 use crate::space::{Outcome, Space};
-use crate::status::State;
-use crate::watched;
 use crate::window::Window;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -34,8 +28,6 @@ use store::Store;
 
 /// How long parked faults wait for the event that parked them; the event itself wakes us sooner.
 const PARKED: Duration = Duration::from_millis(1);
-/// How often to look whether everything is there: bulk threads finish without telling.
-const LOOK: Duration = Duration::from_millis(10);
 /// Raw bytes of one request before the process runs.
 const PREFETCH_BYTES: u64 = 1 << 20;
 /// How long a thread waits for its chunk as a neighbour of another at least, and how many times as long as a request took lately:
@@ -128,35 +120,19 @@ impl Loop {
 
     fn run(&mut self) -> Result<(), End> {
         let shared = self.shared.clone();
-        let (mut released, mut ended) = (false, false);
         while !shared.stop.load(Ordering::Relaxed) {
             let spaces = shared.spaces();
-            let looks = self.number == 0 && !released;
-            let timeout = match (self.neighbours.due(), self.parked.is_empty(), looks) {
-                (Some(due), true, _) => Some(due),
-                (_, false, _) => Some(PARKED),
-                (None, true, true) => Some(LOOK),
-                (None, true, false) => None,
+            let timeout = match (self.neighbours.due(), self.parked.is_empty()) {
+                (Some(due), true) => Some(due),
+                (_, false) => Some(PARKED),
+                (None, true) => None,
             };
             let spin = if std::mem::take(&mut self.answered) { self.spinning().fault } else { Duration::ZERO };
-            let woken = wait(&shared, self.number, &spaces, (spin, timeout), ended);
-            if woken.ended && !ended {
-                // Its own space answers no more; children that it forked may live on.
-                ended = true;
-                if let Some(space) = spaces.first() {
-                    space.end();
-                }
-            }
-            if ended {
-                spaces.iter().for_each(|space| space.end_if_dead());
-            }
-            if ended && shared.settled() {
-                shared.enter(State::Gone);
-                shared.halt();
-                return Ok(());
-            }
-            if woken.nudged {
+            if wait(&shared, self.number, &spaces, (spin, timeout)) {
                 shared.nudges.heard(self.number); // to look is what it asked for
+                if shared.settled() {
+                    self.neighbours.clear(); // they keep the spaces of children that are to be let go
+                }
             }
             for space in &spaces {
                 let faults =
@@ -168,10 +144,6 @@ impl Loop {
                 self.answered = true;
             } else if let Outcome::Failed(errno) = self.neighbours.install_one(&mut self.chunks, |space| space.clone()) {
                 return Err(End::Failed(format!("pages cannot be installed: {errno}")));
-            }
-            if looks && !ended && self.parked.is_empty() && shared.settled() {
-                self.neighbours.clear();
-                released = release(&shared);
             }
         }
         Ok(())
@@ -331,22 +303,11 @@ fn stalled(shared: &Shared, fault: &Fault, zero: bool) {
     shared.note_stall(fault.since, us, fault.page, zero);
 }
 
-/// Why a wait is over.
-struct Woken {
-    /// The process has ended.
-    ended: bool,
-    nudged: bool,
-}
-
-/// Wait for something to do; the first so long without sleeping.
-fn wait(shared: &Shared, number: usize, spaces: &[Arc<Space>], (spin, timeout): (Duration, Option<Duration>), ended: bool) -> Woken {
+/// Wait for something to do, the first so long without sleeping: whether somebody told us to look.
+fn wait(shared: &Shared, number: usize, spaces: &[Arc<Space>], (spin, timeout): (Duration, Option<Duration>)) -> bool {
     let readable = PollFlags::POLLIN;
     let mut fds: Vec<PollFd<'_>> = shared.nudges.of(number).map(|nudge| PollFd::new(nudge, readable)).into_iter().collect();
-    fds.extend(spaces.iter().skip(usize::from(ended)).map(|space| PollFd::new(space.as_fd(), readable)));
-    let awaits_end = number == 0 && !ended;
-    if awaits_end {
-        fds.push(PollFd::new(shared.pidfd.as_fd(), readable));
-    }
+    fds.extend(spaces.iter().map(|space| PollFd::new(space.as_fd(), readable)));
     // An interrupted wait is an early look.
     let mut poll = |timeout: Option<Duration>| ppoll(&mut fds, timeout.map(TimeSpec::from), None).is_ok_and(|ready| ready == 0);
     let spin = spin.min(timeout.unwrap_or(spin));
@@ -359,30 +320,5 @@ fn wait(shared: &Shared, number: usize, spaces: &[Arc<Space>], (spin, timeout): 
     if idle {
         poll(timeout);
     }
-    let readable = |fd: Option<&PollFd<'_>>| fd.and_then(PollFd::revents).is_some_and(|events| events.contains(PollFlags::POLLIN));
-    Woken { ended: ended || awaits_end && readable(fds.last()), nudged: readable(fds.first()) }
-}
-
-/// Everything is there: stop watching, so that the process is its own again.
-///
-/// Memory that grew out of a watched region (stack, heap) is watched too; /proc/PID/smaps names all of it. It may grow once more
-/// before the last call, so the look is repeated until nothing is found.
-pub(crate) fn release(shared: &Shared) -> bool {
-    let spaces = shared.spaces();
-    if let Some(space) = spaces.first() {
-        space.enter_settled();
-        let watched = watched::ranges(shared.pid());
-        if !watched.is_empty() {
-            watched.into_iter().for_each(|range| space.unregister(range));
-            return false; // look again
-        }
-    }
-    // Children's spaces end with their last descriptor: the kernel then stops watching, and nothing is owed.
-    shared.spaces.lock().unwrap_or_else(PoisonError::into_inner).truncate(1);
-    shared.nudges.give(); // who waits on theirs holds them
-    if let Some(keep) = &shared.keep {
-        farewell::take_leave(shared.pid(), keep);
-    }
-    shared.enter(State::Resident);
-    true
+    fds.first().and_then(PollFd::revents).is_some_and(|events| events.contains(readable))
 }

@@ -22,6 +22,7 @@ pub mod brake;
 mod bulk;
 mod chunks;
 mod collapse;
+mod completion;
 pub mod control;
 pub mod crash;
 pub mod daemon;

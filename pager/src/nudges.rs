@@ -1,4 +1,5 @@
-//! What makes every thread that answers faults look again: there is another space, or it is time to stop.
+//! What makes every thread that answers faults, and the one that sees to the end, look again: there is another space, or it is time to
+//! stop.
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::{AsFd, BorrowedFd};

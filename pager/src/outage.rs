@@ -7,7 +7,7 @@
 //!
 //! Known hole: a page that only the restore waits for (`--eager`) is not waited for by the process, and has no time limit.
 
-use crate::fault_loop::release;
+use crate::completion::release;
 use crate::pager::Shared;
 use crate::policy::{Due, Policy};
 use crate::space::Outcome;
@@ -145,7 +145,7 @@ pub(crate) fn spawn(shared: Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
         if let Err(errno) = poison(&shared, 0) {
             return shared.fail(&format!("{why}; and what is missing cannot be poisoned: {errno}"));
         }
-        // Nothing is owed any more. The fault loop may stand in a call for some seconds: do its work.
+        // Nothing is owed any more.
         while !release(&shared) {}
     })
 }

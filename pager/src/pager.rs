@@ -17,7 +17,7 @@ use crate::space::Space;
 use crate::status::{Stalls, State, Status};
 use crate::timeline::{Stall, Timeline};
 use crate::window::Window;
-use crate::{bulk, collapse, digests, fault_loop, handlers, outage};
+use crate::{bulk, collapse, completion, digests, fault_loop, handlers, outage};
 use images::{Image, PageMap};
 use kernel::uffd::Uffd;
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
@@ -160,7 +160,7 @@ impl Pager {
             runs: AtomicBool::new(config.eager),
             replaying: AtomicBool::new(config.replay),
             touched: Touched::new(config.recording),
-            nudges: Nudges::new(places.len())?,
+            nudges: Nudges::new(places.len() + 1)?, // the last is for who sees to the end
             demanded: Demanded::default(),
             demand_faults: AtomicU64::new(0),
             zero_faults: AtomicU64::new(0),
@@ -177,7 +177,9 @@ impl Pager {
             name: config.name,
             store_text: config.store_text,
         });
+        let handlers = places.len();
         let mut threads = fault_loop::spawn(&shared, places, &config.demand, config.prefetch)?;
+        threads.push(completion::spawn(shared.clone(), handlers).inspect_err(|_| shared.halt())?);
         threads.push(outage::spawn(shared.clone()).inspect_err(|_| shared.halt())?);
         threads.extend(digests::spawn(&shared, &config.bulk).inspect_err(|_| shared.halt())?);
         threads.extend(collapse::spawn(&shared).inspect_err(|_| shared.halt())?);

@@ -57,6 +57,12 @@ impl Server {
         ended.context("it has ended")
     }
 
+    /// Another at its address, once it has ended.
+    pub fn again(&self, store: &Path) -> Result<Self> {
+        let address = self.address.rsplit("://").next().unwrap_or_default();
+        Self::start_with(store, &["--listen", address]).context("start the server again")
+    }
+
     /// Its pid.
     #[must_use]
     pub fn pid(&self) -> u32 {

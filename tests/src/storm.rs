@@ -166,10 +166,9 @@ impl Storm<'_> {
         let killed = match kind {
             Kind::Server => {
                 let down = Duration::from_micros(self.random.u64(..400_000));
-                let address = self.server.store().trim_start_matches("grpc://").to_owned();
                 self.server.kill();
                 std::thread::sleep(down);
-                self.server = Server::start_with(self.folder, &["--listen", &address]).context("start the server again")?;
+                self.server = self.server.again(self.folder)?;
                 true
             }
             // While another takes over, nobody can say who it is: then it is left for another time.

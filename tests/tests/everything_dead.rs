@@ -24,8 +24,19 @@ struct Stepper {
     store: String,
     /// Steps that were told.
     told: usize,
-    _folder: TempDir,
+    folder: TempDir,
     server: Option<Server>,
+    /// Children, which may outlive their parent.
+    children: Vec<u32>,
+}
+
+impl Drop for Stepper {
+    fn drop(&mut self) {
+        let is_one = |pid: &&u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "steps");
+        for pid in self.children.iter().filter(is_one) {
+            let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL); // it ends by itself where all went well
+        }
+    }
 }
 
 impl Stepper {
@@ -37,7 +48,7 @@ impl Stepper {
         let store = server.as_ref().map_or_else(|| folder.path().to_string_lossy().into_owned(), Server::store);
         let mut victim = Victim::c("steps", &[&MIB.to_string()])?;
         checkpoint(&mut victim, "steps", &store)?;
-        Ok(Self { victim, store, told: 0, _folder: folder, server })
+        Ok(Self { victim, store, told: 0, folder, server, children: Vec::new() })
     }
 
     fn restore(&self, how: &[&str]) -> Result<Guarded> {
@@ -73,6 +84,13 @@ impl Stepper {
     fn does(&mut self, step: &str) -> Result<String> {
         self.tell(step)?;
         self.done().with_context(|| step.to_owned())
+    }
+
+    /// It forks a child; which.
+    fn forks(&mut self) -> Result<u32> {
+        let child = self.does("fork")?.trim().parse()?;
+        self.children.push(child);
+        Ok(child)
     }
 
     /// The last step is not done, nor ends anything, for as long as we watch; the thread of `pid` waits in the kernel for its page.
@@ -172,7 +190,7 @@ fn a_forked_child_waits_as_its_parent_does() -> Result<()> {
     let mut stepper = Stepper::new(false)?;
     let guarded = stepper.restore(&["--no-background"])?;
     stepper.does("touch 0 64")?;
-    let child: u32 = stepper.does("fork")?.trim().parse()?;
+    let child = stepper.forks()?;
     stepper.does("write 300 340")?; // the parent's own: the child still has what was there
     stepper.does("drop 400 440")?;
     guarded.kill_all()?;
@@ -288,7 +306,7 @@ fn nothing_is_left_of_a_process_that_ends_while_memory_is_missing() -> Result<()
             guarded.adopt()?;
         }
         if how.ends_with("child") {
-            stepper.does("fork")?;
+            stepper.forks()?;
             stepper.publish("child", "")?;
         }
         if how.starts_with("exit") {
@@ -303,6 +321,46 @@ fn nothing_is_left_of_a_process_that_ends_while_memory_is_missing() -> Result<()
                 let _ = std::fs::remove_file(stepper.victim.folder().join(name)); // the last step has left none
             }
         }
+    }
+    Ok(())
+}
+
+/// What becomes of a child that it forked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Child {
+    None,
+    EndsToo,
+    LivesOn,
+}
+
+/// Parent and child wait for different pages, so that on two processors every thread that could answer stands in a call.
+#[test]
+fn nothing_is_left_of_a_process_that_ends_while_its_store_is_away() -> Result<()> {
+    for round in [Child::None, Child::EndsToo, Child::LivesOn] {
+        let mut stepper = Stepper::new(true)?;
+        let guarded = stepper.restore(&["--no-background"])?;
+        stepper.does("touch 0 64")?;
+        let child = if round == Child::None { None } else { Some(stepper.forks()?) };
+        stepper.server.as_mut().context("it runs")?.kill();
+        let pid = stepper.victim.pid();
+        stepper.tell("touch 1000 1100")?;
+        stepper.waits(pid)?;
+        stepper.publish("child", "")?;
+        child.map_or(Ok(()), |child| stepper.waits_for_child(child))?;
+        let dies = |pid: u32| kill(Pid::from_raw(pid as i32), Signal::SIGKILL).with_context(|| format!("kill process {pid}"));
+        dies(pid)?;
+        match (child, round) {
+            (Some(child), Child::LivesOn) => {
+                stepper.waits_for_child(child)?;
+                ensure!(!guarded.processes().is_empty(), "a child that misses memory was left alone");
+                stepper.server = stepper.server.as_ref().map(|server| server.again(stepper.folder.path())).transpose()?;
+                eventually("the child has compared everything", || !Path::new(&format!("/proc/{child}")).exists())?;
+                ensure!(!stepper.victim.folder().join("verdict").exists(), "{}", stepper.victim.output());
+            }
+            (Some(child), _) => dies(child)?,
+            (None, _) => {}
+        }
+        guarded.left_nothing().with_context(|| format!("{round:?}"))?;
     }
     Ok(())
 }

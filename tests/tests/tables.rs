@@ -172,7 +172,7 @@ fn a_table_that_does_not_come_is_waited_for() -> Result<()> {
     server.kill();
     frozen.victim.go()?;
     eventually("it waits", || guarded.status().is_ok_and(|status| status.state == "waiting"))?;
-    let _server = Server::start_with(frozen.folder.path(), &["--listen", &address])?;
+    let _server = server.again(frozen.folder.path())?;
     frozen.victim.check("")?;
     frozen.victim.end()?;
     guarded.left_nothing()

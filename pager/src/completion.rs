@@ -1,0 +1,85 @@
+//! The thread that sees when there is nothing left to do: everything is there, or the process has ended.
+//!
+//! It never fetches, so that a store which does not answer keeps nobody from seeing the process's end. Once nothing is owed any more all
+//! watched memory is released, and only the end is waited for. A process that has ended owes nothing; children that it forked live on,
+//! and are served until they owe nothing either, or have ended too.
+
+use crate::farewell;
+use crate::pager::Shared;
+use crate::status::State;
+use crate::watched;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use std::os::fd::AsFd as _;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How often to look: threads that bring pages finish without telling, and children end without a word.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Start it; `number` is its own among those that are nudged.
+pub(crate) fn spawn(shared: Arc<Shared>, number: usize) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("completion".to_owned()).spawn(move || {
+        let mut released = false;
+        while !shared.stop.load(Ordering::Relaxed) {
+            if has_ended(&shared, number, (!released).then_some(LOOK)) {
+                return see_out(&shared);
+            }
+            // A child whose event was read after that owes nothing, and is let go as well.
+            if !released || shared.spaces().len() > 1 {
+                released = shared.settled() && release(&shared);
+            }
+        }
+    })
+}
+
+/// Wait a while, or for the process's end: whether that has come.
+fn has_ended(shared: &Shared, number: usize, timeout: Option<Duration>) -> bool {
+    let mut fds = vec![PollFd::new(shared.pidfd.as_fd(), PollFlags::POLLIN)];
+    fds.extend(shared.nudges.of(number).map(|nudge| PollFd::new(nudge, PollFlags::POLLIN)));
+    // An interrupted wait is an early look.
+    let _ = ppoll(&mut fds, timeout.map(TimeSpec::from), None);
+    shared.nudges.heard(number);
+    fds.first().and_then(PollFd::revents).is_some_and(|events| events.contains(PollFlags::POLLIN))
+}
+
+/// It has ended: its own space answers no more, and nothing else is to be done once its children owe nothing.
+fn see_out(shared: &Shared) {
+    if let Some(space) = shared.spaces().first() {
+        space.end();
+    }
+    while !shared.stop.load(Ordering::Relaxed) {
+        shared.spaces().iter().for_each(|space| space.end_if_dead());
+        if shared.settled() {
+            shared.enter(State::Gone);
+            return shared.halt();
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Everything is there: stop watching, so that the process is its own again.
+///
+/// Memory that grew out of a watched region (stack, heap) is watched too; /proc/PID/smaps names all of it. It may grow once more
+/// before the last call, so the look is repeated until nothing is found.
+pub(crate) fn release(shared: &Shared) -> bool {
+    let spaces = shared.spaces();
+    if let Some(space) = spaces.first() {
+        space.enter_settled();
+        let watched = watched::ranges(shared.pid());
+        if !watched.is_empty() {
+            watched.into_iter().for_each(|range| space.unregister(range));
+            return false; // look again
+        }
+    }
+    // Children's spaces end with their last descriptor: the kernel then stops watching, and nothing is owed.
+    shared.spaces.lock().unwrap_or_else(PoisonError::into_inner).truncate(1);
+    shared.nudges.give(); // who waits on theirs holds them
+    if let Some(keep) = &shared.keep {
+        farewell::take_leave(shared.pid(), keep);
+    }
+    shared.enter(State::Resident);
+    true
+}
