@@ -1,4 +1,4 @@
-//! A running pager: the spaces it serves, its two kinds of threads, and when it is done.
+//! A running pager: the spaces it serves, its threads, and how far it is.
 
 use crate::demanded::Demanded;
 use crate::history::History;
