@@ -179,7 +179,7 @@ fn nobody() -> Result<Space, DaemonError> {
 }
 
 fn signalled(count: u32) -> Result<OwnedFd, DaemonError> {
-    let event = EventFd::from_value_and_flags(count, EfdFlags::EFD_CLOEXEC).map_err(std::io::Error::from)?;
+    let event = EventFd::from_value_and_flags(count, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(std::io::Error::from)?;
     Ok(event.into())
 }
 

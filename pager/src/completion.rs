@@ -1,8 +1,8 @@
 //! The thread that sees when there is nothing left to do: everything is there, or the process has ended.
 //!
 //! It never fetches, so that a store which does not answer keeps nobody from seeing the process's end. Once nothing is owed any more all
-//! watched memory is released, and only the end is waited for. A process that has ended owes nothing; children that it forked live on,
-//! and are served until they owe nothing either, or have ended too.
+//! watched memory is released, and only the end is waited for. Memory of a process that has ended is owed nothing, once nobody shares it
+//! any more; children that it forked live on, and are served until they are owed nothing either, or have ended too.
 
 use crate::farewell;
 use crate::pager::Shared;
@@ -14,18 +14,24 @@ use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How often to look: threads that bring pages finish without telling, and children end without a word.
+/// How often to look: threads that bring pages finish without telling.
 const LOOK: Duration = Duration::from_millis(10);
+/// How often to look for memory that is gone, of children that ended without a word, while the process lives.
+const BURY: Duration = Duration::from_millis(200);
 
 /// Start it; `number` is its own among those that are nudged.
 pub(crate) fn spawn(shared: Arc<Shared>, number: usize) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("completion".to_owned()).spawn(move || {
-        let mut released = false;
+        let (mut released, mut buried) = (false, Instant::now());
         while !shared.stop.load(Ordering::Relaxed) {
             if has_ended(&shared, number, (!released).then_some(LOOK)) {
                 return see_out(&shared);
+            }
+            if buried.elapsed() >= BURY {
+                bury_children(&shared);
+                buried = Instant::now();
             }
             // A child whose event was read after that owes nothing, and is let go as well.
             if !released || shared.spaces().len() > 1 {
@@ -45,13 +51,19 @@ fn has_ended(shared: &Shared, number: usize, timeout: Option<Duration>) -> bool 
     fds.first().and_then(PollFd::revents).is_some_and(|events| events.contains(PollFlags::POLLIN))
 }
 
-/// It has ended: its own space answers no more, and nothing else is to be done once its children owe nothing.
+/// Memory of children that is gone is owed nothing, and let go.
+fn bury_children(shared: &Shared) {
+    let mut own = true;
+    shared.spaces.lock().unwrap_or_else(PoisonError::into_inner).retain(|space| std::mem::take(&mut own) || !space.end_if_dead());
+}
+
+/// It has ended: nothing else is to be done once its memory is gone, which others may share, and its children are owed nothing.
 fn see_out(shared: &Shared) {
-    if let Some(space) = shared.spaces().first() {
-        space.end();
-    }
     while !shared.stop.load(Ordering::Relaxed) {
-        shared.spaces().iter().for_each(|space| space.end_if_dead());
+        bury_children(shared);
+        if let Some(own) = shared.spaces().first() {
+            own.end_if_dead();
+        }
         if shared.settled() {
             shared.enter(State::Gone);
             return shared.halt();

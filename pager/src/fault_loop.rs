@@ -281,8 +281,9 @@ fn settle(shared: &Shared, parked: &mut Vec<Fault>, (index, range): Chunk, data:
             (outcome, came) => {
                 if outcome == Outcome::Settled {
                     shared.demand_faults.fetch_add(1, Ordering::Relaxed);
-                    if came == 0 {
-                        fault.space.wake_at(fault.page); // somebody was faster with it, and perhaps is about to
+                    if came < range.pages() {
+                        // Its own page may not be among those that came: somebody was faster with it, or it was dropped meanwhile.
+                        fault.space.wake_at(fault.page);
                     }
                 }
                 stalled(shared, &fault, false);

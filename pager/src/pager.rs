@@ -17,7 +17,7 @@ use crate::space::Space;
 use crate::status::{Stalls, State, Status};
 use crate::timeline::{Stall, Timeline};
 use crate::window::Window;
-use crate::{bulk, collapse, completion, digests, fault_loop, handlers, outage};
+use crate::{bulk, collapse, completion, digests, farewell, fault_loop, handlers, outage};
 use images::{Image, PageMap};
 use kernel::uffd::Uffd;
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
@@ -236,6 +236,10 @@ impl Pager {
             if let Err(panic) = thread.join() {
                 std::panic::resume_unwind(panic);
             }
+        }
+        // Nobody reads events any more: children that go on are watched for nothing, unless they could not even be poisoned.
+        if let Some(keep) = self.shared.keep.as_ref().filter(|_| self.shared.settled_behind(1)) {
+            farewell::take_leave(self.shared.pid(), keep);
         }
         self.shared.status()
     }

@@ -176,16 +176,13 @@ impl Space {
         self.next_owed(origins.start()).is_some_and(|origin| origins.contains(origin))
     }
 
-    /// End it if nobody runs in it any more: a forked child's end is told by nothing else.
-    pub fn end_if_dead(&self) {
-        if !self.uffd.is_alive() {
-            self.end();
+    /// End it if nobody runs in it any more, which a forked child tells by nothing else: nothing is owed then. Whether that is so.
+    pub fn end_if_dead(&self) -> bool {
+        let dead = !self.uffd.is_alive();
+        if dead {
+            self.lock().ledger.end();
         }
-    }
-
-    /// Its process has ended: nothing is owed any more.
-    pub fn end(&self) {
-        self.lock().ledger.end();
+        dead
     }
 
     /// Nothing is owed any more, and never will be again: who takes over need not find the userfaultfd.

@@ -86,11 +86,19 @@ impl Stepper {
         self.done().with_context(|| step.to_owned())
     }
 
-    /// It forks a child; which.
-    fn forks(&mut self) -> Result<u32> {
-        let child = self.does("fork")?.trim().parse()?;
+    /// It forks a child, by the step `fork` or `orphan`; which.
+    fn forks(&mut self, step: &str) -> Result<u32> {
+        let child = self.does(step)?.trim().parse()?;
         self.children.push(child);
         Ok(child)
+    }
+
+    /// Wait for a file of a child's that stays.
+    fn leaves(&self, name: &str) -> Result<()> {
+        let folder = self.victim.folder();
+        eventually(&format!("the child leaves {name}"), || folder.join(name).exists() || folder.join("verdict").exists())?;
+        ensure!(folder.join(name).exists(), "{}", std::fs::read_to_string(folder.join("verdict"))?);
+        Ok(())
     }
 
     /// The last step is not done, nor ends anything, for as long as we watch; the thread of `pid` waits in the kernel for its page.
@@ -190,7 +198,7 @@ fn a_forked_child_waits_as_its_parent_does() -> Result<()> {
     let mut stepper = Stepper::new(false)?;
     let guarded = stepper.restore(&["--no-background"])?;
     stepper.does("touch 0 64")?;
-    let child = stepper.forks()?;
+    let child = stepper.forks("fork")?;
     stepper.does("write 300 340")?; // the parent's own: the child still has what was there
     stepper.does("drop 400 440")?;
     guarded.kill_all()?;
@@ -306,7 +314,7 @@ fn nothing_is_left_of_a_process_that_ends_while_memory_is_missing() -> Result<()
             guarded.adopt()?;
         }
         if how.ends_with("child") {
-            stepper.forks()?;
+            stepper.forks("fork")?;
             stepper.publish("child", "")?;
         }
         if how.starts_with("exit") {
@@ -340,7 +348,7 @@ fn nothing_is_left_of_a_process_that_ends_while_its_store_is_away() -> Result<()
         let mut stepper = Stepper::new(true)?;
         let guarded = stepper.restore(&["--no-background"])?;
         stepper.does("touch 0 64")?;
-        let child = if round == Child::None { None } else { Some(stepper.forks()?) };
+        let child = if round == Child::None { None } else { Some(stepper.forks("fork")?) };
         stepper.server.as_mut().context("it runs")?.kill();
         let pid = stepper.victim.pid();
         stepper.tell("touch 1000 1100")?;
@@ -363,6 +371,40 @@ fn nothing_is_left_of_a_process_that_ends_while_its_store_is_away() -> Result<()
         guarded.left_nothing().with_context(|| format!("{round:?}"))?;
     }
     Ok(())
+}
+
+/// A child that goes on after its parent, with all it was owed, is its own: nobody of ours is there any more.
+#[test]
+fn a_child_that_outlives_its_parent_is_left_to_itself() -> Result<()> {
+    let mut stepper = Stepper::new(false)?;
+    let guarded = stepper.restore(&["--no-background"])?;
+    stepper.does("touch 0 64")?;
+    stepper.forks("orphan")?;
+    kill(Pid::from_raw(stepper.victim.pid() as i32), Signal::SIGKILL)?;
+    stepper.publish("child", "")?;
+    stepper.leaves("compared")?;
+    guarded.left_nothing()?;
+    stepper.publish("leave", "")?;
+    stepper.leaves("left")
+}
+
+/// The process and all of ours are dead, its child is not: it waits, and is adopted by its parent's number.
+#[test]
+fn a_child_is_adopted_after_its_parents_end() -> Result<()> {
+    let mut stepper = Stepper::new(false)?;
+    let guarded = stepper.restore(&["--no-background"])?;
+    stepper.does("touch 0 64")?;
+    let child = stepper.forks("orphan")?;
+    guarded.kill_all()?;
+    kill(Pid::from_raw(stepper.victim.pid() as i32), Signal::SIGKILL)?;
+    stepper.publish("child", "")?;
+    stepper.tell("touch 0 1")?; // by nobody
+    stepper.waits_for_child(child)?;
+    guarded.adopt()?;
+    stepper.leaves("compared")?;
+    guarded.left_nothing()?;
+    stepper.publish("leave", "")?;
+    stepper.leaves("left")
 }
 
 /// With everything of ours dead nobody can notice its end; the next who looks at the list does.

@@ -343,7 +343,9 @@ impl Loop {
     fn look_for_dead(&mut self) {
         if self.looked.elapsed() >= LOOK {
             self.looked = Instant::now();
-            self.shared.spaces().iter().for_each(|served| served.space.end_if_dead());
+            self.shared.spaces().iter().for_each(|served| {
+                served.space.end_if_dead();
+            });
         }
     }
 

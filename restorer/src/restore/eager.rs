@@ -6,7 +6,7 @@
 use super::builder::Step;
 use super::error::{RestoreError, not_started, outside};
 use images::codec::{Decoder, Verified};
-use images::manifest::Manifest;
+use images::manifest::{Extent, Manifest};
 use images::{Image, PageMap};
 use kernel::memory::ProcessMemory;
 use pages::{ChunkId, PAGE_SIZE_BYTES, PageAddr, PageRange, VirtAddr};
@@ -92,12 +92,18 @@ fn fetch_run(run: &[(ChunkId, PageRange)], store: &dyn Store, send: &SyncSender<
 /// Page numbers of what must be there before the process runs.
 fn extents(manifest: &Manifest) -> Vec<(u64, u64)> {
     let lazy = |start: u64| manifest.regions.iter().any(|r| r.lazy && r.start <= start && start < r.end);
-    let number = |extent: &images::manifest::Extent| (extent.start / PAGE_SIZE_BYTES, extent.start / PAGE_SIZE_BYTES + extent.pages);
     let eager = manifest.extents.iter().filter(|extent| !lazy(extent.start)).map(number);
-    // Arguments and environment: /proc/PID/cmdline reads them in a way that cannot wait for a pager.
+    eager.chain(arguments(manifest)).collect()
+}
+
+/// Of arguments and environment: /proc/PID/cmdline reads them in a way that cannot wait for a pager.
+pub(super) fn arguments(manifest: &Manifest) -> impl Iterator<Item = (u64, u64)> + '_ {
     let mm = manifest.process.as_ref().and_then(|process| process.mm.as_ref());
     let (first, last) = mm.map_or((0, 0), |mm| (mm.arg_start / PAGE_SIZE_BYTES, mm.env_end.div_ceil(PAGE_SIZE_BYTES)));
-    let arguments =
-        manifest.extents.iter().map(number).map(|(start, end)| (start.max(first), end.min(last))).filter(|(start, end)| start < end);
-    eager.chain(arguments).collect()
+    let within = move |(start, end): (u64, u64)| (start.max(first), end.min(last));
+    manifest.extents.iter().map(number).map(within).filter(|(start, end)| start < end)
+}
+
+fn number(extent: &Extent) -> (u64, u64) {
+    (extent.start / PAGE_SIZE_BYTES, extent.start / PAGE_SIZE_BYTES + extent.pages)
 }

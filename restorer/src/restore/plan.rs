@@ -99,7 +99,11 @@ fn check_file(identity: &FileIdentity) -> Result<(), RestoreError> {
     }
 }
 
-/// Pages that the process touches in its first instructions: stacks, thread control blocks, code in anonymous memory.
+/// Pages of arguments and environment that the pager is told of: 2 MiB, what a stack of 8 MiB leaves them (execve(2)). An image may claim more.
+const MOST_ARGUMENTS: usize = 512;
+
+/// Pages that the process touches in its first instructions: stacks, thread control blocks, code in anonymous memory. And its arguments,
+/// which we write ourselves: a touch of these tells nobody that they are not owed any more.
 #[must_use]
 pub fn first_touched(manifest: &Manifest) -> Vec<PageAddr> {
     let mut first = Vec::new();
@@ -110,6 +114,7 @@ pub fn first_touched(manifest: &Manifest) -> Vec<PageAddr> {
             first.extend([r.rsp, r.rip, r.fs_base, rseq].map(|address| pages::VirtAddr(address).page()));
         }
     }
+    first.extend(super::eager::arguments(manifest).flat_map(|(start, end)| start..end).take(MOST_ARGUMENTS).map(PageAddr::from_number));
     let lazy = |page: &PageAddr| manifest.regions.iter().any(|r| r.lazy && r.start <= page.addr() && page.addr() < r.end);
     first.retain(lazy);
     first.sort_unstable();
