@@ -3,6 +3,9 @@
 //! It never fetches, so that a store which does not answer keeps nobody from seeing the process's end. Once nothing is owed any more all
 //! watched memory is released, and only the end is waited for. Memory of a process that has ended is owed nothing, once nobody shares it
 //! any more; children that it forked live on, and are served until they are owed nothing either, or have ended too.
+//!
+//! Known hole: memory that the program itself watches, by a userfaultfd that it made after its restore, looks like ours: such a process
+//! never counts as resident.
 
 use crate::farewell;
 use crate::pager::Shared;

@@ -23,8 +23,8 @@ use store::{Store, Tally};
 const PAUSE: Duration = Duration::from_micros(200);
 
 /// How often poison is tried where memory for it is short, and how far apart: a second in all.
-const POISON_TRIES: u32 = 100;
-const POISON_PAUSE: Duration = Duration::from_millis(10);
+pub(crate) const POISON_TRIES: u32 = 100;
+pub(crate) const POISON_PAUSE: Duration = Duration::from_millis(10);
 
 /// What is known of a store's absence.
 pub(crate) struct Outage {

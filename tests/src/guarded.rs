@@ -218,7 +218,9 @@ impl Drop for Guarded {
     }
 }
 
-fn is_zombie(pid: u32) -> bool {
+/// Whether it has ended and is not reaped yet.
+#[must_use]
+pub fn is_zombie(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
 }

@@ -110,6 +110,13 @@ impl Handler {
         Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
     }
 
+    /// How many threads of this name it has.
+    #[must_use]
+    pub fn threads(&self, name: &str) -> usize {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).into_iter().flatten().flatten();
+        tasks.filter(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)).count()
+    }
+
     /// Wait for its end.
     pub fn ended(&mut self) -> Result<ExitStatus> {
         let mut ended = None;

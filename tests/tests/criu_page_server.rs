@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::criu::{self, Between, Dumped, LazyPages, Live, RoomForPipes, free_port, in_a_namespace};
+use defrost_tests::guarded::is_zombie;
 use defrost_tests::redis::Redis;
 use defrost_tests::small_disk::SmallDisk;
 use defrost_tests::{Server, Victim, binary, defrost_fails, defrost_ok, eventually, need_root};
@@ -13,6 +14,8 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// CRIU's page server with what a folder has; it ends with its first client.
@@ -434,6 +437,46 @@ fn a_daemon_whose_tasks_ended_early_ends() -> Result<()> {
     let said = daemon.has_served()?;
     ensure!(said.contains("all memory is there"), "{said}");
     Ok(())
+}
+
+/// The connection is lost while one task waits for a page and another is forking: the child has nothing that nobody brought.
+#[test]
+fn a_child_that_is_just_forked_reads_no_zeros_when_the_server_is_lost() -> Result<()> {
+    need_root()?;
+    let mut dumped = Dumped::of(Victim::c("steps", &["64"])?)?;
+    let images = dumped.images();
+    let (_server, address) = our_server(&["--images", &images.display().to_string()])?;
+    let lost = Arc::new(AtomicBool::new(false));
+    let is_lost = lost.clone();
+    let between = Between::start(&address, Box::new(move |head, contents| slowly(head, contents) && !is_lost.load(Ordering::Relaxed)))?;
+    let daemon = our_daemon(&images, &between.address, &[])?;
+    criu::restore_with(&images, &images, &["--lazy-pages"]).with_context(|| daemon.said())?;
+    let folder = dumped.victim.folder().to_owned();
+    let says = |name: &str, text: &str| -> Result<()> {
+        std::fs::write(folder.join("partial"), text)?;
+        Ok(std::fs::rename(folder.join("partial"), folder.join(name))?)
+    };
+    says("go", "")?;
+    says("step.1", "fork")?;
+    eventually("it has forked", || folder.join("done.1").exists()).with_context(|| daemon.said())?;
+    let child: u32 = std::fs::read_to_string(folder.join("done.1"))?.trim().parse()?;
+    let waits = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|place| place.contains("userfault"));
+    between.hold();
+    says("child", "")?;
+    eventually("the child waits for a page", || waits(child)).with_context(|| daemon.said())?;
+    says("step.2", "fork")?;
+    let parent = dumped.victim.pid();
+    eventually("its parent waits, in a fork", || waits(parent)).with_context(|| daemon.said())?;
+    lost.store(true, Ordering::Relaxed);
+    between.release();
+    let (status, said) = daemon.ended()?;
+    ensure!(status.code() == Some(1) && said.contains("ended the connection"), "{status}: {said}");
+    // What misses memory ends by a bus error; who had found something wrong would have said so.
+    eventually("the child ends", || !Path::new(&format!("/proc/{child}")).exists() || is_zombie(child))?;
+    std::thread::sleep(Duration::from_millis(200));
+    let verdict = std::fs::read_to_string(folder.join("verdict"));
+    ensure!(verdict.is_err(), "somebody read what is not his: {verdict:?}");
+    dumped.victim.end()
 }
 
 #[test]

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use defrost_tests::command::{defrost_fails, defrost_ok};
 use defrost_tests::machines::{Handler, HugePages, MemoryFile};
 
-use defrost_tests::{Server, Victim, need_root};
+use defrost_tests::{Server, Victim, eventually, need_root};
 use nix::sys::signal::Signal;
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -220,6 +220,27 @@ fn a_machine_that_dies_halfway_harms_nobody() -> Result<()> {
         dying.end()?;
         other.check("")?;
     }
+    Ok(())
+}
+
+/// Whether all of its memory had come, or it waits for a page that does not.
+#[test]
+fn nothing_is_left_of_a_machine_that_ended() -> Result<()> {
+    let mut served = Served::of(4096)?;
+    let handler = served.handler(&["--no-background"])?;
+    let left = || eventually("its threads end", || ["front-end", "machine"].iter().all(|name| handler.threads(name) == 0));
+    let mut whole = served.boot(&handler, &PLAIN)?;
+    whole.check("")?;
+    whole.end()?;
+    left()?;
+    let mut waiting = served.boot(&handler, &PLAIN)?;
+    eventually("it is served", || handler.threads("front-end") == 1)?;
+    served.server.kill();
+    waiting.go()?;
+    handler.says("the store does not answer")?;
+    waiting.end()?;
+    left()?;
+    ensure!(!handler.said().contains("not served any more"), "{}", handler.said());
     Ok(())
 }
 

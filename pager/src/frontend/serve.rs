@@ -7,6 +7,7 @@ use super::history::History;
 use super::shared::{ServedSpace, Shared};
 use super::source::{Sources, Wanted, around, single};
 use super::{Arrival, Failure, FrontEnd, FrontEndError, Memory, Served, fill};
+use crate::outage::{POISON_PAUSE, POISON_TRIES};
 use crate::residency::Residency;
 use crate::space::{Outcome, Space};
 use kernel::uffd::Uffd;
@@ -39,21 +40,46 @@ enum News {
 /// Serve what `front_end` brings until all of it is there.
 ///
 /// Threads that bring pages are told to stop then, and have no memory any more; one whose store does not answer ends once it does.
-pub fn serve(mut front_end: impl FrontEnd, sources: Sources) -> Result<Served, FrontEndError> {
+pub fn serve(front_end: impl FrontEnd, sources: Sources) -> Result<Served, FrontEndError> {
+    let give_up = front_end.give_up();
+    let mut loop_ = match begin(front_end, sources) {
+        Ok(begun) => begun,
+        Err(error) => {
+            give_up();
+            return Err(error);
+        }
+    };
+    let ended = loop_.run().or_else(|error| loop_.reason(error));
+    loop_.shared.stop();
+    match &ended {
+        Ok(()) => loop_.keep(),
+        Err(error) => {
+            tracing::error!(%error, "giving up: what is missing is poisoned");
+            give_up();
+            loop_.poison();
+        }
+    }
+    ended.map(|()| loop_.end())
+}
+
+/// Start the threads.
+fn begin(mut front_end: impl FrontEnd, sources: Sources) -> Result<Loop, FrontEndError> {
     let Sources { demand, bulk, mut history } = sources;
     let replay = history.as_mut().and_then(History::replay);
     let shared = Arc::new(Shared::new(replay.is_some())?);
     let (news, heard) = channel();
-    let give_up = front_end.give_up();
     let (teller, told) = (news.clone(), shared.clone());
     std::thread::Builder::new().name("front-end".to_owned()).spawn(move || {
         loop {
             let said = front_end.next();
-            let over = matches!(said, Err(_) | Ok(None));
+            let (over, last) = (matches!(said, Err(_) | Ok(Some(Arrival::Gone))), matches!(said, Ok(None)));
             // It fails only where the main loop is over.
-            let _ = teller.send(News::Said(said));
-            told.nudge();
+            let heard = teller.send(News::Said(said));
             if over {
+                told.stop(); // the main loop may stand in a call for a page
+            }
+            told.nudge();
+            if over || last || heard.is_err() {
                 return;
             }
         }
@@ -68,7 +94,7 @@ pub fn serve(mut front_end: impl FrontEnd, sources: Sources) -> Result<Served, F
     for (n, source) in bulk.into_iter().enumerate() {
         fill::spawn("bulk", &shared, told(&news), move |shared| fill::fill(shared, source, n == 0)).inspect_err(|_| shared.end())?;
     }
-    let mut loop_ = Loop {
+    Ok(Loop {
         shared,
         heard,
         demand: Whole::new(demand),
@@ -80,18 +106,7 @@ pub fn serve(mut front_end: impl FrontEnd, sources: Sources) -> Result<Served, F
         parked: Vec::new(),
         asked: Vec::new(),
         served: Served::default(),
-    };
-    let ended = loop_.run();
-    loop_.shared.stop();
-    match &ended {
-        Ok(()) => loop_.keep(),
-        Err(error) => {
-            tracing::error!(%error, "giving up: what is missing is poisoned");
-            give_up();
-            loop_.poison();
-        }
-    }
-    ended.map(|()| loop_.end())
+    })
 }
 
 /// How far the front end is.
@@ -161,6 +176,13 @@ impl Loop {
                 }
             }
         }
+    }
+
+    /// Why it really ended, where the front end had told that it was over before something failed for that.
+    fn reason(&self, error: FrontEndError) -> Result<(), FrontEndError> {
+        let said = self.heard.try_iter().filter_map(|news| if let News::Said(said) = news { Some(said) } else { None });
+        let over = said.filter(|said| matches!(said, Err(_) | Ok(Some(Arrival::Gone)))).last();
+        over.map_or(Err(error), |said| said.map(drop).map_err(FrontEndError::FrontEnd))
     }
 
     fn wait(&self) {
@@ -361,12 +383,20 @@ impl Loop {
 
     /// Pages that do not come must not read as zeros when our descriptors close.
     fn poison(&mut self) {
-        for served in self.shared.spaces().iter() {
-            while served.space.poison() == Outcome::Retry {
-                // An event is in the way: what was owed where it happened is settled, and what is left is tried again.
-                if served.space.pump().is_err() {
-                    break;
+        let mut short = 0;
+        loop {
+            // An event may be in the way; a child that is just being forked is poisoned as well.
+            let read = self.pump();
+            let poisoned: Vec<Outcome> = self.shared.spaces().iter().map(|served| served.space.poison()).collect();
+            if let Some(Outcome::Failed(errno)) = poisoned.iter().find(|outcome| matches!(outcome, Outcome::Failed(_))) {
+                short += 1;
+                if short == POISON_TRIES {
+                    tracing::error!(%errno, "what is missing cannot be poisoned: it reads as zeros");
+                    return;
                 }
+                std::thread::sleep(POISON_PAUSE);
+            } else if read.is_err() || !poisoned.contains(&Outcome::Retry) {
+                return;
             }
         }
     }

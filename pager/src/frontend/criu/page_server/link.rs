@@ -54,7 +54,7 @@ impl Link {
     pub fn connect(address: &str) -> Result<Self, PageServerError> {
         let failed = |source| PageServerError::Connect { address: address.to_owned(), source: Arc::new(source) };
         let stream = TcpStream::connect(address).map_err(failed)?;
-        watch_over(&stream).map_err(failed)?;
+        watch_over(&stream).and_then(|()| give_up_unanswered(&stream)).map_err(failed)?;
         Ok(Self { address: address.to_owned(), stream, state: Mutex::default(), changed: Condvar::new() })
     }
 
@@ -173,6 +173,11 @@ pub(super) fn watch_over(stream: &TcpStream) -> std::io::Result<()> {
     setsockopt(stream, sockopt::TcpKeepInterval, &PROBE_S)?;
     setsockopt(stream, sockopt::TcpKeepCount, &PROBES)?;
     Ok(())
+}
+
+/// Nor may a request stay unacknowledged for longer: nothing is probed meanwhile.
+fn give_up_unanswered(stream: &TcpStream) -> std::io::Result<()> {
+    Ok(setsockopt(stream, sockopt::TcpUserTimeout, &((IDLE_S + PROBE_S * PROBES) * 1000))?)
 }
 
 /// The error of a peer that closed where more should have come.
