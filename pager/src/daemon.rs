@@ -9,6 +9,9 @@
 //!   pager → restore  "serving", a space and what took how long as JSON ([`Phases`]); with `eager` also "resident", or "failed WHY"
 //!   restore → pager  "runs", once the process does; hanging up says that it does or has ended
 //! A restore that hangs up before the descriptors came ends the pager. Who asks for a take-over is told "serving" or "failed WHY".
+//!
+//! Known hole: one that takes over while the store is away waits for it before anything else, the process's end and the time limit of
+//! `--on-lost` among that.
 
 use crate::adopt::{Adopted, adopt, has_ended};
 use crate::brake::Brake;

@@ -5,6 +5,8 @@
 //! ([`crate::window`] says how many); they are installed one by one while no fault waits. A fault that cannot be answered yet (an event
 //! came in between) is parked until the events were read. When it is over is seen elsewhere ([`crate::completion`]): these may stand in
 //! a call for a page for as long as the store is away.
+//!
+//! Known hole: where all of them stand in such a call nobody reads events, and a thread that unmaps or forks waits as well.
 
 use crate::chunks::{Chunk, Chunks, Unfit};
 use crate::demanded::Fault;

@@ -5,7 +5,9 @@
 //! [`Policy`] allows. When a page's time is up it ends the process, or poisons all that is missing: from then on nothing is fetched
 //! any more, what is missing answers touches by SIGBUS, everything else is the process's own.
 //!
-//! Known hole: a page that only the restore waits for (`--eager`) is not waited for by the process, and has no time limit.
+//! Known holes: a page that only the restore waits for (`--eager`) is not waited for by the process, and has no time limit. One that bulk
+//! brought while its handler stands in a call counts until that call ends: handlers that all stand in calls read no further faults, and
+//! those have a time limit only so.
 
 use crate::completion::release;
 use crate::pager::Shared;
