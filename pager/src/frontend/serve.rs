@@ -315,7 +315,7 @@ impl Loop {
     /// Install pages; where an event is in the way they stay owed. What comes along from where nothing may be watched yet is left out.
     fn install(shared: &Shared, asked: &[Wanted], (id, range): (u32, PageRange), data: &[u8]) -> Result<(), FrontEndError> {
         let is_asked = |wanted: &Wanted| wanted.id == id && wanted.pages.intersect(&range).is_some();
-        if shared.takes_all(id) || asked.iter().any(is_asked) { shared.try_install(id, range, data).map(drop) } else { Ok(()) }
+        if shared.takes_all(id) || asked.iter().any(is_asked) { shared.try_install(id, range, data, None).map(drop) } else { Ok(()) }
     }
 
     /// Bring pages, and install them.

@@ -191,12 +191,15 @@ impl Shared {
         self.is_watched(&self.spaces(), id)
     }
 
-    /// Install pages wherever they are owed; yields how many came so, and whether an event is in the way of others.
-    pub fn try_install(&self, id: u32, range: PageRange, data: &[u8]) -> Result<(u64, bool), FrontEndError> {
-        let (mut pages, mut again) = (0, false);
+    /// Install pages wherever they are owed; yields whether an event is in the way of some. Those that came are added to `count`, before
+    /// their memory can be let go.
+    pub fn try_install(&self, id: u32, range: PageRange, data: &[u8], count: Option<&AtomicU64>) -> Result<bool, FrontEndError> {
+        let mut again = false;
         for served in self.spaces().iter().filter(|served| served.id == id && served.takes(range)) {
             let (outcome, came) = served.space.install_counted(How::Bulk, range, data);
-            pages += came;
+            if let Some(count) = count {
+                count.fetch_add(came, Ordering::Relaxed);
+            }
             match outcome {
                 Outcome::Retry => again = true,
                 Outcome::Settled | Outcome::Gone => {}
@@ -207,7 +210,7 @@ impl Shared {
                 self.nudge();
             }
         }
-        Ok((pages, again))
+        Ok(again)
     }
 
     /// The same, for all but the main loop: waits until it has read the events that are in the way. Pages that came are added to `count`;
@@ -221,14 +224,9 @@ impl Shared {
         failed: &mut Result<(), FrontEndError>,
     ) -> bool {
         while !self.stop.load(Ordering::Relaxed) {
-            match self.try_install(id, range, data) {
-                Ok((pages, again)) => {
-                    count.fetch_add(pages, Ordering::Relaxed);
-                    if !again {
-                        return true;
-                    }
-                    std::thread::sleep(PAUSE);
-                }
+            match self.try_install(id, range, data, Some(count)) {
+                Ok(false) => return true,
+                Ok(true) => std::thread::sleep(PAUSE),
                 Err(error) => {
                     *failed = Err(error);
                     return false;
