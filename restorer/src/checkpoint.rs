@@ -77,6 +77,8 @@ pub fn checkpoint(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
         {
             CheckpointError::Vanished(request.pid)
         }
+        // What a process that is ending has given up already cannot be captured either.
+        CheckpointError::Refused { .. } if ending(request.pid) != Ending::Lives => CheckpointError::Vanished(request.pid),
         error => error,
     })
 }
@@ -127,15 +129,32 @@ fn wait_gone(pid: u32) {
     let _ = ends_within(pid, Duration::from_secs(2)); // a restore says who has the pid
 }
 
+/// How far a process is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Lives,
+    /// It gives up what it has.
+    Begun,
+    Dead,
+}
+
+/// Among a task's flags (proc(5), field 9): it is exiting. PF_EXITING of include/linux/sched.h.
+const EXITING: i64 = 4;
+
+fn ending(pid: u32) -> Ending {
+    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return Ending::Dead };
+    match crate::process::stat::Stat::parse(&text) {
+        Some(stat) if stat.state() == 'Z' => Ending::Dead,
+        Some(stat) if stat.field(9) & EXITING != 0 => Ending::Begun,
+        _ => Ending::Lives,
+    }
+}
+
 /// Whether the process is dead, or will be in a moment.
 fn ends_within(pid: u32, longest: Duration) -> bool {
     let begun = Instant::now();
-    let ended = || {
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-        crate::process::stat::Stat::parse(&stat).is_some_and(|stat| stat.state() == 'Z')
-    };
     while begun.elapsed() < longest {
-        if ended() {
+        if ending(pid) == Ending::Dead {
             return true;
         }
         std::thread::sleep(Duration::from_millis(1));
