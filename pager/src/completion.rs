@@ -79,7 +79,7 @@ fn see_out(shared: &Shared) {
 ///
 /// Memory that grew out of a watched region (stack, heap) is watched too; /proc/PID/smaps names all of it. It may grow once more
 /// before the last call, so the look is repeated until nothing is found.
-pub(crate) fn release(shared: &Shared) -> bool {
+fn release(shared: &Shared) -> bool {
     let spaces = shared.spaces();
     if let Some(space) = spaces.first() {
         space.enter_settled();

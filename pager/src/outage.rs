@@ -9,7 +9,6 @@
 //! brought while its handler stands in a call counts until that call ends: handlers that all stand in calls read no further faults, and
 //! those have a time limit only so.
 
-use crate::completion::release;
 use crate::pager::Shared;
 use crate::policy::{Due, Policy};
 use crate::space::Outcome;
@@ -25,8 +24,8 @@ use store::{Store, Tally};
 const PAUSE: Duration = Duration::from_micros(200);
 
 /// How often poison is tried where memory for it is short, and how far apart: a second in all.
-pub(crate) const POISON_TRIES: u32 = 100;
-pub(crate) const POISON_PAUSE: Duration = Duration::from_millis(10);
+const POISON_TRIES: u32 = 100;
+const POISON_PAUSE: Duration = Duration::from_millis(10);
 
 /// What is known of a store's absence.
 pub(crate) struct Outage {
@@ -144,26 +143,30 @@ pub(crate) fn spawn(shared: Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
         shared.note(&why);
         shared.enter(State::Poisoned(why.clone()));
         shared.outage.end();
+        // Nothing is owed any more after that, which completion sees.
         if let Err(errno) = poison(&shared, 0) {
-            return shared.fail(&format!("{why}; and what is missing cannot be poisoned: {errno}"));
+            shared.fail(&format!("{why}; and what is missing cannot be poisoned: {errno}"));
         }
-        // Nothing is owed any more.
-        while !release(&shared) {}
     })
 }
 
 /// The process is being ended: children that it forked are not ours to end, would wait for ever for what they still miss, and must not
 /// read zeros once we are gone.
 pub(crate) fn give_up_children(shared: &Shared) {
-    let mut tried = 0;
-    while let Err(errno) = poison(shared, 1) {
-        tried += 1;
-        if tried == POISON_TRIES {
-            tracing::error!(pid = shared.pid(), %errno, "what its forked children miss cannot be poisoned: they wait for it");
-            return;
+    if let Err(errno) = insist(|| poison(shared, 1)) {
+        tracing::error!(pid = shared.pid(), %errno, "what its forked children miss cannot be poisoned: they wait for it");
+    }
+}
+
+/// Poison again and again where memory for it is short, for a second.
+pub(crate) fn insist(mut poison: impl FnMut() -> Result<(), nix::errno::Errno>) -> Result<(), nix::errno::Errno> {
+    for _ in 1..POISON_TRIES {
+        if poison().is_ok() {
+            return Ok(());
         }
         std::thread::sleep(POISON_PAUSE);
     }
+    poison()
 }
 
 /// Poison all that is missing in all spaces but the first so many.

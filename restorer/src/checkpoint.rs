@@ -14,6 +14,7 @@ mod proc;
 pub use crate::intake::Compression;
 pub use error::CheckpointError;
 
+use crate::process::stat::Stat;
 use freeze::Frozen;
 use images::Image;
 use kernel::memory::ProcessMemory;
@@ -78,7 +79,9 @@ pub fn checkpoint(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
             CheckpointError::Vanished(request.pid)
         }
         // What a process that is ending has given up already cannot be captured either.
-        CheckpointError::Refused { .. } if ending(request.pid) != Ending::Lives => CheckpointError::Vanished(request.pid),
+        CheckpointError::Refused { .. } if is_gone_or(request.pid, |stat| stat.field(9) & EXITING != 0) => {
+            CheckpointError::Vanished(request.pid)
+        }
         error => error,
     })
 }
@@ -129,32 +132,20 @@ fn wait_gone(pid: u32) {
     let _ = ends_within(pid, Duration::from_secs(2)); // a restore says who has the pid
 }
 
-/// How far a process is on its way out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
-    Lives,
-    /// It gives up what it has.
-    Begun,
-    Dead,
-}
-
-/// Among a task's flags (proc(5), field 9): it is exiting. PF_EXITING of include/linux/sched.h.
+/// Among a task's flags (proc(5), field 9): it is exiting, or has. PF_EXITING of include/linux/sched.h.
 const EXITING: i64 = 4;
 
-fn ending(pid: u32) -> Ending {
-    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return Ending::Dead };
-    match crate::process::stat::Stat::parse(&text) {
-        Some(stat) if stat.state() == 'Z' => Ending::Dead,
-        Some(stat) if stat.field(9) & EXITING != 0 => Ending::Begun,
-        _ => Ending::Lives,
-    }
+/// Whether what the kernel says of a process is so, or the process is gone.
+fn is_gone_or(pid: u32, so: impl Fn(&Stat) -> bool) -> bool {
+    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    Stat::parse(&text).is_some_and(|stat| so(&stat))
 }
 
 /// Whether the process is dead, or will be in a moment.
 fn ends_within(pid: u32, longest: Duration) -> bool {
     let begun = Instant::now();
     while begun.elapsed() < longest {
-        if ending(pid) == Ending::Dead {
+        if is_gone_or(pid, |stat| stat.state() == 'Z') {
             return true;
         }
         std::thread::sleep(Duration::from_millis(1));

@@ -170,16 +170,27 @@ fn what_a_killed_writer_left_is_swept_and_a_reader_sees_later_packs() -> Result<
     Ok(())
 }
 
-#[test]
-fn chunks_of_many_packs_are_found() -> Result<()> {
+fn id(n: u32) -> ChunkId {
+    chunk_id(&n.to_le_bytes())
+}
+
+/// A store with so many packs of so many chunks, numbered one after the other.
+fn numbered(packs: u32, chunks: u32) -> Result<(tempfile::TempDir, LocalStore)> {
     let folder = tempfile::tempdir()?;
     let store = LocalStore::open(folder.path(), Access::Write)?;
-    let id = |n: u32| chunk_id(&n.to_le_bytes());
-    for n in 0..300_u32 {
+    for pack in 0..packs {
         let mut upload = store.upload()?;
-        upload.put(id(n), Bytes::from(n.to_le_bytes().to_vec()))?;
+        for n in pack * chunks..(pack + 1) * chunks {
+            upload.put(id(n), Bytes::from(n.to_le_bytes().to_vec()))?;
+        }
         upload.finish()?;
     }
+    Ok((folder, store))
+}
+
+#[test]
+fn chunks_of_many_packs_are_found() -> Result<()> {
+    let (folder, store) = numbered(300, 1)?;
     // A reader makes its table while it reads, and still finds what was stored after that.
     let again = LocalStore::open(folder.path(), Access::Read)?;
     for _ in 0..3 {
@@ -198,16 +209,7 @@ fn chunks_of_many_packs_are_found() -> Result<()> {
 
 #[test]
 fn frames_of_several_packs_come_in_the_order_asked() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let store = LocalStore::open(folder.path(), Access::Write)?;
-    let id = |n: u32| chunk_id(&n.to_le_bytes());
-    for pack in 0..3_u32 {
-        let mut upload = store.upload()?;
-        for n in pack * 50..(pack + 1) * 50 {
-            upload.put(id(n), Bytes::from(n.to_le_bytes().to_vec()))?;
-        }
-        upload.finish()?;
-    }
+    let (folder, _store) = numbered(3, 50)?;
     let reader = LocalStore::open(folder.path(), Access::Read)?;
     let asked: Vec<u32> = (0..150).chain((0..150).rev()).chain((0..150).map(|n| n * 61 % 150)).collect();
     let ids: Vec<_> = asked.iter().map(|n| id(*n)).collect();

@@ -132,7 +132,7 @@ impl Storm<'_> {
         self.report.restores += 1;
         let guarded = Guarded::restore(&self.victim, "storm", &self.server.store(), how)?;
         let seed = self.random.u32(1..).to_string();
-        self.tell("go", &seed)?;
+        self.victim.publish("go", &seed)?;
         let until = (self.report.kills.len() + self.plan.kills_per_restore).min(self.plan.kills);
         let mut faults = 0;
         while self.report.kills.len() < until {
@@ -152,7 +152,7 @@ impl Storm<'_> {
         self.report.faults += faults;
         // The last kill may not have been waited for.
         self.recovered(&guarded)?;
-        self.tell("stop", "")?;
+        self.victim.publish("stop", "")?;
         self.verdict(&guarded)?;
         self.add_counts()?;
         self.victim.end()?;
@@ -235,12 +235,6 @@ impl Storm<'_> {
         let said = std::fs::read_to_string(verdict)?;
         ensure!(said == "OK\n", "{}", said.trim_end());
         Ok(())
-    }
-
-    fn tell(&self, name: &str, text: &str) -> Result<()> {
-        let partial = self.victim.folder().join("partial");
-        std::fs::write(&partial, text)?;
-        Ok(std::fs::rename(partial, self.victim.folder().join(name))?)
     }
 
     /// The victim's counters, thread by thread.

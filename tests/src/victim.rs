@@ -164,10 +164,16 @@ impl Victim {
         Ok(())
     }
 
+    /// Leave it a file, which it finds whole or not at all.
+    pub fn publish(&self, name: &str, text: &str) -> Result<()> {
+        let partial = self.folder().join(format!("{name}.partial"));
+        std::fs::write(&partial, text)?;
+        Ok(std::fs::rename(partial, self.folder().join(name))?)
+    }
+
     /// Let it check itself; `go` is what it finds in the file of that name.
     pub fn check(&self, go: &str) -> Result<()> {
-        std::fs::write(self.folder().join("go.partial"), go)?;
-        std::fs::rename(self.folder().join("go.partial"), self.folder().join("go"))?;
+        self.publish("go", go)?;
         let verdict = self.folder().join("verdict");
         let begun = Instant::now();
         while !verdict.exists() {

@@ -4,6 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::criu::{self, Between, Dumped, LazyPages, Live, RoomForPipes, free_port, in_a_namespace};
 use defrost_tests::guarded::is_zombie;
+use defrost_tests::live_pager::waits_for_pager;
 use defrost_tests::redis::Redis;
 use defrost_tests::small_disk::SmallDisk;
 use defrost_tests::{Server, Victim, binary, defrost_fails, defrost_ok, eventually, need_root};
@@ -452,21 +453,16 @@ fn a_child_that_is_just_forked_reads_no_zeros_when_the_server_is_lost() -> Resul
     let daemon = our_daemon(&images, &between.address, &[])?;
     criu::restore_with(&images, &images, &["--lazy-pages"]).with_context(|| daemon.said())?;
     let folder = dumped.victim.folder().to_owned();
-    let says = |name: &str, text: &str| -> Result<()> {
-        std::fs::write(folder.join("partial"), text)?;
-        Ok(std::fs::rename(folder.join("partial"), folder.join(name))?)
-    };
-    says("go", "")?;
-    says("step.1", "fork")?;
+    dumped.victim.publish("go", "")?;
+    dumped.victim.publish("step.1", "fork")?;
     eventually("it has forked", || folder.join("done.1").exists()).with_context(|| daemon.said())?;
     let child: u32 = std::fs::read_to_string(folder.join("done.1"))?.trim().parse()?;
-    let waits = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|place| place.contains("userfault"));
     between.hold();
-    says("child", "")?;
-    eventually("the child waits for a page", || waits(child)).with_context(|| daemon.said())?;
-    says("step.2", "fork")?;
+    dumped.victim.publish("child", "")?;
+    eventually("the child waits for a page", || waits_for_pager(child)).with_context(|| daemon.said())?;
+    dumped.victim.publish("step.2", "fork")?;
     let parent = dumped.victim.pid();
-    eventually("its parent waits, in a fork", || waits(parent)).with_context(|| daemon.said())?;
+    eventually("its parent waits, in a fork", || waits_for_pager(parent)).with_context(|| daemon.said())?;
     lost.store(true, Ordering::Relaxed);
     between.release();
     let (status, said) = daemon.ended()?;

@@ -5,6 +5,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::guarded::{Guarded, Recovery};
+use defrost_tests::live_pager::{gone, waits_for_pager};
 use defrost_tests::{Server, Victim, binary, checkpoint, defrost, defrost_fails, eventually, need_root};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -57,16 +58,10 @@ impl Stepper {
         Ok(guarded)
     }
 
-    fn publish(&self, name: &str, text: &str) -> Result<()> {
-        let partial = self.victim.folder().join("partial");
-        std::fs::write(&partial, text)?;
-        Ok(std::fs::rename(partial, self.victim.folder().join(name))?)
-    }
-
     /// Tell it the next step.
     fn tell(&mut self, step: &str) -> Result<()> {
         self.told += 1;
-        self.publish(&format!("step.{}", self.told), step)
+        self.victim.publish(&format!("step.{}", self.told), step)
     }
 
     fn has_done(&self) -> bool {
@@ -93,6 +88,14 @@ impl Stepper {
         Ok(child)
     }
 
+    /// A child that stays finds everything right, and then goes on as if there had been none of ours.
+    fn leaves_its_child_alone(&self, guarded: &Guarded) -> Result<()> {
+        self.leaves("compared")?;
+        guarded.left_nothing()?;
+        self.victim.publish("leave", "")?;
+        self.leaves("left")
+    }
+
     /// Wait for a file of a child's that stays.
     fn leaves(&self, name: &str) -> Result<()> {
         let folder = self.victim.folder();
@@ -104,17 +107,15 @@ impl Stepper {
     /// The last step is not done, nor ends anything, for as long as we watch; the thread of `pid` waits in the kernel for its page.
     fn waits(&self, pid: u32) -> Result<()> {
         let begun = Instant::now();
-        let wchan = format!("/proc/{pid}/wchan");
-        let reading = || std::fs::read_to_string(&wchan).is_ok_and(|place| place.contains("userfault"));
         let went_on = || self.has_done() || self.victim.folder().join("verdict").exists();
-        eventually("the thread waits for its page", || reading() || went_on())?;
+        eventually("the thread waits for its page", || waits_for_pager(pid) || went_on())?;
         while begun.elapsed() < WATCHED {
             let verdict = std::fs::read_to_string(self.victim.folder().join("verdict"));
             ensure!(verdict.is_err() && !self.has_done(), "it went on without its memory: {verdict:?}");
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("it has ended")?;
             let state = stat.rsplit(')').next().unwrap_or_default().trim_start().chars().next();
             ensure!(matches!(state, Some('S' | 'D')), "its state is {state:?}");
-            ensure!(reading(), "it waits no longer");
+            ensure!(waits_for_pager(pid), "it waits no longer");
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(())
@@ -202,7 +203,7 @@ fn a_forked_child_waits_as_its_parent_does() -> Result<()> {
     stepper.does("write 300 340")?; // the parent's own: the child still has what was there
     stepper.does("drop 400 440")?;
     guarded.kill_all()?;
-    stepper.publish("child", "")?;
+    stepper.victim.publish("child", "")?;
     stepper.tell("join")?;
     stepper.waits_for_child(child)?;
     is_adopted(&guarded)?;
@@ -231,7 +232,7 @@ fn a_fork_with_everything_dead_waits() -> Result<()> {
     }
     is_adopted(&guarded)?;
     stepper.done()?;
-    stepper.publish("child", "")?;
+    stepper.victim.publish("child", "")?;
     stepper.does("join")?;
     stepper.ends_right(&guarded)
 }
@@ -315,7 +316,7 @@ fn nothing_is_left_of_a_process_that_ends_while_memory_is_missing() -> Result<()
         }
         if how.ends_with("child") {
             stepper.forks("fork")?;
-            stepper.publish("child", "")?;
+            stepper.victim.publish("child", "")?;
         }
         if how.starts_with("exit") {
             stepper.tell("exit")?;
@@ -353,7 +354,7 @@ fn nothing_is_left_of_a_process_that_ends_while_its_store_is_away() -> Result<()
         let pid = stepper.victim.pid();
         stepper.tell("touch 1000 1100")?;
         stepper.waits(pid)?;
-        stepper.publish("child", "")?;
+        stepper.victim.publish("child", "")?;
         child.map_or(Ok(()), |child| stepper.waits_for_child(child))?;
         let dies = |pid: u32| kill(Pid::from_raw(pid as i32), Signal::SIGKILL).with_context(|| format!("kill process {pid}"));
         dies(pid)?;
@@ -362,7 +363,7 @@ fn nothing_is_left_of_a_process_that_ends_while_its_store_is_away() -> Result<()
                 stepper.waits_for_child(child)?;
                 ensure!(!guarded.processes().is_empty(), "a child that misses memory was left alone");
                 stepper.server = stepper.server.as_ref().map(|server| server.again(stepper.folder.path())).transpose()?;
-                eventually("the child has compared everything", || !Path::new(&format!("/proc/{child}")).exists())?;
+                gone(child)?;
                 ensure!(!stepper.victim.folder().join("verdict").exists(), "{}", stepper.victim.output());
             }
             (Some(child), _) => dies(child)?,
@@ -381,11 +382,8 @@ fn a_child_that_outlives_its_parent_is_left_to_itself() -> Result<()> {
     stepper.does("touch 0 64")?;
     stepper.forks("orphan")?;
     kill(Pid::from_raw(stepper.victim.pid() as i32), Signal::SIGKILL)?;
-    stepper.publish("child", "")?;
-    stepper.leaves("compared")?;
-    guarded.left_nothing()?;
-    stepper.publish("leave", "")?;
-    stepper.leaves("left")
+    stepper.victim.publish("child", "")?;
+    stepper.leaves_its_child_alone(&guarded)
 }
 
 /// The process and all of ours are dead, its child is not: it waits, and is adopted by its parent's number.
@@ -397,14 +395,11 @@ fn a_child_is_adopted_after_its_parents_end() -> Result<()> {
     let child = stepper.forks("orphan")?;
     guarded.kill_all()?;
     kill(Pid::from_raw(stepper.victim.pid() as i32), Signal::SIGKILL)?;
-    stepper.publish("child", "")?;
+    stepper.victim.publish("child", "")?;
     stepper.tell("touch 0 1")?; // by nobody
     stepper.waits_for_child(child)?;
     guarded.adopt()?;
-    stepper.leaves("compared")?;
-    guarded.left_nothing()?;
-    stepper.publish("leave", "")?;
-    stepper.leaves("left")
+    stepper.leaves_its_child_alone(&guarded)
 }
 
 /// With everything of ours dead nobody can notice its end; the next who looks at the list does.

@@ -7,10 +7,11 @@ use super::history::History;
 use super::shared::{ServedSpace, Shared};
 use super::source::{Sources, Wanted, around, single};
 use super::{Arrival, Failure, FrontEnd, FrontEndError, Memory, Served, fill};
-use crate::outage::{POISON_PAUSE, POISON_TRIES};
+use crate::outage::insist;
 use crate::residency::Residency;
 use crate::space::{Outcome, Space};
 use kernel::uffd::Uffd;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use pages::{PageAddr, PageRange};
@@ -383,20 +384,25 @@ impl Loop {
 
     /// Pages that do not come must not read as zeros when our descriptors close.
     fn poison(&mut self) {
-        let mut short = 0;
+        if let Err(errno) = insist(|| self.poison_all()) {
+            tracing::error!(%errno, "what is missing cannot be poisoned: it reads as zeros");
+        }
+    }
+
+    /// Poison all that is missing. An event may be in the way; a child that is just being forked is poisoned as well.
+    fn poison_all(&mut self) -> Result<(), Errno> {
         loop {
-            // An event may be in the way; a child that is just being forked is poisoned as well.
             let read = self.pump();
-            let poisoned: Vec<Outcome> = self.shared.spaces().iter().map(|served| served.space.poison()).collect();
-            if let Some(Outcome::Failed(errno)) = poisoned.iter().find(|outcome| matches!(outcome, Outcome::Failed(_))) {
-                short += 1;
-                if short == POISON_TRIES {
-                    tracing::error!(%errno, "what is missing cannot be poisoned: it reads as zeros");
-                    return;
+            let mut again = false;
+            for served in self.shared.spaces().iter() {
+                match served.space.poison() {
+                    Outcome::Retry => again = true,
+                    Outcome::Failed(errno) => return Err(errno),
+                    Outcome::Settled | Outcome::Gone => {}
                 }
-                std::thread::sleep(POISON_PAUSE);
-            } else if read.is_err() || !poisoned.contains(&Outcome::Retry) {
-                return;
+            }
+            if read.is_err() || !again {
+                return Ok(());
             }
         }
     }
