@@ -79,9 +79,7 @@ pub fn checkpoint(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
             CheckpointError::Vanished(request.pid)
         }
         // What a process that is ending has given up already cannot be captured either.
-        CheckpointError::Refused { .. } if is_gone_or(request.pid, |stat| stat.field(9) & EXITING != 0) => {
-            CheckpointError::Vanished(request.pid)
-        }
+        CheckpointError::Refused { .. } if is_gone_or(request.pid, Stat::is_ending) => CheckpointError::Vanished(request.pid),
         error => error,
     })
 }
@@ -131,9 +129,6 @@ fn end(pid: u32) {
 fn wait_gone(pid: u32) {
     let _ = ends_within(pid, Duration::from_secs(2)); // a restore says who has the pid
 }
-
-/// Among a task's flags (proc(5), field 9): it is exiting, or has. PF_EXITING of include/linux/sched.h.
-const EXITING: i64 = 4;
 
 /// Whether what the kernel says of a process is so, or the process is gone.
 fn is_gone_or(pid: u32, so: impl Fn(&Stat) -> bool) -> bool {

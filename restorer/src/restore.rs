@@ -14,6 +14,7 @@ mod error;
 mod files;
 mod memory;
 pub mod namespace;
+mod numbers;
 mod plan;
 mod shared_memory;
 mod sockets;
@@ -30,7 +31,6 @@ use error::outside;
 use images::Image;
 use images::manifest::{Manifest, Process, Thread};
 use kernel::memory::ProcessMemory;
-use kernel::spawn::SpawnError;
 use kernel::tracee::Stopped;
 use namespace::Namespace;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -39,7 +39,6 @@ use pager::phases::{Phase, Phases};
 use pages::{SnapshotName, VirtAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 use store::Store;
 
 /// What to do.
@@ -103,7 +102,7 @@ pub fn restore(
         return Err(RestoreError::Image("has no process".to_owned()));
     };
     if !request.new_pid_namespace {
-        check_free(manifest)?;
+        numbers::check_free(manifest)?;
     }
     phases.done("plan");
     // Before there is another thread: a table of descriptors that two have grows slowly.
@@ -130,7 +129,7 @@ fn bring_back(
     let Job { request, image, made } = job;
     let namespace = if request.new_pid_namespace { Some(Namespace::make()?) } else { None };
     let unpinned = pin_beside_child();
-    let stopped = spawn(process.pid)?;
+    let stopped = numbers::take(process.pid, || Ok(kernel::spawn::spawn_stopped(process.pid)?))?;
     let child = Child(stopped.tid());
     if let Some(namespace) = &namespace {
         namespace.go_home()?;
@@ -264,62 +263,6 @@ fn build(
     }
     phases.done("threads");
     Ok(others)
-}
-
-/// Some reapers look only every few seconds.
-const REAPED_WITHIN: Duration = Duration::from_secs(10);
-
-/// A number is free a moment after the last who had it is gone from /proc: longer where that one is put aside in between.
-const FREED_WITHIN: Duration = Duration::from_millis(200);
-
-/// The child, under its number: one whose group or session only dead processes hold is waited for.
-fn spawn(pid: u32) -> Result<Stopped, RestoreError> {
-    let begun = Instant::now();
-    loop {
-        let error = match kernel::spawn::spawn_stopped(pid) {
-            Err(error @ SpawnError::PidTaken(_)) => error,
-            other => return Ok(other?),
-        };
-        match group_holder(pid) {
-            Some((_, true)) if begun.elapsed() < REAPED_WITHIN => std::thread::sleep(Duration::from_millis(5)),
-            Some((holder, _)) => return Err(RestoreError::PidTaken { pid, holder }),
-            None if begun.elapsed() < FREED_WITHIN => std::thread::sleep(Duration::from_millis(1)),
-            None => return Err(error.into()),
-        }
-    }
-}
-
-/// Every pid and tid of the snapshot is free, or who has it. One that merely waits to be reaped by its parent gets the time.
-fn check_free(manifest: &Manifest) -> Result<(), RestoreError> {
-    let begun = Instant::now();
-    for thread in &manifest.threads {
-        while let Ok(text) = std::fs::read_to_string(format!("/proc/{}/stat", thread.tid)) {
-            let dead = crate::process::stat::Stat::parse(&text).is_some_and(|stat| matches!(stat.state(), 'Z' | 'X'));
-            if !dead || begun.elapsed() > REAPED_WITHIN {
-                let comm = text.split(['(', ')']).nth(1).unwrap_or("a process");
-                let state = if dead { " (dead, not yet reaped by its parent)" } else { "" };
-                return Err(RestoreError::PidTaken { pid: thread.tid, holder: format!("{comm}{state}") });
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-    Ok(())
-}
-
-/// A number that no process has may still be that of a group or session with members.
-fn group_holder(number: u32) -> Option<(String, bool)> {
-    let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let member = |pid: u32| {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let stat = crate::process::stat::Stat::parse(&text)?;
-        let comm = text.split(['(', ')']).nth(1).unwrap_or("a process");
-        // Process group and session.
-        [5, 6]
-            .iter()
-            .any(|field| stat.field(*field) == i64::from(number))
-            .then(|| (format!("the process group or session of {comm} ({pid})"), matches!(stat.state(), 'Z' | 'X')))
-    };
-    pids.filter_map(member).next()
 }
 
 /// An injected call is 16 times cheaper on one CPU: go where we are and stay; the child inherits it.

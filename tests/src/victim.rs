@@ -231,13 +231,22 @@ impl Victim {
             }
         }
         let proc = PathBuf::from(format!("/proc/{}", self.pid));
-        eventually("its pid is free", || !proc.exists())
+        // The dead that wait to be reaped are of their group still.
+        eventually("its pid is free", || !proc.exists() && kill(self.group(), None) == Err(Errno::ESRCH))
+    }
+
+    /// Its process group, which has its number: each leads one of its own.
+    fn group(&self) -> Pid {
+        Pid::from_raw(-(self.pid as i32))
     }
 
     fn kill(&mut self) {
-        match kill(Pid::from_raw(self.pid as i32), Signal::SIGKILL) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(error) => eprintln!("end process {}: {error}", self.pid),
+        // Its children go with it, also those that it left behind.
+        for whom in [self.group(), Pid::from_raw(self.pid as i32)] {
+            match kill(whom, Signal::SIGKILL) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => eprintln!("end process {whom}: {error}"),
+            }
         }
         // The original; a restored one is not our child, and whoever adopted it reaps it.
         let _ = self.child.wait();

@@ -132,6 +132,39 @@ fn a_pid_whose_session_has_members_is_refused_with_one() -> Result<()> {
     restore(&victim, "x", &store)
 }
 
+/// A dead process of the victim's session, whose reaper takes its time: the number is waited for, to the moment it is free.
+#[test]
+fn a_pid_whose_session_is_dead_and_not_reaped_is_waited_for() -> Result<()> {
+    let (_folder, store) = store()?;
+    let text = "import os, time\n\
+                def until(name):\n while not os.path.exists(name): time.sleep(0.001)\n\
+                if os.fork() == 0:\n\
+                \x20if os.fork(): os._exit(0)\n\
+                \x20left = os.fork()\n\
+                \x20if left == 0: until('end'); os._exit(0)\n\
+                \x20os.setsid(); until('reap'); os.waitpid(left, 0); os._exit(0)\n\
+                os.wait()\nprint('ready', flush=True)\ntime.sleep(1000)\n";
+    for round in 0..8 {
+        let mut victim = Victim::python(text)?;
+        victim.wait_for("ready", 1)?;
+        let name = format!("x:{round}");
+        checkpoint(&mut victim, &name, &store)?;
+        victim.publish("end", "")?;
+        std::thread::scope(|scope| {
+            let restored = scope.spawn(|| restore(&victim, &name, &store));
+            // Longer than a number is waited for that nobody has.
+            std::thread::sleep(std::time::Duration::from_millis(400 + round));
+            let early = restored.is_finished();
+            victim.publish("reap", "")?;
+            restored.join().map_err(|_| anyhow::anyhow!("the restore panicked"))??;
+            ensure!(!early, "round {round}: its number was free before the dead was reaped");
+            Ok(())
+        })
+        .with_context(|| format!("round {round}"))?;
+    }
+    Ok(())
+}
+
 /// A process under a pid of our choice: others may get it first, so it is tried again.
 fn process_with_pid(pid: u32) -> Result<Child> {
     let mut found = None;

@@ -1,5 +1,8 @@
 //! /proc/PID/stat: where the kernel thinks code, data, heap, stack and arguments lie; groups and scheduling.
 
+/// Among a task's flags (proc(5), field 9): it is exiting, or has. PF_EXITING of include/linux/sched.h.
+const EXITING: i64 = 4;
+
 /// The numbers behind the command name, which may itself hold spaces and brackets.
 #[derive(Clone, Debug)]
 pub struct Stat {
@@ -24,6 +27,12 @@ impl Stat {
         self.state
     }
 
+    /// It ends at this moment, or has ended: nobody can make it go on.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') || self.field(9) & EXITING != 0
+    }
+
     /// Field `number` as proc(5) counts them (the parent's pid is 4).
     #[must_use]
     pub fn field(&self, number: usize) -> i64 {
@@ -41,5 +50,12 @@ mod tests {
         let stat = Stat::parse(&format!("1 (a) b (c) S {numbers}\n")).expect("is stat");
         assert_eq!((stat.state(), stat.field(4), stat.field(28), stat.field(52)), ('S', 4, 28, 52));
         assert!(Stat::parse("1 (a) S 1 2").is_none());
+    }
+
+    #[test]
+    fn an_ending_task_is_told_from_one_that_lives() {
+        let stat = |state: char, flags: i64| Stat::parse(&format!("1 (a) {state} 1 1 1 0 -1 {flags}{}\n", " 0".repeat(43)));
+        let ending = |state, flags| stat(state, flags).expect("is stat").is_ending();
+        assert!(ending('Z', 0) && ending('R', 0x40_0004) && !ending('R', 0x40_0000) && !ending('S', 0));
     }
 }

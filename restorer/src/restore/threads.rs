@@ -2,6 +2,7 @@
 
 use super::builder::{Builder, Pace, Step, words};
 use super::error::{RestoreError, outside};
+use super::numbers;
 use images::manifest::{Credentials, Manifest, Process, Scheduling, Thread};
 use kernel::regs::Registers;
 use kernel::remote::CallError;
@@ -41,10 +42,13 @@ pub fn start(leader: &mut Builder<'_>, tid: u32) -> Step<Stopped> {
         args.push(u64::from(tid));
         words(&args)
     })?;
-    leader.clone_thread(&format!("start thread {tid}"), [at, args_bytes, 0, 0, 0, 0]).map_err(|error| match error {
-        RestoreError::Step { source: CallError::Errno(Errno::EAGAIN), .. } => SpawnError::Full(tid).into(),
-        RestoreError::Step { source: CallError::Errno(Errno::EEXIST), .. } => SpawnError::PidTaken(tid).into(),
-        error => error,
+    let what = format!("start thread {tid}");
+    numbers::take(tid, || {
+        leader.clone_thread(&what, [at, args_bytes, 0, 0, 0, 0]).map_err(|error| match error {
+            RestoreError::Step { source: CallError::Errno(Errno::EAGAIN), .. } => SpawnError::Full(tid).into(),
+            RestoreError::Step { source: CallError::Errno(Errno::EEXIST), .. } => SpawnError::PidTaken(tid).into(),
+            error => error,
+        })
     })
 }
 

@@ -1,0 +1,91 @@
+//! The pids and tids that a restored process wants back: free, waited for, or who has them.
+//!
+//! [`check_free`] looks before anything is made; [`take`] makes a task under its number, and looks again where the kernel says that the
+//! number is taken. A task that ends at this moment, or merely waits to be reaped, gets the time; one that lives is named. Hole: a
+//! number is only as free as the last look: who takes it in between is named all the same, by then.
+
+use super::error::RestoreError;
+use crate::process::stat::Stat;
+use images::manifest::Manifest;
+use kernel::spawn::SpawnError;
+use std::time::{Duration, Instant};
+
+/// Some reapers look only every few seconds.
+const REAPED_WITHIN: Duration = Duration::from_secs(10);
+
+/// A number is free a moment after the last who had it is gone from /proc: longer where that one is put aside in between.
+const FREED_WITHIN: Duration = Duration::from_millis(200);
+
+/// Who has a number.
+struct Holder {
+    name: String,
+    /// It ends, or has: only its reaper keeps the number.
+    ending: bool,
+}
+
+impl Holder {
+    fn error(self, number: u32) -> RestoreError {
+        let state = if self.ending { " (dead, not yet reaped by its parent)" } else { "" };
+        RestoreError::PidTaken { pid: number, holder: format!("{}{state}", self.name) }
+    }
+}
+
+/// Every pid and tid of the snapshot is free, or who has it.
+pub fn check_free(manifest: &Manifest) -> Result<(), RestoreError> {
+    let begun = Instant::now();
+    for thread in &manifest.threads {
+        while let Some(holder) = task(thread.tid) {
+            if !holder.ending || begun.elapsed() > REAPED_WITHIN {
+                return Err(holder.error(thread.tid));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    Ok(())
+}
+
+/// What `make` makes under `number`, as soon as that is free.
+pub fn take<T>(number: u32, mut make: impl FnMut() -> Result<T, RestoreError>) -> Result<T, RestoreError> {
+    let begun = Instant::now();
+    let mut last_seen = begun;
+    loop {
+        let error = match make() {
+            Err(error @ RestoreError::Spawn(SpawnError::PidTaken(_))) => error,
+            other => return other,
+        };
+        match task(number).or_else(|| group(number)) {
+            Some(holder) if holder.ending && begun.elapsed() < REAPED_WITHIN => {
+                // The time to be freed in counts from when it was last seen: it may go between the attempt and the look.
+                last_seen = Instant::now();
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Some(holder) => return Err(holder.error(number)),
+            None if last_seen.elapsed() < FREED_WITHIN => std::thread::sleep(Duration::from_millis(1)),
+            None => return Err(error),
+        }
+    }
+}
+
+/// A task with this pid or tid.
+fn task(number: u32) -> Option<Holder> {
+    let (comm, stat) = look(number)?;
+    Some(Holder { name: comm, ending: stat.is_ending() })
+}
+
+/// A number that no task has may still be that of a group or session with members: one of them, who lives if any does.
+fn group(number: u32) -> Option<Holder> {
+    let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let member = |pid: u32| {
+        let (comm, stat) = look(pid)?;
+        // Process group and session.
+        let within = [5, 6].iter().any(|field| stat.field(*field) == i64::from(number));
+        within.then(|| Holder { name: format!("the process group or session of {comm} ({pid})"), ending: stat.is_ending() })
+    };
+    pids.filter_map(member).min_by_key(|holder| holder.ending)
+}
+
+fn look(number: u32) -> Option<(String, Stat)> {
+    let text = std::fs::read_to_string(format!("/proc/{number}/stat")).ok()?;
+    let comm = text.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')).map_or("a process", |(comm, _)| comm);
+    Some((comm.to_owned(), Stat::parse(&text)?))
+}
