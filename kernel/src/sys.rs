@@ -119,23 +119,6 @@ pub fn set_nice(nice: i32) -> Result<(), Errno> {
     Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)
 }
 
-/// The same, as an ordinary thread that may be put aside for whoever wakes up once it has run for `slice` (since Linux 6.12; ignored
-/// before). The kernel takes 0.1 to 100 ms.
-pub fn set_nice_and_slice(nice: i32, slice: std::time::Duration) -> Result<(), Errno> {
-    let attributes = libc::sched_attr {
-        size: size_of::<libc::sched_attr>() as u32,
-        sched_policy: libc::SCHED_OTHER as u32,
-        sched_flags: 0,
-        sched_nice: nice,
-        sched_priority: 0,
-        sched_runtime: slice.as_nanos() as u64,
-        sched_deadline: 0,
-        sched_period: 0,
-    };
-    // SAFETY: the kernel reads a structure of the size it names; 0 stands for the calling thread.
-    Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) }).map(drop)
-}
-
 /// Keep all our descriptors but standard input, output and error from programs that we start: whoever started us may have leaked some.
 pub fn keep_descriptors() -> Result<(), Errno> {
     // SAFETY: three integers in; no descriptor is closed, they are only marked.

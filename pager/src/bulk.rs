@@ -11,7 +11,7 @@
 use crate::chunks::{Chunk, Chunks, Unfit};
 use crate::history::How;
 use crate::marks::{Claim, Marks};
-use crate::pace::{self, PAUSE};
+use crate::pace::{self, Behind, PAUSE};
 use crate::pager::Shared;
 use crate::space::Outcome;
 use nix::errno::Errno;
@@ -40,22 +40,21 @@ pub(crate) fn spawn(shared: &Arc<Shared>, store: &Arc<dyn Store>, priority: Prio
         .map(|_| {
             let (shared, store, marks) = (shared.clone(), store.clone(), marks.clone());
             std::thread::Builder::new().name("bulk".to_owned()).spawn(move || {
-                if priority == Priority::Low {
-                    pace::rank_low();
-                }
+                let behind = (priority == Priority::Low).then(Behind::rank);
                 shared.wait_for_bulk();
-                run(&shared, store, &marks, priority);
+                run(&shared, store, &marks, behind);
             })
         })
         .collect()
 }
 
-fn run(shared: &Shared, store: Arc<dyn Store>, marks: &Marks, priority: Priority) {
+fn run(shared: &Shared, store: Arc<dyn Store>, marks: &Marks, mut behind: Option<Behind>) {
     let mut chunks = Chunks::new(shared.image.clone(), shared.map.clone(), store);
-    let how = if priority == Priority::Usual { How::Eager } else { How::Bulk };
+    let how = if behind.is_some() { How::Bulk } else { How::Eager };
+    let mut give_way = || behind.iter_mut().for_each(|behind| behind.give_way(&shared.pace, &shared.stop));
     let mut ahead = None;
     while !shared.stop.load(Ordering::Relaxed) && !shared.settled() {
-        step_aside(shared, priority);
+        give_way();
         let (claim, asked) = ahead.take().unwrap_or_else(|| ask(next(shared, &chunks, marks), &chunks));
         let run = &claim.parts;
         if run.is_empty() {
@@ -65,7 +64,7 @@ fn run(shared: &Shared, store: Arc<dyn Store>, marks: &Marks, priority: Priority
         ahead = Some(ask(next(shared, &chunks, marks), &chunks)).filter(|(claim, _)| !claim.parts.is_empty());
         let mut failed = None;
         let fetched = chunks.fetch_asked(run, asked, &shared.outage.over, &|error| shared.lost(error), &mut |(_, range), chunk| {
-            step_aside(shared, priority);
+            give_way();
             failed = install(shared, how, range, chunk);
             failed.is_none() && !shared.stop.load(Ordering::Relaxed)
         });
@@ -81,12 +80,6 @@ fn run(shared: &Shared, store: Arc<dyn Store>, marks: &Marks, priority: Priority
 fn ask<'a>(claim: Claim<'a, Chunk>, chunks: &Chunks) -> (Claim<'a, Chunk>, Ahead) {
     let asked = chunks.ask(&claim.parts);
     (claim, asked)
-}
-
-fn step_aside(shared: &Shared, priority: Priority) {
-    if priority == Priority::Low {
-        shared.pace.step_aside(&shared.stop);
-    }
 }
 
 /// Install a chunk wherever it is owed; waits for the fault loop to read an event that is in the way.

@@ -10,7 +10,7 @@ use super::source::{Source, Wanted};
 use super::{FrontEndError, history::Replay};
 use crate::bulk::RUN_BYTES;
 use crate::marks::Claim;
-use crate::pace::{self, PAUSE};
+use crate::pace::{Behind, PAUSE};
 use pages::{PAGE_SIZE_BYTES, PageAddr};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -44,11 +44,11 @@ pub(super) fn replay(shared: &Shared, replay: Replay) -> Result<(), FrontEndErro
 
 /// Bulk, for a thread of its own; one of several tells how far they are.
 pub(super) fn fill(shared: &Shared, source: Box<dyn Source>, tells: bool) -> Result<(), FrontEndError> {
-    pace::rank_low();
+    let mut behind = Behind::rank();
     shared.wait_for_bulk();
     let (mut source, mut told) = (Whole::new(source), Instant::now());
     while !shared.stop.load(Ordering::Relaxed) {
-        shared.pace.step_aside(&shared.stop);
+        behind.give_way(&shared.pace, &shared.stop);
         let seen = shared.arrivals();
         let (claim, granule_pages) = next(shared, &mut source);
         if claim.parts.is_empty() {
@@ -61,7 +61,7 @@ pub(super) fn fill(shared: &Shared, source: Box<dyn Source>, tells: bool) -> Res
         }
         let mut failed = Ok(());
         source.bring(granule_pages, (&claim.parts, &[]), &shared.stop, &mut |id, range, data| {
-            shared.pace.step_aside(&shared.stop);
+            behind.give_way(&shared.pace, &shared.stop);
             shared.install_counting(id, range, data, &shared.bulk_pages, &mut failed)
         })?;
         failed?;
