@@ -179,7 +179,9 @@ impl Victim {
         while !verdict.exists() {
             let state = self.state();
             let over = begun.elapsed() > PATIENCE;
-            if over || (state.is_none() && !verdict.exists()) {
+            // A child that outlives it checks itself in its stead.
+            let gone = state.is_none() && self.group_is_gone();
+            if over || (gone && !verdict.exists()) {
                 let how = if over { "has not come to a verdict" } else { "ended without a verdict" };
                 bail!("process {} {how} ({}): {}", self.pid, state.unwrap_or_default(), self.output());
             }
@@ -232,7 +234,11 @@ impl Victim {
         }
         let proc = PathBuf::from(format!("/proc/{}", self.pid));
         // The dead that wait to be reaped are of their group still.
-        eventually("its pid is free", || !proc.exists() && kill(self.group(), None) == Err(Errno::ESRCH))
+        eventually("its pid is free", || !proc.exists() && self.group_is_gone())
+    }
+
+    fn group_is_gone(&self) -> bool {
+        kill(self.group(), None) == Err(Errno::ESRCH)
     }
 
     /// Its process group, which has its number: each leads one of its own.
