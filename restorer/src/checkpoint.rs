@@ -140,7 +140,7 @@ fn is_gone_or(pid: u32, so: impl Fn(&Stat) -> bool) -> bool {
 fn ends_within(pid: u32, longest: Duration) -> bool {
     let begun = Instant::now();
     while begun.elapsed() < longest {
-        if is_gone_or(pid, |stat| stat.state() == 'Z') {
+        if is_gone_or(pid, Stat::is_dead) {
             return true;
         }
         std::thread::sleep(Duration::from_millis(1));

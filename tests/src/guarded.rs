@@ -218,11 +218,22 @@ impl Drop for Guarded {
     }
 }
 
+/// What a task's stat says of its state: R, S, D, T, Z, …
+#[must_use]
+pub fn state_in(stat: &str) -> Option<char> {
+    stat.rsplit(')').next()?.trim_start().chars().next()
+}
+
+/// The state of a process's first thread; `None` if it is gone.
+#[must_use]
+pub fn state_of(pid: u32) -> Option<char> {
+    state_in(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
 /// Whether it has ended and is not reaped yet.
 #[must_use]
 pub fn is_zombie(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
+    matches!(state_of(pid), Some('Z' | 'X'))
 }
 
 /// Reaped, or nothing but its exit code: a first thread may be a zombie while others still end.

@@ -212,8 +212,7 @@ impl Victim {
         let mut told = String::new();
         for task in tasks.flatten() {
             let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
-            let stat = read("stat");
-            let state = stat.rsplit(')').next().unwrap_or_default().trim_start().chars().next().unwrap_or('?');
+            let state = crate::guarded::state_in(&read("stat")).unwrap_or('?');
             told.push_str(&format!("{} {state} {} {}; ", task.file_name().to_string_lossy(), read("wchan"), read("syscall").trim_end()));
         }
         Some(told)

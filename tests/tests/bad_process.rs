@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::command::as_nobody;
+use defrost_tests::guarded::state_of;
 use defrost_tests::{
     Victim, binary, checkpoint, defrost, defrost_fails, defrost_fails_through, defrost_ok, defrost_tries_through, eventually, need_root,
 };
@@ -110,11 +111,6 @@ fn a_traced_process_is_refused_and_stays_traced() -> Result<()> {
     tracer.check("")?;
     victim.runs_untouched()?;
     victim.check("")
-}
-
-fn state_of(pid: u32) -> Option<char> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit(") ").next()?.chars().next()
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! The victim `steps` does one thing at a time as it is told, so that it is known which thread waits for what.
 
 use anyhow::{Context as _, Result, ensure};
-use defrost_tests::guarded::{Guarded, Recovery};
+use defrost_tests::guarded::{Guarded, Recovery, state_of};
 use defrost_tests::live_pager::{gone, waits_for_pager};
 use defrost_tests::{Server, Victim, binary, checkpoint, defrost, defrost_fails, eventually, need_root};
 use nix::sys::signal::{Signal, kill};
@@ -112,9 +112,8 @@ impl Stepper {
         while begun.elapsed() < WATCHED {
             let verdict = std::fs::read_to_string(self.victim.folder().join("verdict"));
             ensure!(verdict.is_err() && !self.has_done(), "it went on without its memory: {verdict:?}");
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("it has ended")?;
-            let state = stat.rsplit(')').next().unwrap_or_default().trim_start().chars().next();
-            ensure!(matches!(state, Some('S' | 'D')), "its state is {state:?}");
+            let state = state_of(pid).context("it has ended")?;
+            ensure!(matches!(state, 'S' | 'D'), "its state is {state:?}");
             ensure!(waits_for_pager(pid), "it waits no longer");
             std::thread::sleep(Duration::from_millis(10));
         }

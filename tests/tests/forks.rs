@@ -2,7 +2,7 @@
 //! anything that is not there.
 
 use anyhow::{Result, ensure};
-use defrost_tests::guarded::Guarded;
+use defrost_tests::guarded::{Guarded, state_in};
 use defrost_tests::{Server, Victim, checkpoint, eventually, need_root};
 
 /// Places (pager and supervisor die at) between a fork's message and the child's descriptor being kept, or around them.
@@ -19,7 +19,7 @@ const DEATHS: [&str; 6] = [
 fn states(pid: u32) -> String {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
-    stats.filter_map(|stat| stat.rsplit(')').next()?.trim_start().chars().next()).collect()
+    stats.filter_map(|stat| state_in(&stat)).collect()
 }
 
 #[test]

@@ -98,7 +98,7 @@ fn is_outlived(proc: Proc) -> bool {
 /// The kernel calls a thread that is just ending one that may not be traced.
 fn has_ended(proc: Proc, tid: u32) -> bool {
     let stat = proc.text(&format!("task/{tid}/stat")).ok();
-    stat.and_then(|text| Stat::parse(&text)).is_none_or(|stat| matches!(stat.state(), 'Z' | 'X'))
+    stat.and_then(|text| Stat::parse(&text)).is_none_or(|stat| stat.is_dead())
 }
 
 fn check_ours(proc: Proc) -> Result<(), CheckpointError> {

@@ -3,9 +3,10 @@
 /// Among a task's flags (proc(5), field 9): it is exiting, or has. PF_EXITING of include/linux/sched.h.
 const EXITING: i64 = 4;
 
-/// The numbers behind the command name, which may itself hold spaces and brackets.
+/// The command name, which may itself hold spaces and brackets, and the numbers behind it.
 #[derive(Clone, Debug)]
 pub struct Stat {
+    comm: String,
     state: char,
     fields: Vec<i64>,
 }
@@ -14,11 +15,18 @@ impl Stat {
     /// Parse the file; `None` where it has not the kernel's form.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let (_, rest) = text.rsplit_once(") ")?;
+        let (named, rest) = text.rsplit_once(") ")?;
+        let (_, comm) = named.split_once('(')?;
         let (state, numbers) = rest.split_once(' ')?;
         // Addresses above i64 do not occur in user space; rlimit's u64::MAX does, and is nobody's concern here.
         let fields = numbers.split_whitespace().map(|n| n.parse().unwrap_or(-1)).collect::<Vec<_>>();
-        (fields.len() >= 49).then_some(Self { state: state.chars().next()?, fields })
+        (fields.len() >= 49).then_some(Self { comm: comm.to_owned(), state: state.chars().next()?, fields })
+    }
+
+    /// The command name.
+    #[must_use]
+    pub fn comm(&self) -> &str {
+        &self.comm
     }
 
     /// R, S, D, T, Z, …
@@ -27,10 +35,16 @@ impl Stat {
         self.state
     }
 
+    /// It has ended, and is not reaped yet.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X')
+    }
+
     /// It ends at this moment, or has ended: nobody can make it go on.
     #[must_use]
     pub fn is_ending(&self) -> bool {
-        matches!(self.state, 'Z' | 'X') || self.field(9) & EXITING != 0
+        self.is_dead() || self.field(9) & EXITING != 0
     }
 
     /// Field `number` as proc(5) counts them (the parent's pid is 4).
@@ -48,6 +62,7 @@ mod tests {
     fn counts_fields_as_proc_5_does() {
         let numbers = (4..=52).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
         let stat = Stat::parse(&format!("1 (a) b (c) S {numbers}\n")).expect("is stat");
+        assert_eq!(stat.comm(), "a) b (c");
         assert_eq!((stat.state(), stat.field(4), stat.field(28), stat.field(52)), ('S', 4, 28, 52));
         assert!(Stat::parse("1 (a) S 1 2").is_none());
     }

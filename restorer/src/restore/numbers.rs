@@ -68,24 +68,22 @@ pub fn take<T>(number: u32, mut make: impl FnMut() -> Result<T, RestoreError>) -
 
 /// A task with this pid or tid.
 fn task(number: u32) -> Option<Holder> {
-    let (comm, stat) = look(number)?;
-    Some(Holder { name: comm, ending: stat.is_ending() })
+    let stat = look(number)?;
+    Some(Holder { name: stat.comm().to_owned(), ending: stat.is_ending() })
 }
 
 /// A number that no task has may still be that of a group or session with members: one of them, who lives if any does.
 fn group(number: u32) -> Option<Holder> {
     let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let member = |pid: u32| {
-        let (comm, stat) = look(pid)?;
+        let stat = look(pid)?;
         // Process group and session.
         let within = [5, 6].iter().any(|field| stat.field(*field) == i64::from(number));
-        within.then(|| Holder { name: format!("the process group or session of {comm} ({pid})"), ending: stat.is_ending() })
+        within.then(|| Holder { name: format!("the process group or session of {} ({pid})", stat.comm()), ending: stat.is_ending() })
     };
     pids.filter_map(member).min_by_key(|holder| holder.ending)
 }
 
-fn look(number: u32) -> Option<(String, Stat)> {
-    let text = std::fs::read_to_string(format!("/proc/{number}/stat")).ok()?;
-    let comm = text.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')).map_or("a process", |(comm, _)| comm);
-    Some((comm.to_owned(), Stat::parse(&text)?))
+fn look(number: u32) -> Option<Stat> {
+    Stat::parse(&std::fs::read_to_string(format!("/proc/{number}/stat")).ok()?)
 }
