@@ -249,10 +249,9 @@ fn a_thread_is_no_process() -> Result<()> {
     let (_folder, store) = store()?;
     let victim = Victim::c("spawner", &[])?;
     let tasks = std::fs::read_dir(format!("/proc/{}/task", victim.pid()))?;
-    let mut tids: Vec<u32> = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok()).collect();
-    tids.sort_unstable();
-    // Those that spawn stay, and are the first.
-    let tid = *tids.iter().find(|tid| **tid != victim.pid()).context("it has threads")?;
+    let mut tids = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse::<u32>().ok());
+    // Those that spawn stay, and are listed first, as they began first: numbers start again at the lowest once they are used up.
+    let tid = tids.find(|tid| *tid != victim.pid()).context("it has threads")?;
     let text = defrost_fails(&["checkpoint", &tid.to_string(), "x", "--store", &store])?;
     let words = format!("{tid} is a thread of process {}", victim.pid());
     assert!(text.contains(&words) && text.contains("name the process"), "{text}");
