@@ -34,6 +34,9 @@ pub enum ImageError {
         /// Ours.
         known: u32,
     },
+    /// A process described by a later version.
+    #[error("the process is described with state version {0}, which this defrost does not know: use a newer defrost")]
+    StateVersion(u32),
     /// A feature we must not ignore.
     #[error("the image uses features this defrost does not know ({0:#x}): use a newer defrost")]
     Features(u32),

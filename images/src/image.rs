@@ -33,6 +33,10 @@ const VERSION: u32 = 1;
 const CRIU_DUMP: u32 = 1;
 /// Incompatible feature: the snapshot is a virtual machine's memory, whose pages lie at their offsets.
 const MEMORY_FILE: u32 = 2;
+/// Incompatible feature: the manifest says more of the process than readers before 0.2 restore.
+const EXACT_STATE: u32 = 4;
+/// The state version that this program writes, and the highest that it restores.
+pub const STATE_VERSION: u32 = 1;
 /// Bytes in front of the manifest.
 pub const HEADER_BYTES: usize = 48;
 const DIGEST_BYTES: usize = 32;
@@ -94,6 +98,9 @@ impl Image {
         if said_features != features(&manifest) {
             return Err(ImageError::Features(said_features));
         }
+        if manifest.state_version > STATE_VERSION {
+            return Err(ImageError::StateVersion(manifest.state_version));
+        }
         check(&manifest, table.len() as u64)?;
         Ok(Self { id, manifest, table })
     }
@@ -102,7 +109,9 @@ impl Image {
 /// The incompatible features that a manifest uses.
 fn features(manifest: &Manifest) -> u32 {
     let feature = |used: bool, bit: u32| if used { bit } else { 0 };
-    feature(manifest.criu_dump.is_some(), CRIU_DUMP) | feature(manifest.memory_file.is_some(), MEMORY_FILE)
+    feature(manifest.criu_dump.is_some(), CRIU_DUMP)
+        | feature(manifest.memory_file.is_some(), MEMORY_FILE)
+        | feature(manifest.state_version > 0, EXACT_STATE)
 }
 
 /// Digest and chunk table of a file, without its manifest.

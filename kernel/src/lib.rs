@@ -10,6 +10,7 @@ pub mod call_list;
 pub mod handoff;
 pub mod hangup;
 pub mod huge;
+pub mod known;
 pub mod lazy_memory;
 pub mod mapped_file;
 pub mod memory;

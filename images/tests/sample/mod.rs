@@ -153,6 +153,7 @@ pub fn process() -> Manifest {
         created_unix_s: 1_800_000_000,
         criu_dump: None,
         memory_file: None,
+        state_version: 0,
     }
 }
 

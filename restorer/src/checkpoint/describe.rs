@@ -68,6 +68,7 @@ pub fn describe(frozen: &Frozen, memory: &ProcessMemory, chunk_size_bytes: u32) 
         created_unix_s: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs()),
         criu_dump: None,
         memory_file: None,
+        state_version: images::STATE_VERSION,
     };
     Ok((manifest, maps))
 }

@@ -1,0 +1,1 @@
+//! Keys of /proc/PID/fdinfo/FD, by kind of file.

@@ -1,0 +1,1 @@
+//! prctl(2) options, from include/uapi/linux/prctl.h.
