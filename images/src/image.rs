@@ -162,7 +162,7 @@ fn header(bytes: &[u8]) -> Result<&[u8], ImageError> {
     if word(header, 8) != VERSION {
         return Err(ImageError::Version { what: "image", found: word(header, 8), known: VERSION });
     }
-    if word(header, 20) & !(CRIU_DUMP | MEMORY_FILE) != 0 {
+    if word(header, 20) & !(CRIU_DUMP | MEMORY_FILE | EXACT_STATE) != 0 {
         return Err(ImageError::Features(word(header, 20)));
     }
     Ok(header)
