@@ -32,7 +32,7 @@ pub use error::ImageError;
 pub use groups::{GROUP_BYTES, Groups};
 pub use head::Head;
 pub use image::{Digesting, HEADER_BYTES, Image, STATE_VERSION, count_chunks, digest, parse_table};
-pub use map::PageMap;
+pub use map::{PageMap, region_at};
 pub use table::Table;
 
 use pages::{ChunkId, PAGE_SIZE_BYTES};

@@ -1,7 +1,9 @@
-//! Which chunk holds a page, and which pages a chunk holds: binary search over a few hundred extents.
+//! Which chunk holds a page, which pages a chunk holds, which region an address is in: binary
+//! searches, as there may be tens of thousands of extents and regions.
 
 use crate::cut::{count, cut};
 use crate::image::Image;
+use crate::manifest::Region;
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 
 /// An image's extents, ready for look-ups. Chunk indexes count in address order.
@@ -10,6 +12,13 @@ pub struct PageMap {
     extents: Vec<(PageRange, u64)>,
     chunk_size_bytes: u32,
     chunks: u32,
+}
+
+/// The region of a checked image that holds `address`.
+#[must_use]
+pub fn region_at(regions: &[Region], address: u64) -> Option<&Region> {
+    let at = regions.partition_point(|region| region.end <= address);
+    regions.get(at).filter(|region| region.start <= address)
 }
 
 impl PageMap {

@@ -33,7 +33,7 @@ const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 const RANGES: usize = 1024;
 
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct PageRegion {
     start: u64,
     end: u64,
@@ -60,42 +60,63 @@ struct ScanArgs {
 const _: () = assert!(size_of::<ScanArgs>() == 96 && size_of::<PageRegion>() == 24);
 const _: () = assert!(PAGEMAP_SCAN == (3 << 30) | ((size_of::<ScanArgs>() as u64) << 16) | ((b'f' as u64) << 8) | 16);
 
-/// Runs of pages of `category` within `range`, ascending.
-pub fn scan(pid: Pid, range: PageRange, category: Category) -> std::io::Result<Vec<PageRange>> {
-    let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
-    let mut found = Vec::new();
-    let mut start = range.start().addr();
-    while start < range.end().addr() {
-        let mut regions = vec![PageRegion::default(); RANGES];
-        let excluded = PAGE_IS_PFNZERO | if category == Category::Populated { 0 } else { PAGE_IS_FILE };
-        let required = if category == Category::Huge { PAGE_IS_HUGE } else { 0 };
-        let mut args = ScanArgs {
-            size: size_of::<ScanArgs>() as u64,
-            start,
-            end: range.end().addr(),
-            vec: regions.as_mut_ptr() as u64,
-            vec_len: RANGES as u64,
-            category_inverted: excluded,
-            category_mask: excluded | required,
-            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-            return_mask: PAGE_IS_PRESENT,
-            ..ScanArgs::default()
-        };
-        let count = scan_once(&pagemap, &mut args)?;
-        for region in regions.iter().take(count) {
-            append(&mut found, region);
-        }
-        start = match regions.get(count.saturating_sub(1)) {
-            Some(last) if count == RANGES => last.end,
-            _ => break,
-        };
+/// The page map of one process, and room for answers: a process may have tens of thousands of
+/// mappings, each of which is asked for.
+#[derive(Debug)]
+pub struct Pagemap {
+    file: File,
+    answer: Vec<PageRegion>,
+}
+
+impl Pagemap {
+    /// That of `pid`.
+    pub fn open(pid: Pid) -> std::io::Result<Self> {
+        Ok(Self { file: File::open(format!("/proc/{pid}/pagemap"))?, answer: vec![PageRegion::default(); RANGES] })
     }
+
+    /// Append the runs of pages of `category` within `range` to `found`, ascending.
+    pub fn scan(&mut self, range: PageRange, category: Category, found: &mut Vec<PageRange>) -> std::io::Result<()> {
+        let before = found.len();
+        let mut start = range.start().addr();
+        while start < range.end().addr() {
+            let excluded = PAGE_IS_PFNZERO | if category == Category::Populated { 0 } else { PAGE_IS_FILE };
+            let required = if category == Category::Huge { PAGE_IS_HUGE } else { 0 };
+            let mut args = ScanArgs {
+                size: size_of::<ScanArgs>() as u64,
+                start,
+                end: range.end().addr(),
+                vec: self.answer.as_mut_ptr() as u64,
+                vec_len: RANGES as u64,
+                category_inverted: excluded,
+                category_mask: excluded | required,
+                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                return_mask: PAGE_IS_PRESENT,
+                ..ScanArgs::default()
+            };
+            let count = scan_once(&self.file, &mut args)?;
+            for region in self.answer.iter().take(count) {
+                append(found, before, region);
+            }
+            start = match self.answer.get(count.saturating_sub(1)) {
+                Some(last) if count == RANGES => last.end,
+                _ => break,
+            };
+        }
+        Ok(())
+    }
+}
+
+/// Runs of pages of `category` within one `range`, ascending.
+pub fn scan(pid: Pid, range: PageRange, category: Category) -> std::io::Result<Vec<PageRange>> {
+    let mut found = Vec::new();
+    Pagemap::open(pid)?.scan(range, category, &mut found)?;
     Ok(found)
 }
 
-/// A run that the end of an answer had cut is one again.
-fn append(found: &mut Vec<PageRange>, region: &PageRegion) {
-    let last = found.pop_if(|last| last.end().addr() == region.start);
+/// A run that the end of an answer had cut is one again; those before `first` are of other ranges.
+fn append(found: &mut Vec<PageRange>, first: usize, region: &PageRegion) {
+    let cut = found.len() > first;
+    let last = found.pop_if(|last| cut && last.end().addr() == region.start);
     let start = last.map_or(region.start, |last| last.start().addr());
     found.extend(PageRange::from_addrs(start, region.end));
 }

@@ -3,6 +3,7 @@
 use crate::regs::XState;
 use nix::errno::Errno;
 use nix::unistd::Pid;
+use std::cmp::Ordering;
 use std::ffi::c_void;
 
 /// NT_X86_XSTATE of elf.h.
@@ -90,20 +91,26 @@ pub(crate) fn stop_thread(tid: Pid) -> Result<(), Errno> {
     Errno::result(unsafe { libc::syscall(libc::SYS_tkill, tid.as_raw(), libc::SIGSTOP) }).map(drop)
 }
 
-/// Which kernel objects [`same_object`] compares.
+/// Which kernel objects [`order_of`] compares.
 #[derive(Clone, Copy, Debug)]
 pub enum Kcmp {
     /// Open file descriptions behind two descriptors.
     File(u32, u32),
 }
 
-/// Whether two processes' (or one's) kernel objects are one; an order over them for sorting is not offered.
-pub fn same_object(a: Pid, b: Pid, what: Kcmp) -> Result<bool, Errno> {
+/// How two processes' (or one's) kernel objects compare in an order that the kernel keeps until the
+/// next boot: equal where they are one. ENOTSUP where they differ and have no order.
+pub fn order_of(a: Pid, b: Pid, what: Kcmp) -> Result<Ordering, Errno> {
     const KCMP_FILE: i32 = 0;
     let Kcmp::File(first, second) = what;
     // SAFETY: kcmp takes five integers and touches no memory of ours.
     let answer = unsafe { libc::syscall(libc::SYS_kcmp, a.as_raw(), b.as_raw(), KCMP_FILE, u64::from(first), u64::from(second)) };
-    Errno::result(answer).map(|order| order == 0)
+    match Errno::result(answer)? {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        2 => Ok(Ordering::Greater),
+        _ => Err(Errno::ENOTSUP),
+    }
 }
 
 /// A signalfd for a mask that may hold real-time signals (bit n - 1 for signal n), closed on exec.

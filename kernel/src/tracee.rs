@@ -212,7 +212,7 @@ pub(crate) fn next_status(tid: Pid) -> nix::Result<WaitStatus> {
         if let Some(status) = kept {
             return Ok(status);
         }
-        let alone = TRACEES.with_borrow(|all| all.keys().all(|other| *other == tid));
+        let alone = TRACEES.with_borrow(|all| all.len() <= 1 && all.keys().all(|other| *other == tid));
         let at_once = if alone { WaitPidFlag::empty() } else { WaitPidFlag::WNOHANG };
         match waitpid(tid, Some(WaitPidFlag::__WALL | at_once)) {
             Err(Errno::EINTR) => continue,

@@ -18,7 +18,7 @@ use crate::status::{Stalls, State, Status};
 use crate::timeline::{Stall, Timeline};
 use crate::window::Window;
 use crate::{bulk, collapse, completion, digests, farewell, fault_loop, handlers, outage};
-use images::{Image, PageMap};
+use images::{Image, PageMap, region_at};
 use kernel::uffd::Uffd;
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::os::fd::OwnedFd;
@@ -76,8 +76,10 @@ pub fn lazy_regions(image: &Image) -> Vec<PageRange> {
 /// The pages of them that have contents.
 #[must_use]
 pub fn lazy_origins(image: &Image) -> Origins {
-    let (map, regions) = (PageMap::new(image), lazy_regions(image));
-    Origins::new(map.extents().filter(|extent| regions.iter().any(|region| region.intersect(extent).is_some())))
+    let map = PageMap::new(image);
+    // An extent lies within one region.
+    let is_lazy = |extent: &PageRange| region_at(&image.manifest.regions, extent.start().addr()).is_some_and(|region| region.lazy);
+    Origins::new(map.extents().filter(is_lazy))
 }
 
 /// What the threads share.

@@ -3,6 +3,10 @@
 //! A page is known by its *origin*: its number at the checkpoint, which is what the page map speaks. *Views* say where runs of
 //! origins lie today; mremap moves a view, munmap cuts it, and a fork copies everything. A page that is in no view or not owed is
 //! the process's own business: zeros until it writes there.
+//!
+//! A process may have tens of thousands of mappings, so views are found by address and by origin
+//! alike without a walk over all of them. No two views have an origin in common: mremap leaves
+//! nothing behind where it moves private memory from.
 
 use pages::{PageAddr, PageRange};
 use std::collections::BTreeMap;
@@ -28,8 +32,50 @@ struct View {
 #[derive(Clone, Debug, Default)]
 pub struct Residency {
     owed: BTreeMap<u64, u64>,
-    views: BTreeMap<u64, View>,
+    views: Views,
     owed_pages: u64,
+}
+
+/// Views by the page they start at, and that page by their first origin.
+#[derive(Clone, Debug, Default)]
+struct Views {
+    by_place: BTreeMap<u64, View>,
+    by_origin: BTreeMap<u64, u64>,
+}
+
+impl Views {
+    fn insert(&mut self, start: u64, view: View) {
+        if start < view.end {
+            self.by_place.insert(start, view);
+            self.by_origin.insert(view.origin, start);
+        }
+    }
+
+    fn remove(&mut self, start: u64) {
+        if let Some(view) = self.by_place.remove(&start) {
+            self.by_origin.remove(&view.origin);
+        }
+    }
+
+    /// The view that starts at or before `at`, the last such.
+    fn before(&self, at: u64) -> Option<(u64, View)> {
+        self.by_place.range(..=at).next_back().map(|(start, view)| (*start, *view))
+    }
+
+    /// Those that may have some of the origins from `low` up to `high`, by origin.
+    fn with_origins(&self, low: u64, high: u64) -> impl Iterator<Item = (u64, View)> + '_ {
+        let first = self.by_origin.range(..=low).next_back().map_or(low, |(origin, _)| *origin);
+        let starts = self.by_origin.range(first..high.max(first)).map(|(_, start)| *start);
+        starts.filter_map(|start| Some((start, *self.by_place.get(&start)?)))
+    }
+}
+
+impl FromIterator<(u64, View)> for Views {
+    fn from_iter<I: IntoIterator<Item = (u64, View)>>(all: I) -> Self {
+        let mut views = Self::default();
+        all.into_iter().for_each(|(start, view)| views.insert(start, view));
+        views
+    }
 }
 
 impl Residency {
@@ -52,7 +98,7 @@ impl Residency {
     #[must_use]
     pub fn owed_at(&self, at: PageAddr) -> Option<PageAddr> {
         let at = at.number();
-        let (start, view) = self.views.range(..=at).next_back().filter(|(_, view)| at < view.end)?;
+        let (start, view) = self.views.before(at).filter(|(_, view)| at < view.end)?;
         let origin = view.origin + (at - start);
         let (_, end) = self.owed.range(..=origin).next_back()?;
         (origin < *end).then(|| PageAddr::from_number(origin))
@@ -101,9 +147,10 @@ impl Residency {
     #[must_use]
     pub fn owed_runs(&self, origins: PageRange) -> Vec<Run> {
         let mut runs = Vec::new();
-        for (start, view) in &self.views {
+        let (first, last) = (origins.start().number(), origins.end().number());
+        for (start, view) in self.views.with_origins(first, last) {
             let (low, high) = (view.origin, view.origin + (view.end - start));
-            let (low, high) = (low.max(origins.start().number()), high.min(origins.end().number()));
+            let (low, high) = (low.max(first), high.min(last));
             if low >= high {
                 continue;
             }
@@ -161,7 +208,7 @@ impl Residency {
 
     /// Where runs of origins lie today.
     pub fn views(&self) -> impl Iterator<Item = Run> + '_ {
-        self.views.iter().map(|(start, view)| Run {
+        self.views.by_place.iter().map(|(start, view)| Run {
             at: PageAddr::from_number(*start),
             origin: PageAddr::from_number(view.origin),
             pages: view.end - start,
@@ -178,8 +225,8 @@ impl Residency {
     /// The parts of views that lie in `range`.
     fn views_within(&self, range: PageRange) -> Vec<Run> {
         let (low, high) = (range.start().number(), range.end().number());
-        let first = self.views.range(..=low).next_back().map_or(low, |(start, _)| *start);
-        let parts = self.views.range(first..high.max(first)).filter_map(|(start, view)| {
+        let first = self.views.before(low).map_or(low, |(start, _)| start);
+        let parts = self.views.by_place.range(first..high.max(first)).filter_map(|(start, view)| {
             let (from, to) = ((*start).max(low), view.end.min(high));
             (from < to).then(|| Run {
                 at: PageAddr::from_number(from),
@@ -194,8 +241,8 @@ impl Residency {
         let (low, high) = (range.start().number(), range.end().number());
         for part in self.views_within(range) {
             let at = part.at.number();
-            let Some((start, view)) = self.views.range(..=at).next_back().map(|(s, v)| (*s, *v)) else { continue };
-            self.views.remove(&start);
+            let Some((start, view)) = self.views.before(at) else { continue };
+            self.views.remove(start);
             if start < low {
                 self.views.insert(start, View { end: low, origin: view.origin });
             }

@@ -4,6 +4,7 @@ use super::{ADDRESS_END, NAME_MAX_BYTES, ensure, identity, text};
 use crate::cut::count;
 use crate::error::ImageError;
 use crate::manifest::{Backing, Extent, Manifest, Region, RegionFlag};
+use crate::map::region_at;
 use pages::{HUGE_PAGE_BYTES, PAGE_SIZE_BYTES, PageAddr, PageRange};
 
 /// Smallest and largest chunk: one page; what a demand answer may reasonably carry.
@@ -70,8 +71,8 @@ fn check_extents(manifest: &Manifest, chunks: u64) -> Result<(), ImageError> {
 /// The extent's pages; `None` unless they lie in one region that can have contents of its own.
 fn extent_range(extent: &Extent, regions: &[Region]) -> Option<PageRange> {
     let range = PageRange::with_len(PageAddr::new(extent.start)?, extent.pages).filter(|range| !range.is_empty())?;
-    let region = regions.get(regions.partition_point(|region| region.end <= extent.start))?;
-    let inside = region.start <= extent.start && range.end().addr() <= region.end;
+    let region = region_at(regions, extent.start)?;
+    let inside = range.end().addr() <= region.end;
     let backing = Backing::try_from(region.backing);
     let own = matches!(backing, Ok(Backing::Anonymous | Backing::SharedAnonymous | Backing::FilePrivate));
     (inside && own).then_some(range)

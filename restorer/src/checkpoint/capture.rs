@@ -7,7 +7,7 @@ use crate::intake::{Compression, IntakeError, Source, Taken, take_in};
 use crate::process::maps::Mapping;
 use images::manifest::{Backing, Region};
 use kernel::memory::ProcessMemory;
-use kernel::pagemap;
+use kernel::pagemap::{self, Pagemap};
 use nix::unistd::{Whence, lseek};
 use pages::{PageRange, VirtAddr};
 use std::fs::File;
@@ -40,6 +40,11 @@ pub fn capture(
 /// Populated runs of pages, region after region.
 fn populated(pid: u32, regions: &[Region], maps: &[Mapping]) -> Result<Vec<PageRange>, CheckpointError> {
     let mut runs = Vec::new();
+    let mut pagemap = Pagemap::open(nix::unistd::Pid::from_raw(pid as i32)).map_err(|error| CheckpointError::Memory {
+        pid,
+        range: "all of it".to_owned(),
+        why: error.to_string(),
+    })?;
     for region in regions {
         if region.backing == Backing::SharedAnonymous as i32 {
             runs.extend(shared_contents(pid, region)?);
@@ -50,11 +55,12 @@ fn populated(pid: u32, regions: &[Region], maps: &[Mapping]) -> Result<Vec<PageR
             Ok(Backing::FilePrivate) => true,
             _ => continue, // shared files keep their own contents; the kernel provides vDSO and vvar
         };
-        let readable = maps.iter().any(|map| map.start == region.start && !map.has("pf"));
+        let map = maps.binary_search_by_key(&region.start, |map| map.start).ok().and_then(|at| maps.get(at));
+        let readable = map.is_some_and(|map| !map.has("pf"));
         let Some(range) = PageRange::from_addrs(region.start, region.end).filter(|_| readable) else { continue };
         let failed = |error: &dyn std::fmt::Display| CheckpointError::Memory { pid, range: range.to_string(), why: error.to_string() };
         let category = if only_copied { pagemap::Category::NotFile } else { pagemap::Category::Populated };
-        runs.extend(pagemap::scan(nix::unistd::Pid::from_raw(pid as i32), range, category).map_err(|error| failed(&error))?);
+        pagemap.scan(range, category, &mut runs).map_err(|error| failed(&error))?;
     }
     Ok(runs)
 }

@@ -9,6 +9,7 @@ pub mod regions;
 mod sockdiag;
 pub mod sockets;
 pub mod threads;
+mod twins;
 
 use super::CheckpointError;
 use super::ask::Asker;

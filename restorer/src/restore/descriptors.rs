@@ -3,9 +3,10 @@
 use super::builder::{Builder, Step};
 use super::error::outside;
 use super::files::Made;
-use images::manifest::{Manifest, description};
+use images::manifest::{Manifest, Region, description};
 use kernel::uffd::Uffd;
 use pages::PageRange;
+use std::collections::HashSet;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 /// Descriptors get their numbers.
@@ -15,11 +16,11 @@ pub fn number(b: &mut Builder<'_>, manifest: &Manifest, made: &Made) -> Step<()>
         let flags = if descriptor.close_on_exec { libc::O_CLOEXEC as u64 } else { 0 };
         b.later(&format!("fd {}", descriptor.fd), libc::SYS_dup3, [source.as_raw_fd() as u64, u64::from(descriptor.fd), flags, 0, 0, 0])?;
     }
+    let mut filled = HashSet::new();
     for descriptor in &manifest.descriptors {
         let file = manifest.files.get(descriptor.file as usize);
         let Some(description::Kind::Epoll(epoll)) = file.and_then(|file| file.kind.as_ref()) else { continue };
-        let first = manifest.descriptors.iter().find(|d| d.file == descriptor.file).map(|d| d.fd);
-        if first != Some(descriptor.fd) {
+        if !filled.insert(descriptor.file) {
             continue; // another number of the same epoll
         }
         for interest in &epoll.interests {
@@ -47,12 +48,18 @@ pub fn watch(b: &mut Builder<'_>, manifest: &Manifest, made: &Made, pidfd: &Owne
     let child_fd = kept[0];
     let fd = kernel::handoff::pidfd_getfd(pidfd, child_fd as i32).map_err(outside("fetch its userfaultfd"))?;
     let uffd = Uffd::api(fd).map_err(outside("settle userfaultfd features (CAP_SYS_PTRACE is needed)"))?;
-    for region in manifest.regions.iter().filter(|region| region.lazy) {
-        if let Some(range) = PageRange::from_addrs(region.start, region.end) {
-            uffd.register(range).map_err(outside(format!("watch {range}")))?;
-        }
+    for range in watched(&manifest.regions) {
+        uffd.register(range).map_err(outside(format!("watch {range}")))?;
     }
     Ok((uffd, kept))
+}
+
+/// What to watch: lazy regions, those that touch each other as one range, since one call may cover
+/// many mappings. No range covers a gap: the workplace lies in one.
+fn watched(regions: &[Region]) -> impl Iterator<Item = PageRange> + '_ {
+    let touch = |a: &Region, b: &Region| a.lazy == b.lazy && a.end == b.start;
+    let runs = regions.chunk_by(touch).filter(|run| run[0].lazy);
+    runs.filter_map(|run| PageRange::from_addrs(run[0].start, run.last()?.end))
 }
 
 fn nofile(manifest: &Manifest) -> u64 {

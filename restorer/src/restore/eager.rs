@@ -7,7 +7,7 @@ use super::builder::Step;
 use super::error::{RestoreError, not_started, outside};
 use images::codec::{Decoder, Verified};
 use images::manifest::{Extent, Manifest};
-use images::{Image, PageMap};
+use images::{Image, PageMap, region_at};
 use kernel::memory::ProcessMemory;
 use pages::{ChunkId, PAGE_SIZE_BYTES, PageAddr, PageRange, VirtAddr};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -91,7 +91,7 @@ fn fetch_run(run: &[(ChunkId, PageRange)], store: &dyn Store, send: &SyncSender<
 
 /// Page numbers of what must be there before the process runs.
 fn extents(manifest: &Manifest) -> Vec<(u64, u64)> {
-    let lazy = |start: u64| manifest.regions.iter().any(|r| r.lazy && r.start <= start && start < r.end);
+    let lazy = |start: u64| region_at(&manifest.regions, start).is_some_and(|region| region.lazy);
     let eager = manifest.extents.iter().filter(|extent| !lazy(extent.start)).map(number);
     eager.chain(arguments(manifest)).collect()
 }

@@ -5,7 +5,9 @@
 use super::error::RestoreError;
 use images::manifest::description::Kind;
 use images::manifest::{Backing, FileIdentity, Manifest, Region};
+use images::region_at;
 use pages::{PAGE_SIZE_BYTES, PageAddr};
+use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
 
 /// Lowest address a mapping may have: vm.mmap_min_addr is at most 64 KiB.
@@ -60,10 +62,9 @@ pub fn check_files(manifest: &Manifest) -> Result<(), RestoreError> {
     let exe = manifest.process.as_ref().and_then(|process| process.exe_identity.as_ref());
     // A shared mapping is the file's own contents, which may rightly have changed; private ones rest on it byte for byte.
     let private = manifest.regions.iter().filter(|region| region.backing == Backing::FilePrivate as i32);
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: HashSet<&str> = HashSet::new();
     for identity in private.filter_map(|region| region.file.as_ref()).chain(exe) {
-        if !seen.contains(&identity.path.as_str()) {
-            seen.push(&identity.path);
+        if seen.insert(&identity.path) {
             check_file(identity)?;
         }
     }
@@ -115,7 +116,7 @@ pub fn first_touched(manifest: &Manifest) -> Vec<PageAddr> {
         }
     }
     first.extend(super::eager::arguments(manifest).flat_map(|(start, end)| start..end).take(MOST_ARGUMENTS).map(PageAddr::from_number));
-    let lazy = |page: &PageAddr| manifest.regions.iter().any(|r| r.lazy && r.start <= page.addr() && page.addr() < r.end);
+    let lazy = |page: &PageAddr| region_at(&manifest.regions, page.addr()).is_some_and(|region| region.lazy);
     first.retain(lazy);
     first.sort_unstable();
     first.dedup();

@@ -20,18 +20,21 @@ fn is_shared(region: &&Region) -> bool {
 
 /// Map all objects, each region writable.
 pub fn map(builder: &mut Builder<'_>, regions: &[Region], taken: (u64, u64)) -> Step<()> {
-    let mut lengths: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut objects: BTreeMap<u64, (u64, Vec<&Region>)> = BTreeMap::new();
     for region in regions.iter().filter(is_shared) {
-        let end = region.file_offset + (region.end - region.start);
-        lengths.entry(region.object).and_modify(|length| *length = end.max(*length)).or_insert(end);
+        let (length, parts) = objects.entry(region.object).or_default();
+        *length = (region.file_offset + (region.end - region.start)).max(*length);
+        parts.push(region);
     }
-    for (object, bytes) in lengths {
-        let nowhere = || RestoreError::Host(format!("its address space has no {bytes} free bytes"));
-        let whole = plan::free_gap(regions, &[taken], bytes / PAGE_SIZE_BYTES).ok_or_else(nowhere)?;
+    // Each object in turn is made at the same place, where the longest fits.
+    let Some(longest) = objects.values().map(|(length, _)| *length).max() else { return Ok(()) };
+    let nowhere = || RestoreError::Host(format!("its address space has no {longest} free bytes"));
+    let whole = plan::free_gap(regions, &[taken], longest / PAGE_SIZE_BYTES).ok_or_else(nowhere)?;
+    for (bytes, parts) in objects.into_values() {
         let flags = (libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
         let what = format!("make shared memory of {bytes} bytes");
         builder.later(&what, libc::SYS_mmap, [whole, bytes, u64::from(WRITABLE), flags, u64::MAX, 0])?;
-        for region in regions.iter().filter(is_shared).filter(|region| region.object == object) {
+        for region in parts {
             let what = format!("map {:x}-{:x}", region.start, region.end);
             let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
             let args = [whole + region.file_offset, 0, region.end - region.start, flags, region.start, 0];

@@ -4,6 +4,7 @@
 //! (a pipe's contents, a socket's address). Nothing here changes a description: contents are copied with tee and peek.
 
 use super::sockets::socket;
+use super::twins::Twins;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use crate::process::fdinfo::FdInfo;
@@ -11,7 +12,6 @@ use images::manifest::description::Kind;
 use images::manifest::{
     CharacterDevice, Description, Descriptor, Directory, Epoll, FileIdentity, OutsidePipe, PipeEnd, RegularFile, SocketOption, Terminal,
 };
-use kernel::sys::{Kcmp, same_object};
 use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, tee};
 use nix::unistd::Pid;
 use pager::mailbox::MARK;
@@ -75,15 +75,13 @@ pub fn files(proc: Proc) -> Result<(Vec<Description>, Vec<Descriptor>), Checkpoi
     let pidfd = kernel::handoff::pidfd_open(Pid::from_raw(proc.pid as i32)).map_err(|_| CheckpointError::Vanished(proc.pid))?;
     let context = Context { proc, pidfd, open: &open };
     let (mut files, mut descriptors): (Vec<Description>, Vec<Descriptor>) = (Vec::new(), Vec::new());
-    let mut first_fds: Vec<(&str, u32)> = Vec::new(); // of each description: its link and its lowest fd
+    let mut twins = Twins::new(proc.pid);
     for entry in &open {
         let info = FdInfo::new(&entry.info);
-        let twin = first_fds.iter().position(|(link, fd)| *link == entry.link && same_description(proc.pid, *fd, entry.fd));
-        let file = match twin {
+        let file = match twins.find_or_add(&entry.link, entry.fd, files.len()) {
             Some(index) => index,
             None => {
                 files.push(description(&context, entry, &info)?);
-                first_fds.push((&entry.link, entry.fd));
                 files.len() - 1
             }
         };
@@ -116,11 +114,6 @@ fn without_mailbox(files: Vec<Description>, mut descriptors: Vec<Descriptor>) ->
         None => false,
     });
     (files.into_iter().filter(stays).collect(), descriptors)
-}
-
-fn same_description(pid: u32, a: u32, b: u32) -> bool {
-    let pid = Pid::from_raw(pid as i32);
-    same_object(pid, pid, Kcmp::File(a, b)).unwrap_or(false)
 }
 
 fn description(context: &Context<'_>, entry: &Open, info: &FdInfo<'_>) -> Result<Description, CheckpointError> {
