@@ -116,6 +116,19 @@ fn lazy_pages_are_cut_at_mappings() {
     assert_eq!(memory.mappings.len(), 2);
 }
 
+/// CRIU 4.2 writes guards (MADV_GUARD_INSTALL) as mappings behind the others, which overlap them.
+#[test]
+fn guards_are_no_mappings() {
+    let mut files = folder(&[entry(0x1000, 6, 4)], 4);
+    let mappings = [(0x100_0000, 0x200_0000, 0x22, 0x201), (0x200_0000, 0x200_3000, 0x22, 0x201)];
+    let guards = [(0x100_8000, 0x100_9000, 0x22, 0x1_0000), (0x101_0000, 0x101_4000, 0x22, 0x1_0001)];
+    files.insert("mm-7.img".to_owned(), mm(&[mappings.as_slice(), guards.as_slice()].concat()));
+    let memory = Dump::new(vec![files]).expect("is whole").memory(7).expect("is whole").expect("has memory");
+    let ranges: Vec<_> = memory.mappings.iter().map(|range| (range.start().addr(), range.end().addr())).collect();
+    assert_eq!(ranges, mappings.map(|(start, end, ..)| (start, end)));
+    assert_eq!(memory.lazy.len(), 1);
+}
+
 #[test]
 fn what_is_wrong_is_named() {
     let with = |name: &str, body: Body| {

@@ -61,9 +61,28 @@ fn huge_pages_lie_apart_and_within_their_region() {
     }
 }
 
+fn guards(runs: &[(u64, u64)]) -> Vec<GuardRun> {
+    runs.iter().map(|(start, pages)| GuardRun { start: *start, pages: *pages }).collect()
+}
+
+#[test]
+fn memory_of_huge_pages_consists_of_whole_ones() {
+    const HUGE: u64 = 2 << 20;
+    let parsed = |start: u64, end: u64, huge_page_bits: u32| {
+        let mut manifest = sample::memory();
+        let backing = Backing::Hugetlb as i32;
+        manifest.regions[0] = Region { start, end, prot: 3, backing, huge_page_bits, object: 7, ..Region::default() };
+        Image::parse(&Image::encode(&manifest, &sample::table(2))).map(drop)
+    };
+    assert_eq!(parsed(0, 2 * HUGE, 21), Ok(()));
+    for (start, end, bits) in [(0, 2 * HUGE, 0), (0, 2 * HUGE, 22), (0, 2 * HUGE + 4096, 21), (4096, 2 * HUGE, 21), (0, 2 * HUGE, 30)] {
+        assert!(matches!(parsed(start, end, bits), Err(ImageError::Manifest(_))), "{start} {end} {bits}");
+    }
+}
+
 #[test]
 fn memory_values_are_checked() {
-    let changes: [(&str, Change); 24] = [
+    let changes: [(&str, Change); 33] = [
         ("chunk size", |m| m.chunk_size_bytes = 0),
         ("chunk size", |m| m.chunk_size_bytes = 2048),
         ("chunk size", |m| m.chunk_size_bytes = 12288),
@@ -78,6 +97,14 @@ fn memory_values_are_checked() {
         ("region 7ffc10000000", |m| m.regions[5].backing = 99),
         ("region 400000-402000", |m| m.regions[0].prot = 8),
         ("region 400000-402000", |m| m.regions[0].advice = 2048),
+        ("region 400000-402000", |m| m.regions[0].advice = 4096),
+        ("region 400000-402000", |m| m.regions[0].advice = 16384),
+        ("region 400000-402000", |m| m.regions[0].guards = guards(&[(0x40_0000, 3)])),
+        ("region 400000-402000", |m| m.regions[0].guards = guards(&[(0x40_0000, 0)])),
+        ("region 400000-402000", |m| m.regions[0].guards = guards(&[(0x40_1000, 1), (0x40_1000, 1)])),
+        ("region 400000-402000", |m| m.regions[0].guards = guards(&[(0x40_0000, u64::MAX / 4096)])),
+        ("region 400000-402000", |m| m.regions[0].huge_page_bits = 21),
+        ("region 400000-402000", |m| m.regions[0].policy = Some(MemoryPolicy { mode: 16, nodes: vec![1] })),
         ("region 400000-402000", |m| m.regions[0].file_offset = 1),
         ("region 400000-402000", |m| m.regions[0].lazy = true),
         ("region 400000-402000", |m| m.regions[0].huge = vec![HugeRun { start: 0x40_0000, huge_pages: 1 }]),
@@ -85,6 +112,7 @@ fn memory_values_are_checked() {
         ("extent at 402001", |m| m.extents[0].start += 1),
         ("extent at 402000", |m| m.extents[0].pages = 2),
         ("extent at 402000", |m| m.extents[0].pages = u64::MAX),
+        ("extent at 402000", |m| m.regions[1].guards = guards(&[(0x40_2000, 1)])),
         ("extent at 7f0000003000", |m| m.extents[1].first_chunk = 2),
         ("extent at 7f0000010000", |m| m.extents[1] = Extent { start: 0x7f00_0001_0000, pages: 1, first_chunk: 1 }),
         ("extents of 3 chunks with a table of 4", |m| m.extents[1].pages = 5),

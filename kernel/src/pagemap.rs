@@ -19,6 +19,8 @@ pub enum Category {
     NotFile,
     /// Huge pages of the process's own.
     Huge,
+    /// Guards (MADV_GUARD_INSTALL, Linux 6.13): a touch is a SIGSEGV. Never among the others.
+    Guard,
 }
 
 /// Bits of include/uapi/linux/fs.h.
@@ -27,6 +29,8 @@ const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
 const PAGE_IS_HUGE: u64 = 1 << 6;
+/// Since Linux 6.15; before, a guard looks like a page that is swapped out, and cannot be read.
+const PAGE_IS_GUARD: u64 = 1 << 8;
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 /// Ranges answered by one call.
@@ -77,10 +81,26 @@ impl Pagemap {
     /// Append the runs of pages of `category` within `range` to `found`, ascending.
     pub fn scan(&mut self, range: PageRange, category: Category, found: &mut Vec<PageRange>) -> std::io::Result<()> {
         let before = found.len();
+        match self.scan_for(range, category, PAGE_IS_GUARD, found) {
+            // A kernel that does not know guards: nothing was found yet.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && found.len() == before => match category {
+                Category::Guard => Ok(()),
+                _ => self.scan_for(range, category, 0, found),
+            },
+            other => other,
+        }
+    }
+
+    fn scan_for(&mut self, range: PageRange, category: Category, guard: u64, found: &mut Vec<PageRange>) -> std::io::Result<()> {
+        let (excluded, required) = match category {
+            Category::Populated => (PAGE_IS_PFNZERO | guard, 0),
+            Category::NotFile => (PAGE_IS_PFNZERO | PAGE_IS_FILE | guard, 0),
+            Category::Huge => (PAGE_IS_PFNZERO | PAGE_IS_FILE | guard, PAGE_IS_HUGE),
+            Category::Guard => (0, guard),
+        };
+        let before = found.len();
         let mut start = range.start().addr();
         while start < range.end().addr() {
-            let excluded = PAGE_IS_PFNZERO | if category == Category::Populated { 0 } else { PAGE_IS_FILE };
-            let required = if category == Category::Huge { PAGE_IS_HUGE } else { 0 };
             let mut args = ScanArgs {
                 size: size_of::<ScanArgs>() as u64,
                 start,

@@ -35,6 +35,11 @@ fn sentence(error: &anyhow::Error) -> String {
             told = format!("{told}: {cause}");
         }
     }
+    // A path may have a newline in it, or what a terminal would obey.
+    if told.contains(char::is_control) {
+        let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+        told = told.chars().map(escaped).collect();
+    }
     // EMFILE may come out of any call that opens something; there is one thing to do about it.
     if told.contains("Too many open files") && !told.contains("ulimit") { told + ": raise ulimit -n" } else { told }
 }

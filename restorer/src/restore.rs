@@ -213,10 +213,7 @@ fn build(
     drop_rseq(&mut b, stopped)?;
     memory::clear(&mut b)?;
     memory::map_vdso(&mut b, &manifest.regions)?;
-    memory::map_regions(&mut b, &manifest.regions, |region| {
-        let write = region.backing == images::manifest::Backing::FileShared as i32 && region.prot & libc::PROT_WRITE as u32 != 0;
-        made.mapped_fd(&region.file.as_ref()?.path, write)
-    })?;
+    memory::map_regions(&mut b, &manifest.regions, |region| made.mapped_fd(&region.file.as_ref()?.path, memory::may_write(region)))?;
     shared_memory::map(&mut b, &manifest.regions, (workplace, workplace + builder::WORKPLACE_PAGES * pages::PAGE_SIZE_BYTES))?;
     if let Some(mm) = &process.mm {
         let exe = made.mapped_fd(&process.exe, false).unwrap_or(-1);
@@ -227,6 +224,7 @@ fn build(
     eager.write(&proc_memory)?;
     phases.done("write eager pages");
     shared_memory::protect(&mut b, &manifest.regions)?;
+    memory::guard_and_lock(&mut b, &manifest.regions)?;
     groups(&mut b, process)?;
     descriptors::number(&mut b, manifest, made)?;
     b.flush()?;
@@ -257,6 +255,7 @@ fn build(
     threads::queue_signals(&mut b, process.pid, Some(leader.tid), &leader.pending)?;
     threads::state(&mut b, leader, process.dumpable)?;
     threads::trap_action(&mut b, process)?;
+    memory::seal(&mut b, &manifest.regions)?;
     b.call("leave the workplace", libc::SYS_munmap, [workplace, builder::WORKPLACE_PAGES * pages::PAGE_SIZE_BYTES, 0, 0, 0, 0])?;
     for (stopped, thread) in others.iter().chain([stopped]).zip(manifest.threads[1..].iter().chain([leader])) {
         threads::set_registers(stopped, thread)?;

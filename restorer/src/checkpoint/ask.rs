@@ -6,15 +6,22 @@
 use super::CheckpointError;
 use super::freeze::Frozen;
 use crate::process::maps::Mapping;
-use images::manifest::{AlternateStack, IntervalTimer, PosixTimer, SignalAction};
+use images::manifest::{AlternateStack, IntervalTimer, MemoryPolicy, PosixTimer, SignalAction};
 use kernel::memory::ProcessMemory;
 use kernel::regs::Registers;
-use kernel::remote::Borrowed;
+use kernel::remote::{Borrowed, CallError};
 use kernel::tracee::Stopped;
+use nix::errno::Errno;
 use pages::{PAGE_SIZE_BYTES, VirtAddr};
 
 /// Highest signal number.
 pub const LAST_SIGNAL: u32 = 64;
+/// include/uapi/linux/mempolicy.h: the policy of the mapping at an address.
+const MPOL_F_ADDR: u64 = 1 << 1;
+/// The same: none of its own.
+const MPOL_DEFAULT: u32 = 0;
+/// Bits of a node mask: no kernel has more (CONFIG_NODES_SHIFT is at most 10).
+const MOST_NODES: u64 = 1024;
 /// prctl that libc does not name: 40, since Linux 3.5.
 const PR_GET_TID_ADDRESS: u64 = 40;
 
@@ -161,6 +168,24 @@ impl Session<'_> {
     #[must_use]
     pub fn signal_mask(&self) -> u64 {
         self.borrowed.signal_mask()
+    }
+
+    /// The NUMA policy that the mapping at `address` has of its own, if it has one; `None` where the kernel knows none.
+    pub fn memory_policy(&mut self, address: u64) -> Result<Option<Option<MemoryPolicy>>, CheckpointError> {
+        let (mode_at, nodes_at) = (self.scratch, self.scratch + size_of::<u64>() as u64);
+        let args = [mode_at, nodes_at, MOST_NODES, address, MPOL_F_ADDR, 0];
+        match self.borrowed.call(libc::SYS_get_mempolicy, args) {
+            Err(CallError::Errno(Errno::ENOSYS)) => return Ok(None),
+            other => other.map_err(CheckpointError::ask(self.pid, "NUMA policy of a mapping"))?,
+        };
+        let words: [u8; 8 + MOST_NODES as usize / 8] = self.scratch()?;
+        let mut words = words.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
+        let mode = words.next().unwrap_or(0) as u32;
+        let mut nodes: Vec<u64> = words.collect();
+        while nodes.last() == Some(&0) {
+            nodes.pop();
+        }
+        Ok(Some((mode != MPOL_DEFAULT).then_some(MemoryPolicy { mode, nodes })))
     }
 
     /// The end of the heap.

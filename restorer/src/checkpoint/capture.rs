@@ -1,6 +1,7 @@
 //! Capture: which pages of a process have contents, and their way into the store ([`crate::intake`]).
 //!
-//! PAGEMAP_SCAN lists populated pages (of shared memory SEEK_DATA does); process_vm_readv brings them.
+//! PAGEMAP_SCAN lists populated pages (of shared memory SEEK_DATA does); process_vm_readv brings them. Shared memory is read as a file
+//! where that does not do: behind guards, and of huge pages, which a look from outside would allocate.
 
 use super::CheckpointError;
 use crate::intake::{Compression, IntakeError, Source, Taken, take_in};
@@ -11,6 +12,7 @@ use kernel::pagemap::{self, Pagemap};
 use nix::unistd::{Whence, lseek};
 use pages::{PageRange, VirtAddr};
 use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use store::Store;
 
 /// Capture all contents of `regions` into `store`; `progress` is told of bytes read.
@@ -23,9 +25,16 @@ pub fn capture(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Taken, CheckpointError> {
     let runs = populated(pid, regions, maps)?;
+    let as_files = regions.iter().filter(|region| is_read_as_file(region)).map(|region| Ok((region, file_of(pid, region)?)));
+    let as_files = &as_files.collect::<Result<Vec<_>, CheckpointError>>()?;
     let source = || -> Source<'_> {
         let memory = ProcessMemory::open(nix::unistd::Pid::from_raw(pid as i32)).map_err(|error| error.to_string());
         Box::new(move |range, raw| {
+            let start = range.start().addr();
+            if let Some((region, file)) = as_files.iter().find(|(region, _)| region.start <= start && start < region.end) {
+                let offset = region.file_offset + (start - region.start);
+                return file.read_exact_at(raw, offset).map_err(|error| error.to_string());
+            }
             let memory = memory.as_ref().map_err(String::clone)?;
             memory.read(VirtAddr(range.start().addr()), raw).map_err(|error| error.to_string())
         })
@@ -50,10 +59,15 @@ fn populated(pid: u32, regions: &[Region], maps: &[Mapping]) -> Result<Vec<PageR
             runs.extend(shared_contents(pid, region)?);
             continue;
         }
+        if is_read_as_file(region) {
+            runs.extend(PageRange::from_addrs(region.start, region.end)); // nothing tells of holes; zeros are left out anyway
+            continue;
+        }
         let only_copied = match Backing::try_from(region.backing) {
-            Ok(Backing::Anonymous) => false,
+            Ok(Backing::Anonymous | Backing::Hugetlb) => false,
             Ok(Backing::FilePrivate) => true,
-            _ => continue, // shared files keep their own contents; the kernel provides vDSO and vvar
+            // Shared files keep their own contents; the kernel provides vDSO and vvar; what is droppable may be gone at any moment.
+            _ => continue,
         };
         let map = maps.binary_search_by_key(&region.start, |map| map.start).ok().and_then(|at| maps.get(at));
         let readable = map.is_some_and(|map| !map.has("pf"));
@@ -67,9 +81,8 @@ fn populated(pid: u32, regions: &[Region], maps: &[Mapping]) -> Result<Vec<PageR
 
 /// What a piece of shared memory holds: it may hold pages that this process never touched, so the memory is asked as a file.
 fn shared_contents(pid: u32, region: &Region) -> Result<Vec<PageRange>, CheckpointError> {
-    let name = format!("{:x}-{:x}", region.start, region.end);
-    let failed = |why: String| CheckpointError::Memory { pid, range: name.clone(), why };
-    let file = File::open(format!("/proc/{pid}/map_files/{name}")).map_err(|error| failed(format!("{error}: run defrost as root")))?;
+    let failed = |why: String| CheckpointError::Memory { pid, range: name(region), why };
+    let file = file_of(pid, region)?;
     let end = (region.file_offset + region.end - region.start) as i64;
     let (mut found, mut at) = (Vec::new(), region.file_offset as i64);
     while at < end {
@@ -82,4 +95,20 @@ fn shared_contents(pid: u32, region: &Region) -> Result<Vec<PageRange>, Checkpoi
         found.extend(PageRange::from_addrs(address(data), address(at)).filter(|range| !range.is_empty()));
     }
     Ok(found)
+}
+
+fn is_read_as_file(region: &Region) -> bool {
+    let shared_huge = region.backing == Backing::Hugetlb as i32 && region.object != 0;
+    shared_huge || (region.backing == Backing::SharedAnonymous as i32 && !region.guards.is_empty())
+}
+
+fn name(region: &Region) -> String {
+    format!("{:x}-{:x}", region.start, region.end)
+}
+
+/// The file that the kernel keeps shared memory in.
+fn file_of(pid: u32, region: &Region) -> Result<File, CheckpointError> {
+    let range = name(region);
+    let why = |error| CheckpointError::Memory { pid, range: range.clone(), why: format!("{error}: run defrost as root") };
+    File::open(format!("/proc/{pid}/map_files/{range}")).map_err(why)
 }

@@ -5,6 +5,9 @@
 //! [`files`] the descriptors.
 
 pub mod files;
+mod guards;
+mod mapped_file;
+mod numa;
 pub mod regions;
 mod sockdiag;
 pub mod sockets;
@@ -31,7 +34,7 @@ pub fn describe(frozen: &Frozen, memory: &ProcessMemory, chunk_size_bytes: u32) 
     let proc = frozen.proc();
     let maps = parse_smaps(&proc.text("smaps")?).ok_or_else(|| proc.malformed("smaps"))?;
     refuse_what_is_shared(proc)?;
-    let regions = regions::regions(proc, &maps)?;
+    let mut regions = regions::regions(proc, &maps)?;
     let (files, descriptors) = files::files(proc)?;
     let (asker, vdso) = Asker::new(frozen, memory, &maps)?;
     let mut process = process_of_proc(proc)?;
@@ -41,6 +44,7 @@ pub fn describe(frozen: &Frozen, memory: &ProcessMemory, chunk_size_bytes: u32) 
         let described = threads::thread(proc, thread, &mut session).and_then(|described| {
             if index == 0 {
                 threads::process_wide(proc, &mut session, &mut process)?;
+                numa::note(proc, &mut session, &mut regions)?;
             }
             Ok(described)
         });

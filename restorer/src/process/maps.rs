@@ -1,8 +1,11 @@
 //! /proc/PID/smaps: one [`Mapping`] a region, with the VmFlags that /proc/PID/maps does not tell.
 //!
-//! The head line is `start-end perms offset dev inode path`; of the lines below only `VmFlags:` and `AnonHugePages:` matter.
+//! The head line is `start-end perms offset dev inode path`; of the lines below those in [`parse_smaps`] matter. In a path the kernel
+//! writes a newline as `\012` and nothing else, so that a backslash may be one of the name's own: the text alone does not tell
+//! (`checkpoint::describe::mapped_file` does).
 
 use images::manifest::RegionFlag;
+use kernel::known::vm_flags::VmFlags;
 
 /// A region of the address space as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,12 +26,16 @@ pub struct Mapping {
     pub path: String,
     /// Bytes of it in huge pages of its own.
     pub huge_bytes: u64,
-    /// VmFlags, two letters each.
-    pub flags: Vec<String>,
+    /// Bytes of its pages: more than 4 KiB for hugetlb memory.
+    pub page_bytes: u64,
+    /// Protection key; 0 is what every mapping has at first.
+    pub protection_key: u32,
+    /// VmFlags.
+    pub flags: VmFlags,
 }
 
 /// VmFlags that travel, with the bit of the manifest.
-const ADVICE: [(&str, RegionFlag); 11] = [
+const ADVICE: [(&str, RegionFlag); 13] = [
     ("gd", RegionFlag::GrowsDown),
     ("nr", RegionFlag::NoReserve),
     ("lo", RegionFlag::Locked),
@@ -40,13 +47,15 @@ const ADVICE: [(&str, RegionFlag); 11] = [
     ("mg", RegionFlag::Mergeable),
     ("rr", RegionFlag::Random),
     ("sr", RegionFlag::Sequential),
+    ("lf", RegionFlag::LockOnFault),
+    ("sl", RegionFlag::Sealed),
 ];
 
 impl Mapping {
     /// Whether VmFlags has `flag`.
     #[must_use]
     pub fn has(&self, flag: &str) -> bool {
-        self.flags.iter().any(|f| f == flag)
+        self.flags.has(flag)
     }
 
     /// The flags that a restore sets again, as manifest bits.
@@ -70,13 +79,22 @@ pub fn parse_smaps(text: &str) -> Option<Vec<Mapping>> {
         let first = line.split(' ').next()?;
         if let Some((start, end)) = first.split_once('-').filter(|_| !first.contains(':')) {
             found.push(parse_head(line, start, end)?);
-        } else if let Some(kib) = line.strip_prefix("AnonHugePages:") {
-            found.last_mut()?.huge_bytes = kib.trim().trim_end_matches(" kB").parse::<u64>().ok()?.checked_mul(1024)?;
+        } else if let Some(size) = line.strip_prefix("AnonHugePages:") {
+            found.last_mut()?.huge_bytes = bytes(size)?;
+        } else if let Some(size) = line.strip_prefix("KernelPageSize:") {
+            found.last_mut()?.page_bytes = bytes(size)?;
+        } else if let Some(key) = line.strip_prefix("ProtectionKey:") {
+            found.last_mut()?.protection_key = key.trim().parse().ok()?;
         } else if let Some(flags) = line.strip_prefix("VmFlags:") {
-            found.last_mut()?.flags = flags.split_whitespace().map(str::to_owned).collect();
+            found.last_mut()?.flags = VmFlags::parse(flags);
         }
     }
     Some(found)
+}
+
+/// What stands for a number of bytes, as `  2048 kB`.
+fn bytes(size: &str) -> Option<u64> {
+    size.trim().trim_end_matches(" kB").parse::<u64>().ok()?.checked_mul(1024)
 }
 
 fn parse_head(line: &str, start: &str, end: &str) -> Option<Mapping> {
@@ -93,7 +111,9 @@ fn parse_head(line: &str, start: &str, end: &str) -> Option<Mapping> {
         inode: inode.parse().ok()?,
         path: fields.next().unwrap_or("").trim_start().to_owned(),
         huge_bytes: 0,
-        flags: Vec::new(),
+        page_bytes: pages::PAGE_SIZE_BYTES,
+        protection_key: 0,
+        flags: VmFlags::default(),
     })
 }
 
@@ -111,6 +131,7 @@ mod tests {
         assert_eq!(maps[1].advice(), RegionFlag::GrowsDown as u32 | RegionFlag::NoHugepage as u32);
         assert!(!maps[1].is_file());
         assert_eq!((maps[0].huge_bytes, maps[1].huge_bytes), (0, 2 << 20));
+        assert_eq!((maps[0].page_bytes, maps[1].protection_key), (4096, 0));
         assert!(parse_smaps("zz-yy rw-p 0 0 0\n").is_none());
     }
 }

@@ -5,9 +5,10 @@
 //! targets by the number they have there. Made descriptors close with [`Made`], so a failed restore leaves none.
 
 use super::error::RestoreError;
+use super::memory::may_write;
 use super::sockets;
 use images::manifest::description::Kind;
-use images::manifest::{Description, FileIdentity, Manifest, Region};
+use images::manifest::{Description, FileIdentity, Manifest};
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::stat::Mode;
@@ -68,8 +69,7 @@ pub fn make(manifest: &Manifest, stdio: Stdio) -> Result<Made, RestoreError> {
         made.files.push(raise(opened, base).map_err(|errno| descriptor_limit(fd, errno))?);
     }
     let exe = manifest.process.as_ref().and_then(|process| process.exe_identity.as_ref());
-    let writable = |r: &Region| r.backing == images::manifest::Backing::FileShared as i32 && r.prot & libc::PROT_WRITE as u32 != 0;
-    let mapped = manifest.regions.iter().filter_map(|r| r.file.as_ref().map(|file| (file, writable(r))));
+    let mapped = manifest.regions.iter().filter_map(|r| r.file.as_ref().map(|file| (file, may_write(r))));
     for (file, write) in mapped.chain(exe.map(|file| (file, false))) {
         let key = (file.path.clone(), write);
         if let Entry::Vacant(place) = made.mapped.entry(key) {

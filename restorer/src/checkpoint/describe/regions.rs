@@ -1,68 +1,127 @@
 //! The memory map as regions, refusing memory that cannot be rebuilt.
+//!
+//! What a flag of a mapping means for it is in `kernel::known::vm_flags`; what kind of memory it is, its path tells.
 
-use super::files::identity;
+use super::guards;
+use super::mapped_file::MappedFiles;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use crate::process::maps::Mapping;
-use images::manifest::{Backing, HugeRun, Region};
+use images::manifest::{Backing, HugeRun, Region, RegionFlag};
+use kernel::known::vm_flags::Handling;
 use kernel::pagemap;
 use nix::unistd::Pid;
 use pages::{HUGE_PAGE_BYTES, PageRange};
 
 /// How /proc shows shared anonymous memory that was given a name.
 const NAMED_SHARED: &str = "[anon_shmem:";
+/// How it shows anonymous memory of huge pages, private or shared.
+const HUGE_ANONYMOUS: &str = "/anon_hugepage (deleted)";
+/// What the kernel alone maps.
+const KERNELS: [&str; 3] = ["[vdso]", "[vvar]", "[vvar_vclock]"];
+/// Flags that it gives such memory.
+const KERNELS_FLAGS: [&str; 2] = ["pf", "io"];
 
 /// Regions of `maps`; `[vsyscall]` belongs to the kernel and is left out.
 pub fn regions(proc: Proc, maps: &[Mapping]) -> Result<Vec<Region>, CheckpointError> {
-    maps.iter().filter(|map| map.path != "[vsyscall]").map(|map| region(proc, map)).collect()
+    let mut files = MappedFiles::of(proc);
+    let own = maps.iter().filter(|map| map.path != "[vsyscall]");
+    let mut regions = own.map(|map| region(proc, map, &mut files)).collect::<Result<Vec<_>, _>>()?;
+    guards::note(proc, maps, &mut regions)?;
+    Ok(regions)
 }
 
-fn region(proc: Proc, map: &Mapping) -> Result<Region, CheckpointError> {
+/// Refuse what no restore could set again.
+fn refuse_flags(proc: Proc, map: &Mapping) -> Result<(), CheckpointError> {
+    let at = format!("{:x}-{:x} {}", map.start, map.end, map.path);
+    let refuse = |what: &str, advice| Err(proc.refuse(format!("memory at {at} {what}"), advice));
+    if let Some(letters) = map.flags.unknown().first() {
+        return refuse(&format!("has the flag {letters:?}, which this version does not know"), "use a newer defrost");
+    }
+    let kernels = KERNELS.contains(&map.path.as_str());
+    for flag in map.flags.known().filter(|flag| !(kernels && KERNELS_FLAGS.contains(&flag.letters))) {
+        if let Handling::Refused(what, advice) = flag.handling {
+            return refuse(&format!("is {what}"), advice);
+        }
+    }
+    if kernels && map.has("sl") {
+        return refuse("is sealed by the kernel", "boot a kernel without CONFIG_MSEAL_SYSTEM_MAPPINGS");
+    }
+    match map.protection_key {
+        0 => Ok(()),
+        key => refuse(&format!("has protection key {key}"), "start it without memory protection keys"),
+    }
+}
+
+fn backing(proc: Proc, map: &Mapping, files: &MappedFiles) -> Result<Backing, CheckpointError> {
     let at = format!("{:x}-{:x} {}", map.start, map.end, map.path);
     let refuse = |what: &str, advice| Err(proc.refuse(format!("memory at {at} is {what}"), advice));
-    if map.has("um") || map.has("uw") || map.has("ui") {
-        return refuse("under a userfaultfd", "if it is being restored, run `defrost wait` first; otherwise it manages its own faults");
-    }
-    if map.has("ht") {
-        return refuse("of huge pages", "let it use transparent huge pages instead");
-    }
-    if (map.has("pf") || map.has("io")) && !map.path.starts_with("[v") {
-        return refuse("a device's", "let it close the device first");
-    }
-    let backing = match map.path.as_str() {
+    Ok(match map.path.as_str() {
         "[vdso]" => Backing::Vdso,
-        path if path.starts_with("[vvar") => Backing::Vvar,
-        _ if !map.is_file() && !map.shared => Backing::Anonymous,
+        path if KERNELS.contains(&path) => Backing::Vvar,
+        path if map.has("dp") && !map.is_file() && is_plain(path) => Backing::Droppable,
+        path if !map.is_file() && !map.shared && is_plain(path) => Backing::Anonymous,
         path if path.starts_with("/SYSV") => return refuse("System V shared memory", "let it detach the segment first"),
         path if path.starts_with("/[aio]") => return refuse("an asynchronous I/O ring", "let it call io_destroy first"),
         path if path.contains("io_uring") => return refuse("an io_uring", "start it without io_uring"),
+        "/secretmem (deleted)" => return refuse("secret memory (memfd_secret)", "let it unmap this memory first"),
+        HUGE_ANONYMOUS if map.has("ht") => match (map.shared, sharer(proc, map)) {
+            (true, Some(other)) => return refuse_shared(proc, &at, other),
+            _ => Backing::Hugetlb,
+        },
         path if map.shared && (path == "/dev/zero (deleted)" || path.starts_with(NAMED_SHARED)) => {
             if let Some(other) = sharer(proc, map) {
-                return refuse(&format!("shared with process {other}"), "end that process, or start it without shared memory");
+                return refuse_shared(proc, &at, other);
             }
             Backing::SharedAnonymous
         }
         path if path.starts_with("/memfd:") => return refuse("a memfd", "start it without shared memory"),
-        path if path.ends_with(" (deleted)") => return refuse("a file that was deleted", "restart it on files that exist"),
+        _ if map.has("ht") => return refuse("of huge pages of a file", "let it use MAP_ANONYMOUS or transparent huge pages"),
+        _ if files.is_deleted(map) => return refuse("a file that was deleted", "restart it on files that exist"),
         path if !path.starts_with('/') => return refuse("of a kind that cannot be captured", "let it unmap this first"),
         _ if map.shared => Backing::FileShared,
         _ => Backing::FilePrivate,
-    };
-    let shared = backing == Backing::SharedAnonymous;
+    })
+}
+
+/// Whether the kernel or the program called memory so that is like any other.
+fn is_plain(path: &str) -> bool {
+    path.is_empty() || path == "[heap]" || path.starts_with("[stack") || path.starts_with("[anon:")
+}
+
+fn refuse_shared<T>(proc: Proc, at: &str, other: u32) -> Result<T, CheckpointError> {
+    let what = format!("memory at {at} is shared with process {other}");
+    Err(proc.refuse(what, "end that process, or start it without shared memory"))
+}
+
+fn region(proc: Proc, map: &Mapping, files: &mut MappedFiles) -> Result<Region, CheckpointError> {
+    refuse_flags(proc, map)?;
+    let backing = backing(proc, map, files)?;
     let file = matches!(backing, Backing::FilePrivate | Backing::FileShared);
+    let has_object = backing == Backing::SharedAnonymous || (backing == Backing::Hugetlb && map.shared);
+    let may_write = if backing == Backing::FileShared && map.has("mw") { RegionFlag::MayWrite as u32 } else { 0 };
+    // What droppable memory has by being that.
+    let implied = match backing {
+        Backing::Droppable => RegionFlag::NoReserve as u32 | RegionFlag::WipeOnFork as u32 | RegionFlag::DontDump as u32,
+        Backing::Vdso | Backing::Vvar => RegionFlag::DontDump as u32,
+        _ => 0,
+    };
     Ok(Region {
         start: map.start,
         end: map.end,
         prot: map.prot,
         backing: backing as i32,
-        file: if file { Some(identity(proc, &map.path)?) } else { None },
-        file_offset: if file || shared { map.offset } else { 0 },
-        advice: map.advice(),
+        file: if file { Some(files.identity(map)?) } else { None },
+        file_offset: if file || has_object { map.offset } else { 0 },
+        advice: map.advice() & !implied | may_write,
         name: name_of(&map.path).unwrap_or_default().to_owned(),
         // What a fork must wipe may not be missing then: the kernel has the child's pages asked for as the parent's are.
         lazy: backing == Backing::Anonymous && !map.has("lo") && !map.has("wf"),
-        object: if shared { map.inode } else { 0 },
+        object: if has_object { map.inode } else { 0 },
         huge: if backing == Backing::Anonymous { huge(proc, map) } else { Vec::new() },
+        guards: Vec::new(),
+        huge_page_bits: if backing == Backing::Hugetlb { map.page_bytes.trailing_zeros() } else { 0 },
+        policy: None,
     })
 }
 
@@ -82,11 +141,12 @@ fn name_of(path: &str) -> Option<&str> {
     path.strip_prefix("[anon:").or_else(|| path.strip_prefix(NAMED_SHARED))?.strip_suffix(']')
 }
 
-/// Another process that has a piece of shared anonymous memory mapped. All such memory lies in one file system of the kernel's own,
-/// so the inode alone tells; processes that end while we look do not count.
+/// Another process that has a piece of shared anonymous memory mapped. All such memory of one kind lies in one file system of the kernel's
+/// own, so the inode alone tells; processes that end while we look do not count.
 fn sharer(proc: Proc, map: &Mapping) -> Option<u32> {
     let inode = format!(" {} ", map.inode);
-    let is_same = |line: &str| line.contains(&inode) && (line.ends_with("/dev/zero (deleted)") || line.contains(NAMED_SHARED));
+    let is_such = |line: &str| line.ends_with("/dev/zero (deleted)") || line.ends_with(HUGE_ANONYMOUS) || line.contains(NAMED_SHARED);
+    let is_same = |line: &str| line.contains(&inode) && is_such(line);
     let everybody = std::fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
     everybody.filter(|pid| *pid != proc.pid).find(|pid| (Proc { pid: *pid }).text("maps").is_ok_and(|maps| maps.lines().any(is_same)))
 }
