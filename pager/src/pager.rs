@@ -137,6 +137,7 @@ impl Pager {
             Some(keep) => Space::kept(uffd, residency, keep.first_journal()?, keep.clone()),
             None => Space::new(uffd, residency),
         };
+        let space = space.of_process(config.pid);
         Self::serve(config, vec![space])
     }
 

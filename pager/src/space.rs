@@ -15,7 +15,12 @@
 //! dropped one. read() hands out faults before events that came earlier, so a fault may name a page that is owed no more when it is
 //! answered: it then gets zeros, as P asked for.
 //!
-//! Known holes: two threads of P that munmap and mremap onto the same place at once may have their events queued in the other order
+//! Guards (MADV_GUARD_INSTALL) that P sets where pages are owed are told by no event, and a COPY would put a page in their place:
+//! the page map is looked at before each COPY, and what is a guard by then is owed no more.
+//!
+//! Known holes: a guard that P sets in the moment between that look and the COPY, or in a forked child, whose page map nobody
+//! knows, is lost; where P sets one and takes it away again before the page came, the page is the snapshot's and not zeros.
+//! Two threads of P that munmap and mremap onto the same place at once may have their events queued in the other order
 //! than they happened; the kernel does not tell. Memory that P marks MADV_WIPEONFORK after its restore, while pages of it are missing,
 //! is not wiped in a child: no event tells (what was marked at the checkpoint is not lazy).
 
@@ -25,8 +30,10 @@ use crate::journal::Journal;
 use crate::keep::Keep;
 use crate::ledger::{Ledger, Pumped};
 use crate::residency::{Residency, Run};
+use kernel::pagemap::{Category, Pagemap};
 use kernel::uffd::{Filled, Uffd};
 use nix::errno::Errno;
+use nix::unistd::Pid;
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
@@ -92,6 +99,8 @@ pub struct Space {
     filled: Condvar,
     /// What one COPY fills at least, and in multiples of what: 1 but for huge pages.
     granule_pages: u64,
+    /// Tells of guards, where its process is known.
+    pagemap: Option<Mutex<Pagemap>>,
 }
 
 impl Space {
@@ -113,11 +122,29 @@ impl Space {
         Self::over(uffd, Ledger::kept(residency, journal, keep))
     }
 
+    /// It is the memory of process `pid`, whose guards are to be spared. Whoever may not look at its page map cannot spare them.
+    #[must_use]
+    pub(crate) fn of_process(self, pid: u32) -> Self {
+        let pagemap = Pagemap::open(Pid::from_raw(pid as i32));
+        let pagemap = pagemap.inspect_err(|error| tracing::warn!(pid, %error, "guards that it sets cannot be seen")).ok();
+        Self { pagemap: pagemap.map(Mutex::new), ..self }
+    }
+
+    /// The first run of guards among `pages` pages at `at`.
+    fn guards(&self, at: PageAddr, pages: u64) -> Option<PageRange> {
+        let (pagemap, range) = (self.pagemap.as_ref()?, PageRange::with_len(at, pages)?);
+        let mut found = Vec::new();
+        let mut pagemap = pagemap.lock().unwrap_or_else(PoisonError::into_inner); // it holds nothing between two looks
+        // A process that is gone has none.
+        pagemap.scan(range, Category::Guard, &mut found).ok()?;
+        found.first().copied()
+    }
+
     /// The same with what it owes as a ledger.
     #[must_use]
     pub(crate) fn over(uffd: Uffd, ledger: Ledger) -> Self {
         let books = Books { ledger, filling: Vec::new(), waiting: 0 };
-        Self { uffd, gate: RwLock::new(()), books: Mutex::new(books), filled: Condvar::new(), granule_pages: 1 }
+        Self { uffd, gate: RwLock::new(()), books: Mutex::new(books), filled: Condvar::new(), granule_pages: 1, pagemap: None }
     }
 
     /// How large its own pages are, in pages of 4 KiB.
@@ -271,7 +298,15 @@ impl Space {
             while next < run.pages {
                 let at = PageAddr::from_number(run.at.number() + next);
                 let origin = PageAddr::from_number(run.origin.number() + next);
-                let pages = if by_page { self.granule_pages } else { run.pages - next };
+                let mut pages = if by_page { self.granule_pages } else { run.pages - next };
+                if let Some(guards) = self.guards(at, pages) {
+                    pages = guards.start().number() - at.number();
+                    if pages == 0 {
+                        self.lock().ledger.settle(How::Removed, origin, guards.pages());
+                        next += guards.pages();
+                        continue;
+                    }
+                }
                 let filled = one(&self.uffd, at, origin, pages);
                 point("after-copy");
                 let done = match filled {

@@ -22,6 +22,7 @@ mod threads;
 
 pub use error::RestoreError;
 pub use files::Stdio;
+pub(crate) use shared_memory::is_in_one_piece;
 
 use builder::{Builder, Step};
 pub use daemon::AUTHORITY;

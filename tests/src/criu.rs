@@ -9,7 +9,7 @@ mod page_server;
 pub use chain::split;
 pub use dumped::Dumped;
 pub use lazy_pages::{LazyPages, in_background};
-pub use package::program;
+pub use package::{newer_c_library, program};
 pub use page_server::{Between, Live, RoomForPipes, free_port, in_a_namespace};
 
 use crate::watched::Running;

@@ -57,7 +57,8 @@ refusals! {
     a_file_lock_is_refused: "lock", "fd 3: ", "locked", "a file lock", "let it unlock";
     a_child_process_is_refused: "child", "it has a child process", "without children";
     a_seccomp_filter_is_refused: "seccomp", "seccomp filter", "start it without";
-    huge_pages_are_refused: "huge", "is of huge pages", "transparent huge pages";
+    shared_huge_pages_that_are_mapped_in_part_are_refused: "huge", "of shared huge pages is mapped in parts", "map all of it once";
+    secret_memory_is_refused: "secret", "secret memory (memfd_secret)", "unmap this memory";
     system_v_shared_memory_is_refused: "sysv", "System V shared memory", "detach the segment";
     an_asynchronous_io_ring_is_refused: "aio", "an asynchronous I/O ring", "io_destroy";
     a_userfaultfd_of_its_own_is_refused: "uffd", "under a userfaultfd", "manages its own faults";

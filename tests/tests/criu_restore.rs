@@ -78,6 +78,7 @@ victims! {
     mappings_go_while_pages_are_missing: "munmap";
     pages_are_dropped_while_pages_are_missing: "dontneed";
     protections_change_while_pages_are_missing: "mprotect";
+    guards_stay_guards: "guards", "private";
     the_stack_grows_while_pages_are_missing: "stack";
     the_heap_grows_and_shrinks_while_pages_are_missing: "brk";
     more_than_two_gib_go_at_once_while_pages_are_missing: "vast";

@@ -1,7 +1,10 @@
 //! Mappings of every kind come back as they were: flags, guards, huge pages, names; or are refused by name.
 
 use anyhow::{Context as _, Result, ensure};
-use defrost_tests::{Victim, checkpoint, defrost_fails, defrost_ok, need_root, proves, restore, victims};
+use defrost_tests::machines::HugePages;
+use defrost_tests::{Victim, checkpoint, criu, defrost_fails, eventually, need_root, proves, restore, restore_with, victims};
+use kernel::known::vm_flags::VmFlags;
+use std::collections::BTreeSet;
 use std::fs;
 
 victims! {
@@ -11,8 +14,113 @@ victims! {
     droppable_memory_comes_back_empty: "mappings", "droppable";
     sealed_memory_is_sealed: "mappings", "sealed";
     memory_is_locked_as_it_was: "mappings", "locked";
+    policies_of_mappings_stay: "mappings", "numa";
     reserved_terabytes_cost_nothing: "mappings", "reserved";
     a_file_whose_name_has_a_newline_stays_mapped: "mappings", "newline";
     a_file_whose_name_has_a_backslash_stays_mapped: "mappings", "backslash";
     a_file_that_is_called_deleted_stays_mapped: "mappings", "marked";
+}
+
+/// Every flag that the running kernel shows of any process of this machine is in the table.
+#[test]
+fn the_running_kernel_shows_no_flag_that_is_not_known() -> Result<()> {
+    need_root()?;
+    let mut unknown = BTreeSet::new();
+    let mut seen = 0;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        // Kernel threads have no mappings, and a process may end meanwhile.
+        let Ok(smaps) = fs::read_to_string(entry.path().join("smaps")) else { continue };
+        for flags in smaps.lines().filter_map(|line| line.strip_prefix("VmFlags:")) {
+            unknown.extend(VmFlags::parse(flags).unknown().iter().cloned());
+            seen += 1;
+        }
+    }
+    ensure!(seen > 100, "only {seen} mappings were seen");
+    ensure!(unknown.is_empty(), "the table lacks {unknown:?}: see kernel/src/known/vm_flags.rs");
+    Ok(())
+}
+
+/// Four huge pages: one of the first three is not touched, and a child of the restored process needs none.
+#[test]
+fn huge_pages_come_back() -> Result<()> {
+    let _lent = HugePages::lend(4)?;
+    proves("mappings", &["huge"])?;
+    proves("mappings", &["huge-shared"])
+}
+
+#[test]
+fn huge_pages_that_the_host_lacks_are_refused_with_their_number() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let store = folder.path().to_string_lossy().into_owned();
+    let lent = HugePages::lend(4)?;
+    let mut victim = Victim::c("mappings", &["huge"])?;
+    checkpoint(&mut victim, "x", &store)?;
+    drop(lent);
+    let said = defrost_fails(&["restore", "x", "--store", &store, "--detach"])?;
+    for word in ["huge pages of 2048 KiB", "raise /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"] {
+        ensure!(said.contains(word), "{said:?} lacks {word:?}");
+    }
+    victim.left_nothing()?;
+    let _lent = HugePages::lend(4)?;
+    restore(&victim, "x", &store)?;
+    victim.check("")
+}
+
+/// The program of the C library in use for a victim: with getrandom() of the vDSO, whose state lies in droppable memory (2.41), and
+/// guards of MADV_GUARD_INSTALL below the stacks of threads (2.42).
+fn with_a_newer_c_library(source: &str) -> Result<Victim> {
+    let through = criu::newer_c_library()?;
+    Victim::c_as(&through.each_ref().map(String::as_str), source, &[])
+}
+
+#[test]
+fn two_restores_get_different_random_bytes() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let store = folder.path().to_string_lossy().into_owned();
+    let mut victim = with_a_newer_c_library("random")?;
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", victim.pid()))?;
+    ensure!(smaps.lines().any(|line| line.starts_with("VmFlags:") && line.contains(" dp")), "it has no droppable memory");
+    checkpoint(&mut victim, "x", &store)?;
+    let mut drawn = BTreeSet::new();
+    for round in 0..3 {
+        restore(&victim, "x", &store)?;
+        victim.check("").with_context(|| format!("round {round}"))?;
+        drawn.insert(fs::read_to_string(victim.folder().join("drawn"))?);
+        victim.end()?;
+    }
+    ensure!(drawn.len() == 3, "two restores drew the same: {drawn:?}");
+    Ok(())
+}
+
+#[test]
+fn guards_of_thread_stacks_stay() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let store = folder.path().to_string_lossy().into_owned();
+    let mut victim = with_a_newer_c_library("stack_guards")?;
+    checkpoint(&mut victim, "x", &store)?;
+    for how in [&["--no-background"][..], &[]] {
+        restore_with(&victim, "x", &store, how)?;
+        victim.check("").with_context(|| format!("{how:?}"))?;
+        victim.end()?;
+    }
+    Ok(())
+}
+
+/// What is said of a mapping is one line, whatever its file is called.
+#[test]
+fn a_refusal_is_one_line() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let store = folder.path().to_string_lossy().into_owned();
+    let mut victim = Victim::c("mappings", &["newline"])?;
+    checkpoint(&mut victim, "x", &store)?;
+    let mapped = victim.folder().join("one\ntwo");
+    eventually("the file is there", || mapped.exists())?;
+    fs::remove_file(&mapped)?;
+    let said = defrost_fails(&["restore", "x", "--store", &store, "--detach"])?;
+    ensure!(said.trim_end().lines().count() == 1 && said.contains("one\\ntwo"), "{said:?}");
+    victim.left_nothing()
 }

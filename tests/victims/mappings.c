@@ -8,7 +8,8 @@
 static u8 *memory, *other;
 static int fd;
 
-// What smaps says of the mapping at `at`: its head and its flags; `um` and `gu` aside, which tell of who brings memory back.
+// What smaps says of the mapping at `at`: its head and its flags; `um` and `gu` aside, which tell of who brings memory
+// back, and `ac`, which the kernel sets anew once memory may be written.
 static void describe(const void *at, char *out, size_t size) {
     FILE *smaps = fopen("/proc/self/smaps", "re");
     MUST(smaps);
@@ -27,7 +28,7 @@ static void describe(const void *at, char *out, size_t size) {
             }
         } else if (inside && (strncmp(line, "VmFlags:", 8) == 0 || strncmp(line, "KernelPageSize:", 15) == 0)) {
             for (char *word = strtok(line + 8, " \n"); word; word = strtok(NULL, " \n"))
-                if (strcmp(word, "um") != 0 && strcmp(word, "gu") != 0) {
+                if (strcmp(word, "um") != 0 && strcmp(word, "gu") != 0 && strcmp(word, "ac") != 0) {
                     size_t length = strlen(out);
                     snprintf(out + length, size - length, "%s ", word);
                 }
@@ -153,6 +154,32 @@ static void reserved_after(void) {
     CHECK(page_is(other + RESERVED / 2, 13, 0) && page_is_zero(other + RESERVED / 2 + PAGE), "a page of a reservation without access differs");
 }
 
+// A policy of its own, as the kernel tells it.
+#define MPOL_BIND_ 2
+#define MPOL_F_ADDR_ 2
+static void policy_of(const void *at, int *mode, unsigned long *nodes) {
+    memset(nodes, 0, 128);
+    MUST(syscall(SYS_get_mempolicy, mode, nodes, 1024UL, at, MPOL_F_ADDR_) == 0);
+}
+static void numa_before(void) {
+    memory = map_pattern(64, 14);
+    other = map_pattern(64, 15);
+    unsigned long node = 1;
+    MUST(syscall(SYS_mbind, memory, 32 * PAGE, MPOL_BIND_, &node, 8UL, 0) == 0);
+}
+static void numa_after(void) {
+    int mode;
+    unsigned long nodes[16];
+    policy_of(memory, &mode, nodes);
+    CHECK(mode == MPOL_BIND_ && nodes[0] == 1, "the policy is %d with nodes %lx", mode, nodes[0]);
+    policy_of(memory + 32 * PAGE, &mode, nodes);
+    CHECK(mode == 0, "memory behind it has policy %d", mode);
+    policy_of(other, &mode, nodes);
+    CHECK(mode == 0, "memory without a policy has policy %d", mode);
+    check_pattern(memory, 0, 64, 14, "memory with a policy");
+    check_pattern(other, 0, 64, 15, "memory without");
+}
+
 // Names that smaps does not show as they are.
 static void odd_before(const char *name) {
     file_of(name, O_RDWR);
@@ -172,7 +199,7 @@ static const struct { const char *name; void (*before)(void), (*after)(void); } 
     {"writable", writable_before, writable_after}, {"readable", readable_before, readable_after},
     {"droppable", droppable_before, droppable_after}, {"sealed", sealed_before, sealed_after},
     {"locked", locked_before, locked_after}, {"huge", huge_before, huge_after}, {"huge-shared", huge_shared_before, huge_after},
-    {"reserved", reserved_before, reserved_after}, {"newline", newline_before, odd_after},
+    {"numa", numa_before, numa_after}, {"reserved", reserved_before, reserved_after}, {"newline", newline_before, odd_after},
     {"backslash", backslash_before, odd_after}, {"marked", marked_before, odd_after},
 };
 

@@ -127,9 +127,23 @@ static void seccomp_after(void) { CHECK(prctl(PR_GET_SECCOMP) == 2, "the filter 
 
 // Without a reservation such a mapping needs no huge page as long as nobody touches it.
 static void huge_before(void) {
-    memory = mmap(NULL, 2 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, -1, 0);
-    MUST(memory != MAP_FAILED);
+    u8 *both = mmap(NULL, 4 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, -1, 0);
+    MUST(both != MAP_FAILED && munmap(both, 2 * MIB) == 0);
 }
+static void huge_file_before(void) {
+    int fd = (int)syscall(SYS_memfd_create, "huge", 4 /* MFD_HUGETLB */);
+    MUST(fd >= 0 && ftruncate(fd, 2 * MIB) == 0);
+    memory = mmap(NULL, 2 * MIB, PROT_READ, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+    MUST(memory != MAP_FAILED && close(fd) == 0);
+}
+static void secret_before(void) {
+    int fd = (int)syscall(447 /* memfd_secret */, 0);
+    MUST(fd >= 0 && ftruncate(fd, PAGE) == 0);
+    memory = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    MUST(memory != MAP_FAILED && close(fd) == 0);
+    memory[0] = 7;
+}
+static void secret_after(void) { CHECK(memory[0] == 7, "secret memory differs"); }
 static void sysv_before(void) {
     int id = shmget(IPC_PRIVATE, 4 * PAGE, IPC_CREAT | 0600);
     MUST(id >= 0 && (memory = shmat(id, NULL, 0)) != (void *)-1 && shmctl(id, IPC_RMID, NULL) == 0);
@@ -159,7 +173,8 @@ static const struct { const char *name; void (*before)(void), (*after)(void); } 
     {"raw", raw_before, nothing}, {"netlink", netlink_before, nothing}, {"unix", unix_before, unix_after},
     {"pipe", pipe_before, pipe_after}, {"deleted", deleted_before, deleted_after}, {"fifo", fifo_before, fifo_after},
     {"device", device_before, nothing}, {"lock", lock_before, lock_after}, {"child", child_before, child_after},
-    {"seccomp", seccomp_before, seccomp_after}, {"huge", huge_before, nothing}, {"sysv", sysv_before, sysv_after},
+    {"seccomp", seccomp_before, seccomp_after}, {"huge", huge_before, nothing}, {"huge-file", huge_file_before, nothing},
+    {"secret", secret_before, secret_after}, {"sysv", sysv_before, sysv_after},
     {"aio", aio_before, aio_after}, {"uffd", uffd_before, uffd_after}, {"nothing", nothing, nothing},
 };
 

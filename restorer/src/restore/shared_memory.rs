@@ -26,22 +26,15 @@ pub fn map(builder: &mut Builder<'_>, regions: &[Region], taken: (u64, u64)) -> 
         *length = (region.file_offset + (region.end - region.start)).max(*length);
         parts.push(region);
     }
-    // Each object in turn is made at the same place, where the longest fits, wherever its pages may begin.
-    let page_bytes = |bits: u32| if bits == 0 { PAGE_SIZE_BYTES } else { 1 << bits };
-    let room = |((bits, _), (length, _)): (&(u32, u64), &(u64, _))| length + page_bytes(*bits) - PAGE_SIZE_BYTES;
-    let Some(longest) = objects.iter().map(room).max() else { return Ok(()) };
+    let (small, huge): (Vec<_>, Vec<_>) = objects.into_iter().partition(|((bits, _), _)| *bits == 0);
+    huge.into_iter().try_for_each(|(_, (bytes, parts))| map_huge(builder, bytes, &parts))?;
+    // Each object in turn is made at the same place, where the longest fits.
+    let Some(longest) = small.iter().map(|(_, (length, _))| *length).max() else { return Ok(()) };
     let nowhere = || RestoreError::Host(format!("its address space has no {longest} free bytes"));
-    let gap = plan::free_gap(regions, &[taken], longest / PAGE_SIZE_BYTES).ok_or_else(nowhere)?;
-    for ((bits, _), (bytes, parts)) in objects {
-        let Some(first) = parts.first() else { continue };
-        let (whole, reserve) = (gap.next_multiple_of(page_bytes(bits)), first.advice & RegionFlag::NoReserve as u32 == 0);
-        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | huge_flags(first);
-        let flags = flags | if reserve { 0 } else { libc::MAP_NORESERVE };
-        let args = [whole, bytes, u64::from(WRITABLE), flags as u64, u64::MAX, 0];
-        match bits {
-            0 => builder.later(&format!("make shared memory of {bytes} bytes"), libc::SYS_mmap, args)?,
-            _ => builder.later_or(no_huge_pages(first), libc::SYS_mmap, args)?,
-        }
+    let whole = plan::free_gap(regions, &[taken], longest / PAGE_SIZE_BYTES).ok_or_else(nowhere)?;
+    for (_, (bytes, parts)) in small {
+        let what = format!("make shared memory of {bytes} bytes");
+        builder.later(&what, libc::SYS_mmap, [whole, bytes, u64::from(WRITABLE), flags(&parts), u64::MAX, 0])?;
         for region in parts {
             let what = format!("map {:x}-{:x}", region.start, region.end);
             let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
@@ -52,6 +45,34 @@ pub fn map(builder: &mut Builder<'_>, regions: &[Region], taken: (u64, u64)) -> 
         builder.later("unmap the whole of it", libc::SYS_munmap, [whole, bytes, 0, 0, 0, 0])?;
     }
     Ok(())
+}
+
+/// Of huge pages no further mapping can be made: the object is mapped where all its parts are, one behind the other.
+fn map_huge(builder: &mut Builder<'_>, bytes: u64, parts: &[&Region]) -> Step<()> {
+    let Some(first) = parts.first() else { return Ok(()) };
+    if !is_in_one_piece(parts) {
+        return Err(RestoreError::Image(format!("has shared huge pages in several pieces at {:x}", first.start)));
+    }
+    let args = [first.start, bytes, u64::from(WRITABLE), flags(parts), u64::MAX, 0];
+    builder.later_or(no_huge_pages(first), libc::SYS_mmap, args)?;
+    parts.iter().try_for_each(|region| advise(builder, region))
+}
+
+/// Whether the parts of a piece of memory, by address, are all of it, one behind the other.
+pub fn is_in_one_piece(parts: &[&Region]) -> bool {
+    let mut next = parts.first().map(|first| (first.start, 0));
+    parts.iter().all(|part| {
+        let follows = next == Some((part.start, part.file_offset));
+        next = Some((part.end, part.file_offset + (part.end - part.start)));
+        follows
+    })
+}
+
+/// As a piece of memory is made.
+fn flags(parts: &[&Region]) -> u64 {
+    let own =
+        |region: &&Region| huge_flags(region) | if region.advice & RegionFlag::NoReserve as u32 == 0 { 0 } else { libc::MAP_NORESERVE };
+    (libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | parts.first().map_or(0, own)) as u64
 }
 
 /// Give each region its own protection, once its contents are there: also private ones of huge pages.

@@ -50,10 +50,24 @@ pub fn program() -> Result<PathBuf> {
     Ok(wrapper)
 }
 
-fn unpack(home: &Path, wrapper: &Path) -> Result<()> {
-    let (debs, root) = (home.join("debs"), home.join("root"));
-    for folder in [home.join("lists/partial"), home.join("cache/archives/partial"), debs.clone(), root.clone()] {
-        std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+/// The words that start a program of this machine with sid's C library, which has what bookworm's has not: getrandom() of the vDSO
+/// (2.41), and guards of MADV_GUARD_INSTALL below the stacks of threads (2.42).
+pub fn newer_c_library() -> Result<[String; 3]> {
+    let root = peers::home()?.join("newer");
+    let libraries = root.join(LIBRARIES);
+    let loader = libraries.join("ld-linux-x86-64.so.2");
+    peers::once(
+        "a newer C library",
+        || loader.exists(),
+        |home| fetch(home, (&home.join("newer-debs"), &root), &["libc6/sid".to_owned(), "libgcc-s1/sid".to_owned()]),
+    )?;
+    Ok([loader.display().to_string(), "--library-path".to_owned(), libraries.display().to_string()])
+}
+
+/// Fetch packages into a folder and unpack them into another.
+fn fetch(home: &Path, (debs, root): (&Path, &Path), packages: &[String]) -> Result<()> {
+    for folder in [&home.join("lists/partial"), &home.join("cache/archives/partial"), debs, root] {
+        std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     }
     let (mirror, key) = (peers::mirror()?.uri, "/usr/share/keyrings/debian-archive-keyring.gpg");
     let sources: String = ["trixie", "sid"].map(|suite| format!("deb [signed-by={key}] {mirror} {suite} main\n")).concat();
@@ -62,14 +76,21 @@ fn unpack(home: &Path, wrapper: &Path) -> Result<()> {
     update.args(["-qq", "update"]);
     succeeds(update).context("read the package lists of trixie and sid")?;
     let mut download = apt_get(home);
-    download.arg("-qq").arg("download").current_dir(&debs);
-    download.args(FROM_SID.map(|name| format!("{name}/sid"))).args(FROM_TRIXIE.map(|name| format!("{name}/trixie")));
-    succeeds(download).context("fetch CRIU and its libraries")?;
-    for deb in std::fs::read_dir(&debs)? {
+    download.arg("-qq").arg("download").current_dir(debs).args(packages);
+    succeeds(download).with_context(|| format!("fetch {}", packages.join(", ")))?;
+    for deb in std::fs::read_dir(debs)? {
         let path = deb?.path();
-        let status = Command::new("dpkg-deb").arg("-x").arg(&path).arg(&root).status().context("run dpkg-deb")?;
+        let status = Command::new("dpkg-deb").arg("-x").arg(&path).arg(root).status().context("run dpkg-deb")?;
         ensure!(status.success(), "{} cannot be unpacked: remove {} and try again", path.display(), home.display());
     }
+    Ok(())
+}
+
+fn unpack(home: &Path, wrapper: &Path) -> Result<()> {
+    let (debs, root) = (home.join("debs"), home.join("root"));
+    let sid = FROM_SID.iter().map(|name| format!("{name}/sid"));
+    let packages: Vec<String> = sid.chain(FROM_TRIXIE.iter().map(|name| format!("{name}/trixie"))).collect();
+    fetch(home, (&debs, &root), &packages).context("CRIU and its libraries")?;
     let libraries = root.join(LIBRARIES).display().to_string();
     let criu = root.join("usr/sbin/criu").display().to_string();
     let script = format!("#!/bin/sh\nexec '{libraries}/ld-linux-x86-64.so.2' --library-path '{libraries}' '{criu}' \"$@\"\n");

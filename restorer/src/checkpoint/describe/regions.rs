@@ -7,11 +7,13 @@ use super::mapped_file::MappedFiles;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use crate::process::maps::Mapping;
+use crate::restore::is_in_one_piece;
 use images::manifest::{Backing, HugeRun, Region, RegionFlag};
 use kernel::known::vm_flags::Handling;
 use kernel::pagemap;
 use nix::unistd::Pid;
 use pages::{HUGE_PAGE_BYTES, PageRange};
+use std::collections::BTreeMap;
 
 /// How /proc shows shared anonymous memory that was given a name.
 const NAMED_SHARED: &str = "[anon_shmem:";
@@ -28,6 +30,7 @@ pub fn regions(proc: Proc, maps: &[Mapping]) -> Result<Vec<Region>, CheckpointEr
     let own = maps.iter().filter(|map| map.path != "[vsyscall]");
     let mut regions = own.map(|map| region(proc, map, &mut files)).collect::<Result<Vec<_>, _>>()?;
     guards::note(proc, maps, &mut regions)?;
+    refuse_huge_pieces(proc, &regions)?;
     Ok(regions)
 }
 
@@ -82,6 +85,21 @@ fn backing(proc: Proc, map: &Mapping, files: &MappedFiles) -> Result<Backing, Ch
         _ if map.shared => Backing::FileShared,
         _ => Backing::FilePrivate,
     })
+}
+
+/// Shared huge pages are made by one mapping of all of them: the kernel has no other that shows a part.
+fn refuse_huge_pieces(proc: Proc, regions: &[Region]) -> Result<(), CheckpointError> {
+    let mut objects: BTreeMap<u64, Vec<&Region>> = BTreeMap::new();
+    for region in regions.iter().filter(|region| region.huge_page_bits != 0 && region.object != 0) {
+        objects.entry(region.object).or_default().push(region);
+    }
+    match objects.values().find(|parts| !is_in_one_piece(parts)).and_then(|parts| parts.first()) {
+        Some(first) => {
+            let what = format!("memory at {:x} of shared huge pages is mapped in parts or at several places", first.start);
+            Err(proc.refuse(what, "let it map all of it once, or use MAP_PRIVATE"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Whether the kernel or the program called memory so that is like any other.
