@@ -11,8 +11,8 @@ use pages::{HUGE_PAGE_BYTES, PAGE_SIZE_BYTES, PageAddr, PageRange};
 const CHUNK_SIZES_BYTES: std::ops::RangeInclusive<u32> = 4096..=1 << 20;
 /// PROT_READ, PROT_WRITE and PROT_EXEC.
 const PROT_BITS: u32 = 7;
-/// All bits of [`RegionFlag`], the highest of which is Sealed.
-const ADVICE_BITS: u32 = RegionFlag::Sealed as u32 * 2 - 1;
+/// All bits of [`RegionFlag`], the highest of which is EmptyName.
+const ADVICE_BITS: u32 = RegionFlag::EmptyName as u32 * 2 - 1;
 /// Huge pages that x86-64 has: 2 MiB and 1 GiB.
 const HUGE_PAGE_BITS: [u32; 2] = [21, 30];
 /// Words of a NUMA node mask: MAX_NUMNODES is at most 1024.

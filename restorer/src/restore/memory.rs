@@ -174,7 +174,7 @@ pub fn advise(builder: &mut Builder<'_>, region: &Region) -> Step<()> {
         let args = [region.start, bytes, u64::from(policy.mode), at, if bits == 0 { 0 } else { bits + 1 }, 0];
         builder.later_or(none, libc::SYS_mbind, args)?;
     }
-    if !region.name.is_empty() {
+    if !region.name.is_empty() || has(region, RegionFlag::EmptyName) {
         let name = builder.put_text(&region.name)?;
         builder.prctl(&what, PR_SET_VMA, [0, region.start, bytes, name])?;
     }

@@ -41,6 +41,9 @@ fn refuse_flags(proc: Proc, map: &Mapping) -> Result<(), CheckpointError> {
     if let Some(letters) = map.flags.unknown().first() {
         return refuse(&format!("has the flag {letters:?}, which this version does not know"), "use a newer defrost");
     }
+    if map.path == "[uprobes]" {
+        return refuse("is the kernel's, for probes in this process", "end perf, bpftrace or whoever else probes it, and restart it");
+    }
     let kernels = KERNELS.contains(&map.path.as_str());
     for flag in map.flags.known().filter(|flag| !(kernels && KERNELS_FLAGS.contains(&flag.letters))) {
         if let Handling::Refused(what, advice) = flag.handling {
@@ -117,7 +120,9 @@ fn region(proc: Proc, map: &Mapping, files: &mut MappedFiles) -> Result<Region, 
     let backing = backing(proc, map, files)?;
     let file = matches!(backing, Backing::FilePrivate | Backing::FileShared);
     let has_object = backing == Backing::SharedAnonymous || (backing == Backing::Hugetlb && map.shared);
-    let may_write = if backing == Backing::FileShared && map.has("mw") { RegionFlag::MayWrite as u32 } else { 0 };
+    let name = name_of(&map.path);
+    let of_its_kind = [(backing == Backing::FileShared && map.has("mw"), RegionFlag::MayWrite), (name == Some(""), RegionFlag::EmptyName)];
+    let of_its_kind: u32 = of_its_kind.iter().filter(|(set, _)| *set).map(|(_, flag)| *flag as u32).sum();
     // What droppable memory has by being that.
     let implied = match backing {
         Backing::Droppable => RegionFlag::NoReserve as u32 | RegionFlag::WipeOnFork as u32 | RegionFlag::DontDump as u32,
@@ -131,8 +136,8 @@ fn region(proc: Proc, map: &Mapping, files: &mut MappedFiles) -> Result<Region, 
         backing: backing as i32,
         file: if file { Some(files.identity(map)?) } else { None },
         file_offset: if file || has_object { map.offset } else { 0 },
-        advice: map.advice() & !implied | may_write,
-        name: name_of(&map.path).unwrap_or_default().to_owned(),
+        advice: map.advice() & !implied | of_its_kind,
+        name: name.unwrap_or_default().to_owned(),
         // What a fork must wipe may not be missing then: the kernel has the child's pages asked for as the parent's are.
         lazy: backing == Backing::Anonymous && !map.has("lo") && !map.has("wf"),
         object: if has_object { map.inode } else { 0 },
