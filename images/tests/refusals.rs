@@ -98,7 +98,7 @@ fn memory_values_are_checked() {
         ("region 400000-402000", |m| m.regions[0].prot = 8),
         ("region 400000-402000", |m| m.regions[0].advice = 2048),
         ("region 400000-402000", |m| m.regions[0].advice = 4096),
-        ("region 400000-402000", |m| m.regions[0].advice = 32768),
+        ("region 400000-402000", |m| m.regions[0].advice = 65536),
         ("region 400000-402000", |m| m.regions[0].guards = guards(&[(0x40_0000, 3)])),
         ("region 400000-402000", |m| m.regions[0].guards = guards(&[(0x40_0000, 0)])),
         ("region 400000-402000", |m| m.regions[0].guards = guards(&[(0x40_1000, 1), (0x40_1000, 1)])),

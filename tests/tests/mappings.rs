@@ -14,6 +14,7 @@ victims! {
     droppable_memory_comes_back_empty: "mappings", "droppable";
     sealed_memory_is_sealed: "mappings", "sealed";
     memory_is_locked_as_it_was: "mappings", "locked";
+    read_only_relocations_stay_apart: "mappings", "relocations";
     policies_of_mappings_stay: "mappings", "numa";
     reserved_terabytes_cost_nothing: "mappings", "reserved";
     a_file_whose_name_has_a_newline_stays_mapped: "mappings", "newline";

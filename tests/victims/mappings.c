@@ -6,7 +6,7 @@
 #define SYS_mseal_ 462
 
 static u8 *memory, *other;
-static int fd;
+static int fd, counted;
 
 // What smaps says of the mapping at `at`: its head and its flags; `um` and `gu` aside, which tell of who brings memory
 // back, and `ac`, which the kernel sets anew once memory may be written.
@@ -28,7 +28,7 @@ static void describe(const void *at, char *out, size_t size) {
             }
         } else if (inside && (strncmp(line, "VmFlags:", 8) == 0 || strncmp(line, "KernelPageSize:", 15) == 0)) {
             for (char *word = strtok(line + 8, " \n"); word; word = strtok(NULL, " \n"))
-                if (strcmp(word, "um") != 0 && strcmp(word, "gu") != 0 && strcmp(word, "ac") != 0) {
+                if (strcmp(word, "um") != 0 && strcmp(word, "gu") != 0 && (counted || strcmp(word, "ac") != 0)) {
                     size_t length = strlen(out);
                     snprintf(out + length, size - length, "%s ", word);
                 }
@@ -180,6 +180,20 @@ static void numa_after(void) {
     check_pattern(other, 0, 64, 15, "memory without");
 }
 
+// Read-only relocations: pages of a private file mapping that were written and may not be any more, beside others.
+static void relocations_before(void) {
+    counted = 1;
+    file_of("linked", O_RDONLY);
+    memory = mmap(NULL, 8 * PAGE, PROT_READ, MAP_PRIVATE, fd, 0);
+    MUST(memory != MAP_FAILED && mprotect(memory + 4 * PAGE, 4 * PAGE, PROT_READ | PROT_WRITE) == 0);
+    other = memory + 4 * PAGE;
+    fill_page(other, 3, 0);
+    MUST(mprotect(other, 4 * PAGE, PROT_READ) == 0);
+}
+static void relocations_after(void) {
+    for (u64 i = 0; i < 8; i++) CHECK(i == 4 ? page_is(memory + i * PAGE, 3, 0) : page_is(memory + i * PAGE, 2, i), "page %lu differs", (unsigned long)i);
+}
+
 // Names that smaps does not show as they are.
 static void odd_before(const char *name) {
     file_of(name, O_RDWR);
@@ -199,7 +213,7 @@ static const struct { const char *name; void (*before)(void), (*after)(void); } 
     {"writable", writable_before, writable_after}, {"readable", readable_before, readable_after},
     {"droppable", droppable_before, droppable_after}, {"sealed", sealed_before, sealed_after},
     {"locked", locked_before, locked_after}, {"huge", huge_before, huge_after}, {"huge-shared", huge_shared_before, huge_after},
-    {"numa", numa_before, numa_after}, {"reserved", reserved_before, reserved_after}, {"newline", newline_before, odd_after},
+    {"relocations", relocations_before, relocations_after}, {"numa", numa_before, numa_after}, {"reserved", reserved_before, reserved_after}, {"newline", newline_before, odd_after},
     {"backslash", backslash_before, odd_after}, {"marked", marked_before, odd_after},
 };
 

@@ -11,8 +11,8 @@ use pages::{HUGE_PAGE_BYTES, PAGE_SIZE_BYTES, PageAddr, PageRange};
 const CHUNK_SIZES_BYTES: std::ops::RangeInclusive<u32> = 4096..=1 << 20;
 /// PROT_READ, PROT_WRITE and PROT_EXEC.
 const PROT_BITS: u32 = 7;
-/// All bits of [`RegionFlag`], the highest of which is EmptyName.
-const ADVICE_BITS: u32 = RegionFlag::EmptyName as u32 * 2 - 1;
+/// All bits of [`RegionFlag`], the highest of which is Accounted.
+const ADVICE_BITS: u32 = RegionFlag::Accounted as u32 * 2 - 1;
 /// Huge pages that x86-64 has: 2 MiB and 1 GiB.
 const HUGE_PAGE_BITS: [u32; 2] = [21, 30];
 /// Words of a NUMA node mask: MAX_NUMNODES is at most 1024.
@@ -69,7 +69,9 @@ fn huge_runs(region: &Region, backing: Backing) -> bool {
 /// Flags that only some mappings have.
 fn flags(region: &Region, backing: Backing) -> bool {
     let has = |flag: RegionFlag| region.advice & flag as u32 != 0;
-    (backing == Backing::FileShared || !has(RegionFlag::MayWrite)) && (has(RegionFlag::Locked) || !has(RegionFlag::LockOnFault))
+    (backing == Backing::FileShared || !has(RegionFlag::MayWrite))
+        && (backing == Backing::FilePrivate || !has(RegionFlag::Accounted))
+        && (has(RegionFlag::Locked) || !has(RegionFlag::LockOnFault))
 }
 
 /// Ascending, within the region, and of a kind that has any.

@@ -54,7 +54,7 @@ pub const VM_FLAGS: [VmFlag; 39] = [
     flag("dc", "DONTCOPY", Carried("madvise: MADV_DONTFORK")),
     flag("de", "DONTEXPAND", Derived("the kernel sets it for memory of the kinds that have it")),
     flag("lf", "LOCKONFAULT", Carried("mlock2: MLOCK_ONFAULT")),
-    flag("ac", "ACCOUNT", Derived("the kernel counts memory against the commit limit when it is or becomes writable")),
+    flag("ac", "ACCOUNT", Derived("memory counts against the commit limit from when it is writable")),
     flag("nr", "NORESERVE", Carried("mmap: MAP_NORESERVE")),
     flag("ht", "HUGETLB", Carried("mmap: MAP_HUGETLB with the page size")),
     flag("sf", "SYNC", Refused("persistent memory mapped with MAP_SYNC", "let it map the file without MAP_SYNC")),

@@ -97,11 +97,16 @@ fn map_region(builder: &mut Builder<'_>, region: &Region, backing: i32, fd: i32)
     }
     let bytes = region.end - region.start;
     // Through a mapping of huge pages that may not be written a tracer may not write either: `shared_memory::protect` comes later.
-    let prot = if region.huge_page_bits == 0 { region.prot } else { WRITABLE };
+    let accounted = if has(region, RegionFlag::Accounted) { libc::PROT_WRITE as u32 } else { 0 };
+    let prot = if region.huge_page_bits == 0 { region.prot | accounted } else { WRITABLE };
     let args = [region.start, bytes, u64::from(prot), flags as u64, fd as i64 as u64, region.file_offset];
     match region.huge_page_bits {
         0 => builder.later(&format!("map {:x}-{:x}", region.start, region.end), libc::SYS_mmap, args)?,
         _ => builder.later_or(no_huge_pages(region), libc::SYS_mmap, args)?,
+    }
+    if accounted != 0 {
+        let args = [region.start, bytes, u64::from(region.prot), 0, 0, 0];
+        builder.later(&format!("protect {:x}-{:x}", region.start, region.end), libc::SYS_mprotect, args)?;
     }
     advise(builder, region)
 }
