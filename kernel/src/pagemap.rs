@@ -75,7 +75,13 @@ pub struct Pagemap {
 impl Pagemap {
     /// That of `pid`.
     pub fn open(pid: Pid) -> std::io::Result<Self> {
-        Ok(Self { file: File::open(format!("/proc/{pid}/pagemap"))?, answer: vec![PageRegion::default(); RANGES] })
+        Self::with_room(pid, RANGES)
+    }
+
+    /// The same with room for so many runs in one answer, which the kernel makes room for at each call too: a look at a few
+    /// pages takes 1.2 µs with room for one, and 2 µs with [`RANGES`].
+    pub fn with_room(pid: Pid, runs: usize) -> std::io::Result<Self> {
+        Ok(Self { file: File::open(format!("/proc/{pid}/pagemap"))?, answer: vec![PageRegion::default(); runs] })
     }
 
     /// Append the runs of pages of `category` within `range` to `found`, ascending.
@@ -106,7 +112,7 @@ impl Pagemap {
                 start,
                 end: range.end().addr(),
                 vec: self.answer.as_mut_ptr() as u64,
-                vec_len: RANGES as u64,
+                vec_len: self.answer.len() as u64,
                 category_inverted: excluded,
                 category_mask: excluded | required,
                 category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
@@ -118,7 +124,7 @@ impl Pagemap {
                 append(found, before, region);
             }
             start = match self.answer.get(count.saturating_sub(1)) {
-                Some(last) if count == RANGES => last.end,
+                Some(last) if count == self.answer.len() => last.end,
                 _ => break,
             };
         }
