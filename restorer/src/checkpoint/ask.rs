@@ -6,7 +6,7 @@
 use super::CheckpointError;
 use super::freeze::Frozen;
 use crate::process::maps::Mapping;
-use images::manifest::{AlternateStack, IntervalTimer, MemoryPolicy, PosixTimer, SignalAction};
+use images::manifest::{AlternateStack, Clocks, IntervalTimer, MemoryPolicy, PosixTimer, SignalAction};
 use kernel::memory::ProcessMemory;
 use kernel::regs::Registers;
 use kernel::remote::{Borrowed, CallError};
@@ -162,6 +162,17 @@ impl Session<'_> {
         timer.interval_ns = interval_s * 1_000_000_000 + interval_ns;
         timer.value_ns = value_s * 1_000_000_000 + value_ns;
         Ok(())
+    }
+
+    /// What its clocks show: asked of itself, as it may live in a time namespace of its own.
+    pub fn clocks(&mut self) -> Result<Clocks, CheckpointError> {
+        let mut show = |clock: libc::clockid_t| {
+            let args = [clock as u64, self.scratch, 0, 0, 0, 0];
+            self.call("clock", libc::SYS_clock_gettime, args)?;
+            self.words().map(|[seconds, nanos]| seconds * 1_000_000_000 + nanos)
+        };
+        let (monotonic_ns, boottime_ns) = (show(libc::CLOCK_MONOTONIC)?, show(libc::CLOCK_BOOTTIME)?);
+        Ok(Clocks { monotonic_ns, boottime_ns })
     }
 
     /// Signals the thread blocked before the loan.

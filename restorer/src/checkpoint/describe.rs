@@ -21,7 +21,7 @@ use super::proc::Proc;
 use crate::process::maps::{Mapping, parse_smaps};
 use crate::process::stat::Stat;
 use crate::process::status::Status;
-use crate::process::timers::parse_timers;
+use crate::process::timers::{lost_clock, parse_timers};
 use images::manifest::{Host, Manifest, MemoryMap, Process, Rlimit};
 use kernel::memory::ProcessMemory;
 use std::time::SystemTime;
@@ -38,13 +38,20 @@ pub fn describe(frozen: &Frozen, memory: &ProcessMemory, chunk_size_bytes: u32) 
     let (files, descriptors) = files::files(proc)?;
     let (asker, vdso) = Asker::new(frozen, memory, &maps)?;
     let mut process = process_of_proc(proc)?;
-    let mut threads = Vec::new();
+    let tids: Vec<u32> = frozen.threads().iter().map(|thread| thread.tid().as_raw() as u32).collect();
+    for timer in &process.posix_timers {
+        if let Some(of) = lost_clock(timer.clock, &tids) {
+            return Err(proc.refuse(format!("its POSIX timer {} measures {of}", timer.id), "let it delete the timer first"));
+        }
+    }
+    let (mut threads, mut clocks) = (Vec::new(), None);
     for (index, thread) in frozen.threads().iter().enumerate() {
         let mut session = asker.borrow(thread)?;
         let described = threads::thread(proc, thread, &mut session).and_then(|described| {
             if index == 0 {
                 threads::process_wide(proc, &mut session, &mut process)?;
                 numa::note(proc, &mut session, &mut regions)?;
+                clocks = Some(session.clocks()?);
             }
             Ok(described)
         });
@@ -74,6 +81,7 @@ pub fn describe(frozen: &Frozen, memory: &ProcessMemory, chunk_size_bytes: u32) 
         criu_dump: None,
         memory_file: None,
         state_version: images::STATE_VERSION,
+        clocks,
     };
     Ok((manifest, maps))
 }
@@ -83,6 +91,14 @@ fn refuse_what_is_shared(proc: Proc) -> Result<(), CheckpointError> {
         let file = format!("ns/{name}");
         if proc.link(&file)? != (Proc { pid: std::process::id() }).link(&file)? {
             return Err(proc.refuse(format!("it lives in another {name} namespace"), "run defrost inside that namespace"));
+        }
+    }
+    for (of, of_children) in [("time", "time_for_children"), ("pid", "pid_for_children")] {
+        // A kernel without time namespaces has neither file.
+        let [own, children] = [of, of_children].map(|name| proc.link(&format!("ns/{name}")).ok());
+        if own != children {
+            let object = format!("its children would be born in another {of} namespace ({of_children})");
+            return Err(proc.refuse(object, "let it unshare in a child, or not at all"));
         }
     }
     if proc.link("root")? != "/" {

@@ -59,6 +59,7 @@ impl<'t> FdInfo<'t> {
             settime_flags: u32::from_str_radix(self.field("settime flags")?, 8).ok()?,
             value_ns: pair("it_value")?,
             interval_ns: pair("it_interval")?,
+            expires_unix_ns: 0,
         })
     }
 

@@ -41,9 +41,39 @@ pub fn parse_timers(text: &str) -> Option<Vec<PosixTimer>> {
     Some(found)
 }
 
+/// Why a timer on `clock` cannot be made again in the process that has these threads, its first one first.
+#[must_use]
+pub fn lost_clock(clock: i32, tids: &[u32]) -> Option<&'static str> {
+    // Negative ones (include/linux/posix-timers_types.h): whose, inverted, before three bits of what.
+    const OF_THREAD: i32 = 4;
+    const KIND: i32 = 3;
+    const DEVICE: i32 = 3;
+    if clock >= 0 {
+        return None;
+    }
+    let of = !(clock >> 3) as u32;
+    match (of, clock & OF_THREAD != 0) {
+        _ if clock & KIND == DEVICE => Some("the clock of a device"),
+        (0, true) if tids.len() > 1 => Some("the CPU time of a thread that the kernel does not name"),
+        (0, _) => None,
+        (of, true) if !tids.contains(&of) => Some("the CPU time of a thread that has ended"),
+        (of, false) if tids.first() != Some(&of) => Some("the CPU time of another process"),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_clocks_of_its_own_can_be_had_again() {
+        let cpu = |of: i32, thread: i32| (!of << 3) | thread | 2;
+        assert_eq!([0, 1, 7, 8, 9, 11, -6, -2].map(|clock| lost_clock(clock, &[70])), [None; 8]);
+        assert_eq!([cpu(70, 0), cpu(70, 4), cpu(71, 4)].map(|clock| lost_clock(clock, &[70, 71])), [None; 3]);
+        let lost = [cpu(71, 0), cpu(72, 4), -2, (!5 << 3) | 3].map(|clock| lost_clock(clock, &[70, 71]));
+        assert!(lost.iter().all(Option::is_some), "{lost:?}");
+    }
 
     #[test]
     fn reads_both_kinds_of_notification() {
