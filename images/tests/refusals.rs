@@ -30,6 +30,14 @@ fn socket(manifest: &mut Manifest, file: usize) -> &mut Socket {
     }
 }
 
+fn settings() -> TerminalSettings {
+    TerminalSettings { termios: vec![0; 44], ..TerminalSettings::default() }
+}
+
+fn of_settings(settings: TerminalSettings) -> Terminal {
+    Terminal { settings: Some(settings), ..Terminal::default() }
+}
+
 fn pipe(manifest: &mut Manifest, file: usize) -> &mut PipeEnd {
     match kind(manifest, file) {
         Kind::Pipe(end) => end,
@@ -155,13 +163,32 @@ fn process_values_are_checked() {
 }
 
 #[test]
+fn terminals_and_clocks_are_checked() {
+    let taken = |change: Change| {
+        let mut manifest = sample::process();
+        change(&mut manifest);
+        parse(&manifest).map(drop)
+    };
+    assert_eq!(taken(|m| *kind(m, 0) = Kind::Terminal(of_settings(settings()))), Ok(()));
+    assert_eq!(taken(|m| m.clocks = Some(Clocks { monotonic_ns: 1 << 60, boottime_ns: 0 })), Ok(()));
+    let changes: [(&str, Change); 5] = [
+        ("file 0", |m| *kind(m, 0) = Kind::Terminal(of_settings(TerminalSettings { termios: vec![0; 36], ..settings() }))),
+        ("file 0", |m| *kind(m, 0) = Kind::Terminal(of_settings(TerminalSettings { locks: vec![0; 44], ..settings() }))),
+        ("file 0", |m| *kind(m, 0) = Kind::Terminal(of_settings(TerminalSettings { rows: 65536, ..settings() }))),
+        ("the clocks", |m| m.clocks = Some(Clocks { monotonic_ns: u64::MAX / 2, boottime_ns: 0 })),
+        ("the clocks", |m| m.clocks = Some(Clocks { monotonic_ns: 0, boottime_ns: u64::MAX })),
+    ];
+    refuse_all(&changes);
+}
+
+#[test]
 fn file_values_are_checked() {
     let changes: [(&str, Change); 17] = [
         ("descriptor 1", |m| m.descriptors[1].file = 14),
         ("descriptor 0", |m| m.descriptors[1].fd = 0),
         ("descriptor 4294967295", |m| m.descriptors[13].fd = u32::MAX),
         ("file 0", |m| m.files[0].kind = None),
-        ("file 0", |m| *kind(m, 0) = Kind::Terminal(Terminal { fd: 3 })),
+        ("file 0", |m| *kind(m, 0) = Kind::Terminal(Terminal { fd: 3, ..Terminal::default() })),
         ("file 1", |m| *kind(m, 1) = Kind::OutsidePipe(OutsidePipe { fd: 3, write: false })),
         ("file 2", |m| *kind(m, 2) = Kind::Regular(RegularFile { identity: None })),
         ("file 3", |m| *kind(m, 3) = Kind::Directory(Directory { path: "relative".to_owned() })),

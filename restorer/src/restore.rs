@@ -7,6 +7,7 @@
 //! or any error kills the child, so a failed restore leaves nothing running.
 
 mod builder;
+mod clocks;
 mod daemon;
 mod descriptors;
 mod eager;
@@ -18,6 +19,7 @@ mod numbers;
 mod plan;
 mod shared_memory;
 mod sockets;
+pub mod terminals;
 mod threads;
 
 pub use error::RestoreError;
@@ -90,7 +92,7 @@ pub struct Restored {
 pub fn restore(
     request: &Request,
     store: &dyn Store,
-    before_run: &mut dyn FnMut(Pid) -> Result<(), RestoreError>,
+    before_run: &mut dyn FnMut(Pid, &Manifest) -> Result<(), RestoreError>,
 ) -> Result<Restored, RestoreError> {
     let mut phases = Phases::begin("restore");
     let id = store.resolve(&request.name)?;
@@ -99,6 +101,7 @@ pub fn restore(
     let manifest = &image.manifest;
     plan::whole(manifest)?;
     plan::check_files(manifest)?;
+    clocks::check(manifest.clocks.as_ref())?;
     let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {
         return Err(RestoreError::Image("has no process".to_owned()));
     };
@@ -125,7 +128,7 @@ fn bring_back(
     eager: Eager,
     mut daemon: Daemon,
     mut phases: Phases,
-    before_run: &mut dyn FnMut(Pid) -> Result<(), RestoreError>,
+    before_run: &mut dyn FnMut(Pid, &Manifest) -> Result<(), RestoreError>,
 ) -> Result<Restored, RestoreError> {
     let Job { request, image, made } = job;
     let namespace = if request.new_pid_namespace { Some(Namespace::make()?) } else { None };
@@ -150,7 +153,7 @@ fn bring_back(
     if let Some(namespace) = namespace {
         namespace.hand_over(&pidfd)?;
     }
-    before_run(child.0)?;
+    before_run(child.0, &image.manifest)?;
     for thread in others {
         thread.detach()?;
     }
@@ -236,6 +239,9 @@ fn build(
     phases.done("watch memory");
     daemon.serve(&uffd, pidfd, &made.mailbox, request.eager)?;
     phases.done("hand over");
+    // As late as can be, and before there is another thread or any timer.
+    clocks::go_on(&mut b, stopped.tid(), manifest.clocks.as_ref())?;
+    files::arm_timers(&mut b, manifest)?;
     let place = b.put_text(&process.cwd)?;
     b.later("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
     b.later("umask", libc::SYS_umask, [u64::from(process.umask), 0, 0, 0, 0, 0])?;

@@ -17,6 +17,7 @@ pub mod peers;
 pub mod placement;
 pub mod record;
 pub mod redis;
+pub mod screen;
 mod server;
 pub mod sized;
 pub mod small_disk;

@@ -71,6 +71,21 @@ impl Victim {
         Ok(victim)
     }
 
+    /// Start a program whose standard streams lead to these.
+    pub fn start_with_streams(streams: [Stdio; 3], program: &str, args: &[&str]) -> Result<Self> {
+        Self::start_on(tempfile::tempdir()?, streams, &[], program, args)
+    }
+
+    /// Start a program in a folder that was prepared for it.
+    pub fn start_prepared(folder: TempDir, program: &str, args: &[&str]) -> Result<Self> {
+        Self::start_in(folder, &[], program, args)
+    }
+
+    /// The program of one of `tests/victims/`, compiled, for whoever starts it.
+    pub fn program(source: &str) -> Result<String> {
+        Ok(compiled(source)?.to_string_lossy().into_owned())
+    }
+
     /// The process that `pid` of this victim's folder names is the victim, not the one that was started (a shell, say).
     pub fn is_the_one_that_says_so(&mut self) -> Result<()> {
         self.pid = std::fs::read_to_string(self.folder().join("pid"))?.trim().parse()?;

@@ -5,48 +5,15 @@
 
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::command::{MARK, new_mark};
+use defrost_tests::screen::{Heard, Shell};
 use defrost_tests::{Server, Victim, binary, checkpoint, defrost, defrost_ok, eventually, need_root};
-use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::fs::File;
-use std::io::{Read, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tempfile::TempDir;
-
-/// Everything that was read from a stream so far.
-#[derive(Clone, Default)]
-struct Heard(Arc<Mutex<Vec<u8>>>);
-
-impl Heard {
-    fn listen(mut stream: impl Read + Send + 'static) -> Self {
-        let heard = Self::default();
-        let into = heard.clone();
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                into.0.lock().unwrap_or_else(PoisonError::into_inner).extend(&buffer[..count]);
-            }
-        });
-        heard
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
-    }
-
-    /// How many lines end with this: a terminal shows Ctrl-C (as ^C) in front of the answer.
-    fn count(&self, line: &str) -> usize {
-        self.text().lines().filter(|heard| heard.trim_end().ends_with(line)).count()
-    }
-
-    fn wait_for(&self, line: &str) -> Result<()> {
-        eventually(line, || self.count(line) > 0).with_context(|| format!("heard so far: {}", self.text()))
-    }
-}
 
 /// A restore in the foreground, its streams pipes to us; ended with its value.
 struct Foreground {
@@ -253,54 +220,13 @@ fn a_pid_file_that_cannot_be_written_is_told() -> Result<()> {
     victim.left_nothing()
 }
 
-/// An interactive shell on a terminal of its own.
-struct Shell {
-    child: Child,
-    keyboard: File,
-    screen: Heard,
-    name: String,
-}
-
-impl Shell {
-    fn start(folder: &Path) -> Result<Self> {
-        Self::start_with(folder, &["bash", "--noprofile", "--norc", "-i"])
-    }
-
-    fn start_with(folder: &Path, words: &[&str]) -> Result<Self> {
-        let pty = openpty(None, None)?;
-        let (keyboard, side) = (File::from(pty.master), pty.slave);
-        let name = nix::unistd::ttyname(&side)?.to_string_lossy().into_owned();
-        // No descriptor of ours may leak into what the shell starts.
-        let closing = "import os, sys; os.closerange(3, 65536); os.execvp(sys.argv[1], sys.argv[1:])";
-        let mut command = Command::new("/usr/bin/python3");
-        command.args(["-I", "-S", "-c", closing, "setsid", "--ctty"]).args(words);
-        command.current_dir(folder).env("PS1", "").env("TERM", "dumb").env_remove("PROMPT_COMMAND");
-        let child = command.stdin(side.try_clone()?).stdout(side.try_clone()?).stderr(side).spawn()?;
-        let screen = Heard::listen(keyboard.try_clone()?);
-        Ok(Self { child, keyboard, screen, name })
-    }
-
-    fn types(&mut self, text: &str) -> Result<()> {
-        Ok(self.keyboard.write_all(text.as_bytes())?)
-    }
-}
-
-impl Drop for Shell {
-    fn drop(&mut self) {
-        let _ = self.child.kill(); // ended already is as well
-        let _ = self.child.wait();
-    }
-}
-
 /// Frozen on one terminal, restored in the foreground of an interactive shell on another: it reads what is typed, Ctrl-C and a new
 /// window size reach it once each, its exit code is the shell's, and the shell has its terminal back.
 fn moves_to_another_terminal(start: impl FnOnce(&Path, &str) -> Result<Shell>) -> Result<()> {
     need_root()?;
     let folder = tempfile::tempdir()?;
     let store = folder.path().join("store").to_string_lossy().into_owned();
-    // Compiles it, and tells where it is.
-    let compiled = Victim::c("streams", &[])?;
-    let program = std::fs::read_link(format!("/proc/{}/exe", compiled.pid()))?.to_string_lossy().into_owned();
+    let program = Victim::program("streams")?;
     let mut first = start(folder.path(), &program)?;
     let pid_file = folder.path().join("pid");
     eventually("it is ready", || folder.path().join("ready").exists()).with_context(|| first.screen.text())?;

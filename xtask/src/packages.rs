@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Each with the file that tells whether it is there.
-const PACKAGES: [(&str, &str); 12] = [
+const PACKAGES: [(&str, &str); 21] = [
     ("redis-server", "/usr/bin/redis-server"),
     ("strace", "/usr/bin/strace"),
     ("python3", "/usr/bin/python3"),
@@ -19,6 +19,15 @@ const PACKAGES: [(&str, &str); 12] = [
     ("runc", "/usr/sbin/runc"),
     ("debootstrap", "/usr/sbin/debootstrap"),
     ("chromium", "/usr/bin/chromium"), // opens reports
+    ("bash", "/usr/bin/bash"),
+    ("default-jdk-headless", "/usr/bin/javac"),
+    ("golang-go", "/usr/bin/go"),
+    ("mariadb-server", "/usr/sbin/mariadbd"),
+    ("nginx-light", "/usr/sbin/nginx"),
+    ("vim-tiny", "/usr/bin/vi"),
+    ("less", "/usr/bin/less"),
+    ("htop", "/usr/bin/htop"),
+    ("procps", "/usr/bin/top"),
 ];
 
 /// Install what is missing, and say so.

@@ -3,7 +3,7 @@
 use super::{PATH_MAX_BYTES, ensure, identity, text};
 use crate::error::ImageError;
 use crate::manifest::description::Kind;
-use crate::manifest::{Description, Manifest, PipeEnd, Socket};
+use crate::manifest::{Description, Manifest, PipeEnd, Socket, Terminal};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
@@ -11,6 +11,9 @@ use std::net::SocketAddr;
 const LAST_FD: u32 = i32::MAX as u32 / 2;
 /// Standard input, output and error.
 const LAST_STDIO: u32 = 2;
+/// `struct termios2`, and `struct termios`.
+const TERMIOS_BYTES: usize = 44;
+const LOCKS_BYTES: usize = 36;
 /// AF_UNIX, AF_INET, AF_INET6.
 const UNIX: u32 = 1;
 const INET: [u32; 2] = [2, 10];
@@ -51,13 +54,22 @@ fn is_whole(file: &Description) -> bool {
             Some(Kind::Regular(regular)) => regular.identity.as_ref().is_some_and(identity),
             Some(Kind::Directory(directory)) => path(&directory.path),
             Some(Kind::Device(device)) => path(&device.path),
-            Some(Kind::Terminal(terminal)) => terminal.fd <= LAST_STDIO,
+            Some(Kind::Terminal(terminal)) => terminal_is_whole(terminal),
             Some(Kind::Pipe(end)) => pipe(end),
             Some(Kind::OutsidePipe(end)) => end.fd <= LAST_STDIO,
             Some(Kind::Epoll(epoll)) => epoll.interests.iter().all(|interest| interest.fd <= LAST_FD),
             Some(Kind::Eventfd(_) | Kind::Timerfd(_) | Kind::Signalfd(_)) => true,
             Some(Kind::Socket(socket)) => socket_is_whole(socket),
         }
+}
+
+fn terminal_is_whole(terminal: &Terminal) -> bool {
+    let settings = terminal.settings.as_ref().is_none_or(|settings| {
+        let sizes = [settings.rows, settings.columns, settings.x_pixels, settings.y_pixels];
+        let locks = settings.locks.is_empty() || settings.locks.len() == LOCKS_BYTES;
+        settings.termios.len() == TERMIOS_BYTES && locks && sizes.iter().all(|size| *size <= u32::from(u16::MAX))
+    });
+    terminal.fd <= LAST_STDIO && settings
 }
 
 fn path(of: &str) -> bool {

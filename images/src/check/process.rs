@@ -2,7 +2,7 @@
 
 use super::{ADDRESS_END, LAST_PID, LAST_SIGNAL, NAME_MAX_BYTES, PATH_MAX_BYTES, SIGINFO_BYTES, distinct, ensure, identity, text};
 use crate::error::ImageError;
-use crate::manifest::{Host, Manifest, MemoryMap, Process, Thread};
+use crate::manifest::{Clocks, Host, Manifest, MemoryMap, Process, Thread};
 
 /// `user_regs_struct` of x86-64.
 const REGISTERS_BYTES: usize = 216;
@@ -31,6 +31,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), ImageError> {
     if let Some(host) = &manifest.host {
         ensure(host_is_whole(host), || "the host's description".to_owned())?;
     }
+    ensure(manifest.clocks.as_ref().is_none_or(clocks_are_possible), || "the clocks".to_owned())?;
     let Some(process) = &manifest.process else {
         let alone = manifest.threads.is_empty() && manifest.files.is_empty() && manifest.descriptors.is_empty();
         return ensure(alone, || "it has threads or files but no process".to_owned());
@@ -47,6 +48,11 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), ImageError> {
 
 fn host_is_whole(host: &Host) -> bool {
     text(&host.kernel_release, NAME_MAX_BYTES) && host.vdso_digest.len() == 32 && host.xstate_size_bytes as usize <= *XSTATE_BYTES.end()
+}
+
+/// A time namespace shows at most half of what the kernel's own clocks can (kernel/time/namespace.c).
+fn clocks_are_possible(clocks: &Clocks) -> bool {
+    [clocks.monotonic_ns, clocks.boottime_ns].iter().all(|ns| *ns / 1_000_000_000 <= i64::MAX as u64 / 1_000_000_000 / 2)
 }
 
 fn check_process(process: &Process) -> Result<(), ImageError> {

@@ -154,6 +154,7 @@ pub fn process() -> Manifest {
         criu_dump: None,
         memory_file: None,
         state_version: 0,
+        clocks: None,
     }
 }
 
@@ -271,7 +272,7 @@ fn files() -> Vec<Description> {
         shutdown: 0,
     };
     let kinds = [
-        Kind::Terminal(Terminal { fd: 0 }),
+        Kind::Terminal(Terminal::default()),
         Kind::OutsidePipe(OutsidePipe { fd: 1, write: true }),
         Kind::Regular(RegularFile { identity: Some(identity("/var/lib/sample/log")) }),
         Kind::Directory(Directory { path: "/".to_owned() }),
@@ -280,7 +281,7 @@ fn files() -> Vec<Description> {
         Kind::Pipe(PipeEnd { pipe: 77, write: true, contents: Vec::new(), capacity_bytes: 65536 }),
         Kind::Eventfd(EventFd { count: 5, semaphore: true }),
         Kind::Epoll(Epoll { interests: vec![Interest { fd: 49, events: 0x8000_0001, data: 8 }] }),
-        Kind::Timerfd(TimerFd { clock: 1, ticks: 2, interval_ns: 3, value_ns: 4, settime_flags: 1 }),
+        Kind::Timerfd(TimerFd { clock: 1, ticks: 2, interval_ns: 3, value_ns: 4, settime_flags: 1, expires_unix_ns: 0 }),
         Kind::Signalfd(SignalFd { mask: 0x200 }),
         Kind::Socket(socket(10, b"[::1]:6379", 0)),
         Kind::Socket(socket(1, b"\0abstract", 8)),

@@ -3,11 +3,16 @@
 //! A description is opened once, at a number above every number the process uses; the child then gets each of its descriptors by
 //! dup3, and everything else it inherited is closed. What epoll watches is filled in last, inside the child, as epoll knows its
 //! targets by the number they have there. Made descriptors close with [`Made`], so a failed restore leaves none.
-//! Each sort of file has a module of its own: [`regular`] files, [`pipe`]s and outside streams, [`anonymous`] inodes.
+//! Each sort of file has a module of its own: [`regular`] files, [`pipe`]s and outside streams, [`anonymous`] inodes, [`timer`]s,
+//! [`terminal`]s.
 
 mod anonymous;
 mod pipe;
 mod regular;
+mod terminal;
+mod timer;
+
+pub use timer::arm as arm_timers;
 
 use super::error::RestoreError;
 use super::memory::may_write;
@@ -109,7 +114,7 @@ fn open_one(file: &Description, stdio: Stdio, pairs: &mut Pairs, all: &[Descript
             open(directory.path.as_str(), status | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed(&directory.path))?
         }
         Kind::Device(device) => open(device.path.as_str(), status | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed(&device.path))?,
-        Kind::Terminal(terminal) => pipe::outside(terminal.fd, stdio, nulled)?,
+        Kind::Terminal(terminal) => terminal::open_terminal(terminal, file.flags, stdio, nulled)?,
         Kind::OutsidePipe(pipe) => pipe::outside(pipe.fd, stdio, nulled)?,
         Kind::Pipe(end) => {
             let (read, write) = match pairs.pipes.entry(end.pipe) {
@@ -121,7 +126,7 @@ fn open_one(file: &Description, stdio: Stdio, pairs: &mut Pairs, all: &[Descript
         }
         Kind::Eventfd(event) => anonymous::eventfd(event)?,
         Kind::Epoll(_) => anonymous::epoll().map_err(failed("epoll"))?,
-        Kind::Timerfd(timer) => anonymous::timerfd(timer).map_err(failed("timerfd"))?,
+        Kind::Timerfd(timer) => timer::timerfd(timer).map_err(failed("timerfd"))?,
         Kind::Signalfd(signals) => kernel::sys::signalfd(signals.mask).map_err(failed("signalfd"))?,
         Kind::Socket(socket) if socket.pair != 0 => {
             let (first, second) = match pairs.sockets.entry(socket.pair) {

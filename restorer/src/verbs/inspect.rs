@@ -183,6 +183,8 @@ fn file_line(index: u32, file: &Description, manifest: &Manifest) -> FileLine {
         }
         Some(Kind::Directory(directory)) => format!("directory {}", directory.path),
         Some(Kind::Device(device)) => format!("device {}", device.path),
+        Some(Kind::Terminal(terminal)) if terminal.gone => "terminal that is gone".to_owned(),
+        Some(Kind::Terminal(terminal)) if terminal.controlling => "controlling terminal".to_owned(),
         Some(Kind::Terminal(terminal)) => format!("terminal of stream {}", terminal.fd),
         Some(Kind::Pipe(end)) => format!("{} end of pipe {}", if end.write { "write" } else { "read" }, end.pipe),
         Some(Kind::OutsidePipe(end)) => format!("pipe to the outside, stream {}", end.fd),

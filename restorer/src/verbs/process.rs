@@ -6,6 +6,7 @@ use crate::foreground::Following;
 use anyhow::Result;
 use defrost_restorer::checkpoint;
 use defrost_restorer::report;
+use defrost_restorer::restore::terminals::Terminals;
 use defrost_restorer::restore::{self, RestoreError, Stdio};
 use pager::Policy;
 use pager::phases::Phase;
@@ -44,13 +45,13 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
     };
     let store = open(&address, Access::Read, Class::Demand)?; // somebody waits for all that it reads
     let mut following = None;
-    let restored = restore::restore(&request, store.as_ref(), &mut |pid| {
+    let restored = restore::restore(&request, store.as_ref(), &mut |pid, manifest| {
         let failed = |what: String| move |why: String| RestoreError::Outside { what, why };
         if let Some(path) = &args.pid_file {
             std::fs::write(path, format!("{pid}\n")).map_err(|why| failed(format!("write {}", path.display()))(why.to_string()))?;
         }
         if !args.detach {
-            following = Some(Following::begin(pid).map_err(|why| failed("follow it".to_owned())(why.to_string()))?);
+            following = Some(Following::begin(pid, Terminals::of(manifest))?);
         }
         Ok(())
     })?;

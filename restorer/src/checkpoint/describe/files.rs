@@ -2,11 +2,13 @@
 //!
 //! /proc/PID/fd and fdinfo tell kind and position; pidfd_getfd lends the description itself for what only a call on it tells
 //! (a pipe's contents, a socket's address). Nothing here changes a description: contents are copied with tee and peek. Each sort of
-//! file has a module of its own: [`regular`] files and directories, [`pipe`]s, [`device`]s and terminals; sockets are beside it.
+//! file has a module of its own: [`regular`] files and directories, [`pipe`]s, [`device`]s, [`terminal`]s and [`timer`]s; sockets are beside it.
 
 mod device;
 mod pipe;
 mod regular;
+mod terminal;
+mod timer;
 
 pub use regular::identity;
 
@@ -114,13 +116,14 @@ fn description(context: &Context<'_>, entry: &Open, info: &FdInfo<'_>) -> Result
     let kind = match entry.link.as_str() {
         "anon_inode:[eventfd]" => Kind::Eventfd(info.eventfd().ok_or_else(malformed)?),
         "anon_inode:[eventpoll]" => Kind::Epoll(Epoll { interests: info.interests().ok_or_else(malformed)? }),
-        "anon_inode:[timerfd]" => Kind::Timerfd(info.timerfd().ok_or_else(malformed)?),
+        "anon_inode:[timerfd]" => Kind::Timerfd(timer::timer(context, entry.fd)?),
         "anon_inode:[signalfd]" => Kind::Signalfd(info.signalfd().ok_or_else(malformed)?),
         "anon_inode:[io_uring]" => return Err(refuse("start it without io_uring")),
         link if link.starts_with("anon_inode:") => return Err(refuse("let it close this descriptor first")),
         link if link.starts_with("pipe:") => pipe::end(context, entry)?,
         link if link.starts_with("socket:") => Kind::Socket(socket(context, entry.fd, link)?),
         link if link.starts_with("/memfd:") => return Err(refuse("start it without shared memory")),
+        link if terminal::is_gone_by_name(link) => path_kind(context, entry.fd, link)?,
         link if link.ends_with(" (deleted)") => return Err(refuse("the file was deleted: let it close or reopen it")),
         link => path_kind(context, entry.fd, link)?,
     };

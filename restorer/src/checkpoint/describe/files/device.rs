@@ -1,9 +1,9 @@
-//! Character devices: those without state, and the terminal of the standard streams.
+//! Character devices: those without state, and terminals.
 
-use super::Context;
+use super::{Context, terminal};
 use crate::checkpoint::CheckpointError;
+use images::manifest::CharacterDevice;
 use images::manifest::description::Kind;
-use images::manifest::{CharacterDevice, Terminal};
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 
@@ -17,11 +17,8 @@ pub(super) fn character(context: &Context<'_>, fd: u32, link: &str, meta: &Metad
         let (major, minor) = (nix::sys::stat::major(meta.rdev()) as u32, nix::sys::stat::minor(meta.rdev()) as u32);
         return Ok(Kind::Device(CharacterDevice { path: link.to_owned(), major, minor }));
     }
-    if link.starts_with("/dev/pts/") || link.starts_with("/dev/tty") || link == "/dev/console" {
-        return match context.open.iter().find(|other| other.fd <= 2 && other.link == link) {
-            Some(stdio) => Ok(Kind::Terminal(Terminal { fd: stdio.fd })),
-            None => refuse("a terminal is reattached only as standard input, output or error: close this one"),
-        };
+    if let Some(terminal) = terminal::terminal(context, fd, link)? {
+        return Ok(terminal);
     }
     refuse("devices and named pipes cannot be captured: let it close this one")
 }
