@@ -121,7 +121,12 @@ fn region(proc: Proc, map: &Mapping, files: &mut MappedFiles) -> Result<Region, 
     let file = matches!(backing, Backing::FilePrivate | Backing::FileShared);
     let has_object = backing == Backing::SharedAnonymous || (backing == Backing::Hugetlb && map.shared);
     let name = name_of(&map.path);
-    let of_its_kind = [(backing == Backing::FileShared && map.has("mw"), RegionFlag::MayWrite), (name == Some(""), RegionFlag::EmptyName)];
+    let of_its_kind = [
+        (backing == Backing::FileShared && map.has("mw"), RegionFlag::MayWrite),
+        (name == Some(""), RegionFlag::EmptyName),
+        // It keeps such mappings, a linker's read-only relocations, apart from their neighbours.
+        (backing == Backing::FilePrivate && map.has("ac") && !map.has("wr"), RegionFlag::Accounted),
+    ];
     let of_its_kind: u32 = of_its_kind.iter().filter(|(set, _)| *set).map(|(_, flag)| *flag as u32).sum();
     // What droppable memory has by being that.
     let implied = match backing {
