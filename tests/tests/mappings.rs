@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::machines::HugePages;
-use defrost_tests::{Victim, checkpoint, criu, defrost_fails, eventually, need_root, proves, restore, restore_with, victims};
+use defrost_tests::{Victim, checkpoint, criu, defrost_fails, defrost_ok, eventually, need_root, proves, restore, restore_with, victims};
 use kernel::known::vm_flags::VmFlags;
 use std::collections::BTreeSet;
 use std::fs;
@@ -107,6 +107,40 @@ fn guards_of_thread_stacks_stay() -> Result<()> {
         victim.check("").with_context(|| format!("{how:?}"))?;
         victim.end()?;
     }
+    Ok(())
+}
+
+/// Each mapping of a process with its flags: but those that tell of who brings memory back, and what the kernel counts of anonymous
+/// memory.
+fn mappings_of(pid: u32) -> Result<Vec<String>> {
+    let mut mappings: Vec<String> = Vec::new();
+    for line in fs::read_to_string(format!("/proc/{pid}/smaps"))?.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            let last = mappings.last_mut().context("flags without a mapping")?;
+            let passed_over: &[&str] = if last.contains('/') { &["um", "gu"] } else { &["um", "gu", "ac"] };
+            last.extend(flags.split_whitespace().filter(|flag| !passed_over.contains(flag)).map(|flag| format!(" {flag}")));
+        } else if line.split(' ').next().is_some_and(|first| first.contains('-') && !first.contains(':')) {
+            mappings.push(line.to_owned());
+        }
+    }
+    Ok(mappings)
+}
+
+#[test]
+fn the_list_of_mappings_is_the_same() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let store = folder.path().to_string_lossy().into_owned();
+    let mut victim = Victim::python("import numpy, time\nkept = numpy.ones(10**6)\nprint('ready', flush=True)\ntime.sleep(1000)\n")?;
+    victim.wait_for("ready", 1)?;
+    let before = mappings_of(victim.pid())?;
+    checkpoint(&mut victim, "x", &store)?;
+    restore(&victim, "x", &store)?;
+    defrost_ok(&["wait", &victim.pid().to_string()])?;
+    let after = mappings_of(victim.pid())?;
+    let lost: Vec<_> = before.iter().filter(|mapping| !after.contains(mapping)).collect();
+    let new: Vec<_> = after.iter().filter(|mapping| !before.contains(mapping)).collect();
+    ensure!(before.len() > 50 && lost.is_empty() && new.is_empty(), "of {} mappings lost: {lost:#?}; new: {new:#?}", before.len());
     Ok(())
 }
 
