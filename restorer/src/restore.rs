@@ -13,6 +13,7 @@ mod descriptors;
 mod eager;
 mod error;
 mod files;
+mod host_memory;
 mod memory;
 pub mod namespace;
 mod numbers;
@@ -101,6 +102,7 @@ pub fn restore(
     let manifest = &image.manifest;
     plan::whole(manifest)?;
     plan::check_files(manifest)?;
+    host_memory::obstacles(manifest, true).into_iter().next().map_or(Ok(()), Err)?;
     clocks::check(manifest.clocks.as_ref())?;
     let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {
         return Err(RestoreError::Image("has no process".to_owned()));

@@ -42,13 +42,12 @@ pub fn huge_flags(region: &Region) -> i32 {
     if region.huge_page_bits == 0 { 0 } else { libc::MAP_HUGETLB | (region.huge_page_bits as i32) << libc::MAP_HUGE_SHIFT }
 }
 
-/// What it means where huge pages cannot be had.
-pub fn no_huge_pages(region: &Region) -> RestoreError {
-    let (kib, pages) = (1_u64 << region.huge_page_bits >> 10, (region.end - region.start) >> region.huge_page_bits);
+/// What it means where huge pages cannot be had: so many of this size, of which the first lie at `start`.
+pub fn no_huge_pages(bits: u32, pages: u64, start: u64) -> RestoreError {
+    let kib = 1_u64 << bits >> 10;
     RestoreError::Host(format!(
-        "the process has {pages} huge pages of {kib} KiB at {:x}, and the pool has not that many left: raise \
-         /sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages first",
-        region.start
+        "the process has {pages} huge pages of {kib} KiB, the first at {start:x}, and the pool has not that many left: raise \
+         /sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages first"
     ))
 }
 
@@ -102,7 +101,7 @@ fn map_region(builder: &mut Builder<'_>, region: &Region, backing: i32, fd: i32)
     let args = [region.start, bytes, u64::from(prot), flags as u64, fd as i64 as u64, region.file_offset];
     match region.huge_page_bits {
         0 => builder.later(&format!("map {:x}-{:x}", region.start, region.end), libc::SYS_mmap, args)?,
-        _ => builder.later_or(no_huge_pages(region), libc::SYS_mmap, args)?,
+        bits => builder.later_or(no_huge_pages(bits, bytes >> bits, region.start), libc::SYS_mmap, args)?,
     }
     if accounted != 0 {
         let args = [region.start, bytes, u64::from(region.prot), 0, 0, 0];

@@ -54,7 +54,8 @@ fn map_huge(builder: &mut Builder<'_>, bytes: u64, parts: &[&Region]) -> Step<()
         return Err(RestoreError::Image(format!("has shared huge pages in several pieces at {:x}", first.start)));
     }
     let args = [first.start, bytes, u64::from(WRITABLE), flags(parts), u64::MAX, 0];
-    builder.later_or(no_huge_pages(first), libc::SYS_mmap, args)?;
+    let bits = first.huge_page_bits;
+    builder.later_or(no_huge_pages(bits, bytes >> bits, first.start), libc::SYS_mmap, args)?;
     parts.iter().try_for_each(|region| advise(builder, region))
 }
 
