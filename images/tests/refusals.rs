@@ -183,19 +183,31 @@ fn terminals_and_clocks_are_checked() {
 
 #[test]
 fn file_values_are_checked() {
-    let changes: [(&str, Change); 17] = [
+    let changes: [(&str, Change); 29] = [
         ("descriptor 1", |m| m.descriptors[1].file = 14),
         ("descriptor 0", |m| m.descriptors[1].fd = 0),
         ("descriptor 4294967295", |m| m.descriptors[13].fd = u32::MAX),
         ("file 0", |m| m.files[0].kind = None),
         ("file 0", |m| *kind(m, 0) = Kind::Terminal(Terminal { fd: 3, ..Terminal::default() })),
-        ("file 1", |m| *kind(m, 1) = Kind::OutsidePipe(OutsidePipe { fd: 3, write: false })),
+        ("file 1", |m| *kind(m, 1) = Kind::OutsidePipe(OutsidePipe { fd: 3, write: false, ..OutsidePipe::default() })),
         ("file 2", |m| *kind(m, 2) = Kind::Regular(RegularFile { identity: None })),
         ("file 3", |m| *kind(m, 3) = Kind::Directory(Directory { path: "relative".to_owned() })),
         ("file 5", |m| pipe(m, 5).capacity_bytes = 3),
         ("file 6", |m| pipe(m, 6).contents.push(0)),
-        ("pipe 78 has one end", |m| *kind(m, 0) = Kind::Pipe(PipeEnd { pipe: 78, ..PipeEnd::default() })),
-        ("file 8", |m| *kind(m, 8) = Kind::Epoll(Epoll { interests: vec![Interest { fd: u32::MAX, events: 0, data: 0 }] })),
+        ("file 5", |m| pipe(m, 5).packets = vec![vec![0; 70_000]]),
+        ("file 8", |m| *kind(m, 8) = watching(Interest { fd: u32::MAX, ..Interest::default() })),
+        ("file 8", |m| *kind(m, 8) = watching(Interest { file: Some(20), ..Interest::default() })),
+        ("file 2", |m| m.files[2].locks = vec![FileLock { kind: 5, end: 1, ..FileLock::default() }]),
+        ("file 2", |m| m.files[2].locks = vec![FileLock { kind: 1, start: 2, end: 1, write: true }]),
+        ("file 7", |m| *kind(m, 7) = Kind::Eventfd(EventFd { count: u64::MAX, semaphore: false })),
+        ("file 9", |m| *kind(m, 9) = Kind::Timerfd(TimerFd { clock: 2, ..TimerFd::default() })),
+        ("file 14", |m| add(m, Kind::NamedPipe(NamedPipe { path: "fifo".to_owned(), ..NamedPipe::default() }))),
+        ("file 14", |m| add(m, Kind::KernelFile(KernelFile { path: String::new() }))),
+        ("file 14", |m| add(m, Kind::PathOnly(PathOnly { path: "a".to_owned(), mode: 0 }))),
+        ("file 14", |m| add(m, watches(&[(2, "/a"), (2, "/b")]))),
+        ("file 14", |m| add(m, watches(&[(2, "a")]))),
+        ("file 14", |m| add(m, Kind::Pidfd(PidFd { pid: 0 }))),
+        ("file 14", |m| add(m, Kind::Namespace(NamespaceFd { name: "../net".to_owned() }))),
         ("file 11", |m| socket(m, 11).family = 16),
         ("file 11", |m| socket(m, 11).address = b"localhost:1".to_vec()),
         ("file 12", |m| socket(m, 12).address = vec![1; 110]),
@@ -203,11 +215,45 @@ fn file_values_are_checked() {
         ("file 13", |m| m.files[13].owner = Some(Owner { kind: 0, id: 0, signal: 65 })),
     ];
     // A pair with one end is named whichever of the two is found first.
-    let (last, first) = (changes[15], [&changes[..15], &changes[16..]].concat());
+    let (last, first) = (changes[27], [&changes[..27], &changes[28..]].concat());
     refuse_all(&first);
     let mut manifest = sample::process();
     last.1(&mut manifest);
     assert!(matches!(parse(&manifest), Err(ImageError::Manifest(why)) if why.contains("has not two ends")));
+}
+
+fn add(manifest: &mut Manifest, kind: Kind) {
+    manifest.files.push(Description { kind: Some(kind), ..Description::default() });
+}
+
+#[test]
+fn every_kind_of_descriptor_may_be_there() {
+    let mut manifest = sample::process();
+    let owner = Some(FileOwner { uid: 33, gid: 33, mode: 0o620 });
+    let packets = vec![b"one".to_vec(), b"two".to_vec()];
+    let pipe = PipeEnd { pipe: 5, packets: packets.clone(), capacity_bytes: 4096, owner, ..PipeEnd::default() };
+    let named = NamedPipe { path: "/fifo".to_owned(), owner, capacity_bytes: 4096, packets, ..NamedPipe::default() };
+    add(&mut manifest, Kind::Pipe(pipe));
+    add(&mut manifest, Kind::NamedPipe(named));
+    add(&mut manifest, Kind::KernelFile(KernelFile { path: "/proc/4711/stat".to_owned() }));
+    add(&mut manifest, Kind::PathOnly(PathOnly { path: "/".to_owned(), mode: 0o040_000 }));
+    add(&mut manifest, watches(&[(1, "/a"), (3, "/b")]));
+    add(&mut manifest, Kind::Pidfd(PidFd { pid: 4711 }));
+    add(&mut manifest, Kind::Namespace(NamespaceFd { name: "pid_for_children".to_owned() }));
+    add(&mut manifest, watching(Interest { fd: 7, file: Some(20), ..Interest::default() }));
+    manifest.files[2].locks = (1..=4).map(|kind| FileLock { kind, write: true, start: 0, end: i64::MAX as u64 }).collect();
+    manifest.files[2].write_hint = 5;
+    let read = parse(&manifest).expect("is whole").manifest;
+    assert_eq!(read, manifest);
+}
+
+fn watching(interest: Interest) -> Kind {
+    Kind::Epoll(Epoll { interests: vec![interest], ..Epoll::default() })
+}
+
+fn watches(watches: &[(u32, &str)]) -> Kind {
+    let watch = |(wd, path): &(u32, &str)| Watch { wd: *wd, mask: 2, path: (*path).to_owned() };
+    Kind::Inotify(Inotify { watches: watches.iter().map(watch).collect() })
 }
 
 fn refuse_all(changes: &[(&str, Change)]) {

@@ -7,6 +7,7 @@
 //! lends out a pack or an image, [`huge`] makes small pages huge, [`terminal`] and [`timer`] carry what those are set to, [`shared_words`] keep what must outlive us and [`lazy_memory`] is filled by others.
 
 pub mod call_list;
+pub mod descriptions;
 pub mod handoff;
 pub mod hangup;
 pub mod huge;

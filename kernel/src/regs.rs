@@ -53,6 +53,11 @@ impl Registers {
                     regs.rax = libc::SYS_restart_syscall as u64;
                     regs.rip -= SYSCALL_BYTES;
                 }
+                // poll(2) without a timeout has nothing in the block that its arguments do not say.
+                ERESTART_RESTARTBLOCK if regs.orig_rax == libc::SYS_poll as u64 && (regs.rdx as i32) < 0 => {
+                    regs.rax = regs.orig_rax;
+                    regs.rip -= SYSCALL_BYTES;
+                }
                 ERESTART_RESTARTBLOCK => regs.rax = (-i64::from(libc::EINTR)) as u64,
                 _ => {}
             }
@@ -138,6 +143,11 @@ mod tests {
         let sleep = regs(35, -516);
         assert_eq!(sleep.settled(RestartBlock::Interrupt).0.rax as i64, -4);
         assert_eq!((sleep.settled(RestartBlock::Resume).0.rax, sleep.settled(RestartBlock::Resume).0.rip), (219, 98));
+        let mut poll = regs(7, -516);
+        poll.0.rdx = u64::from(u32::MAX); // a timeout of -1
+        assert_eq!((poll.settled(RestartBlock::Interrupt).0.rax, poll.settled(RestartBlock::Interrupt).0.rip), (7, 98));
+        poll.0.rdx = 1000;
+        assert_eq!(poll.settled(RestartBlock::Interrupt).0.rax as i64, -4);
         let user_code = regs(-1, -512).settled(RestartBlock::Interrupt).0;
         assert_eq!((user_code.rax as i64, user_code.rip), (-512, 100));
     }

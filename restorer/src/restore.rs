@@ -14,9 +14,12 @@ mod eager;
 mod error;
 mod files;
 mod host_memory;
+mod interests;
+mod locks;
 mod memory;
 pub mod namespace;
 mod numbers;
+mod own_files;
 mod plan;
 mod shared_memory;
 mod sockets;
@@ -104,6 +107,8 @@ pub fn restore(
     plan::check_files(manifest)?;
     host_memory::obstacles(manifest, true).into_iter().next().map_or(Ok(()), Err)?;
     clocks::check(manifest.clocks.as_ref())?;
+    let mut obstacles = files::here::obstacles(manifest).into_iter().chain(locks::obstacles(manifest, false));
+    obstacles.next().map_or(Ok(()), Err)?;
     let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {
         return Err(RestoreError::Image("has no process".to_owned()));
     };
@@ -247,11 +252,13 @@ fn build(
     let place = b.put_text(&process.cwd)?;
     b.later("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
     b.later("umask", libc::SYS_umask, [u64::from(process.umask), 0, 0, 0, 0, 0])?;
-    limits(&mut b, stopped.tid(), process)?;
     let mut others = Vec::new();
     for thread in &manifest.threads[1..] {
         others.push(threads::start(&mut b, thread.tid)?);
     }
+    descriptors::of_threads(&mut b, manifest)?;
+    locks::take(&mut b, manifest)?;
+    limits(&mut b, stopped.tid(), process)?;
     threads::process_wide(&mut b, process)?; // timers may name threads
     threads::queue_signals(&mut b, process.pid, None, &process.shared_pending)?;
     b.flush()?;

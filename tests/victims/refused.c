@@ -4,13 +4,17 @@
 #include "victim.h"
 #include <arpa/inet.h>
 #include <linux/aio_abi.h>
+#include <linux/bpf.h>
 #include <linux/filter.h>
 #include <linux/io_uring.h>
 #include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <netinet/in.h>
 #include <poll.h>
-#include <sys/file.h>
+#include <sched.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/fanotify.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/ipc.h>
@@ -61,7 +65,7 @@ static void io_uring_before(void) {
     MUST((fds[0] = (int)syscall(SYS_io_uring_setup, 4, &params)) >= 0);
 }
 static void inotify_before(void) { MUST((fds[0] = inotify_init1(IN_NONBLOCK)) >= 0 && inotify_add_watch(fds[0], ".", IN_CREATE) >= 0); }
-static void pidfd_before(void) { MUST((fds[0] = (int)syscall(SYS_pidfd_open, getpid(), 0)) >= 0); }
+static void pidfd_before(void) { MUST((fds[0] = (int)syscall(SYS_pidfd_open, getppid(), 0)) >= 0); }
 static void pidfd_after(void) { MUST(syscall(SYS_pidfd_send_signal, fds[0], 0, NULL, 0) == 0); }
 static void memfd_before(void) { MUST((fds[0] = memfd_create("victim", 0)) >= 0 && write(fds[0], "through", 7) == 7); }
 static void memfd_after(void) {
@@ -98,14 +102,66 @@ static void deleted_after(void) {
     char byte;
     MUST(pread(fds[0], &byte, 1, 0) == 1 && byte == 'x');
 }
-static void fifo_before(void) { MUST(mkfifo("fifo", 0600) == 0 && (fds[0] = open("fifo", O_RDWR)) >= 0); }
-static void fifo_after(void) { passes(fds[0], fds[0]); }
-static void device_before(void) { MUST((fds[0] = open("/dev/kmsg", O_RDONLY | O_NONBLOCK)) >= 0); }
-static void lock_before(void) { MUST((fds[0] = open("locked", O_RDWR | O_CREAT, 0600)) >= 0 && flock(fds[0], LOCK_EX) == 0); }
-static void lock_after(void) {
-    int other = open("locked", O_RDWR);
-    CHECK(flock(other, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK, "the lock is lost");
+static void fifo_before(void) {
+    MUST(mkfifo("fifo", 0600) == 0 && (fds[1] = open("fifo", O_RDONLY | O_NONBLOCK)) >= 0 && (fds[0] = open("fifo", O_WRONLY)) >= 0 && fcntl(fds[1], F_SETFL, 0) == 0);
+    held_by_an_orphan(fds[1], 0);
 }
+static void fifo_after(void) { MUST(write(fds[0], "through", 7) == 7); }
+static void shared_pipe_before(void) {
+    MUST(pipe(fds) == 0);
+    held_by_an_orphan(dup(fds[0]), 0);
+}
+static void shared_pipe_after(void) { MUST(write(fds[1], "through", 7) == 7); }
+
+static void fanotify_before(void) {
+    MUST((fds[0] = fanotify_init(FAN_CLASS_CONTENT, O_RDONLY)) >= 0 && mkdir("decided", 0700) == 0);
+    MUST(fanotify_mark(fds[0], FAN_MARK_ADD, FAN_OPEN_PERM, AT_FDCWD, "decided") == 0);
+}
+static void mounting_before(void) { MUST((fds[0] = (int)syscall(SYS_fsopen, "tmpfs", 0)) >= 0); }
+static void bpf_before(void) {
+    union bpf_attr map = {.map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = 4, .max_entries = 1};
+    MUST((fds[0] = (int)syscall(SYS_bpf, BPF_MAP_CREATE, &map, sizeof map)) >= 0);
+}
+static void queue_before(void) {
+    char name[32];
+    snprintf(name, sizeof name, "victim-%d", getpid());
+    MUST((fds[0] = (int)syscall(SYS_mq_open, name, O_RDWR | O_CREAT, 0600, NULL)) >= 0 && syscall(SYS_mq_unlink, name) == 0);
+}
+static void watched_before(void) {
+    MUST((fds[0] = epoll_create1(0)) >= 0 && (fds[1] = eventfd(0, 0)) >= 0);
+    struct epoll_event event = {.events = EPOLLIN};
+    MUST(epoll_ctl(fds[0], EPOLL_CTL_ADD, fds[1], &event) == 0);
+    held_by_an_orphan(fds[1], 0);
+}
+static void other_proc_before(void) { MUST((fds[0] = open("/proc/1/stat", O_RDONLY)) >= 0); }
+static void other_proc_after(void) {
+    char byte;
+    MUST(pread(fds[0], &byte, 1, 0) == 1 && byte == '1');
+}
+static void other_namespace_before(void) {
+    char path[64];
+    int ready_now[2];
+    MUST(pipe(ready_now) == 0 && (child = fork()) >= 0);
+    if (!child) {
+        MUST(unshare(CLONE_NEWUTS) == 0 && write(ready_now[1], "x", 1) == 1);
+        for (;;) pause();
+    }
+    MUST(read(ready_now[0], path, 1) == 1 && close(ready_now[0]) == 0 && close(ready_now[1]) == 0);
+    snprintf(path, sizeof path, "/proc/%d/ns/uts", child);
+    MUST((fds[0] = open(path, O_RDONLY)) >= 0 && kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+}
+static void owner_before(void) { MUST(pipe(fds) == 0 && fcntl(fds[0], F_SETOWN, getppid()) == 0); }
+static void owner_after(void) { CHECK(fcntl(fds[0], F_GETOWN) == getppid(), "the owner differs"); }
+static void notify_before(void) { MUST((fds[0] = open(".", O_RDONLY)) >= 0 && fcntl(fds[0], F_NOTIFY, DN_CREATE | DN_MULTISHOT) == 0 && signal(SIGIO, SIG_IGN) != SIG_ERR); }
+static void mixed_before(void) {
+    MUST(pipe2(fds, O_DIRECT) == 0 && write(fds[1], "packet", 6) == 6);
+    MUST(fcntl(fds[1], F_SETFL, 0) == 0 && write(fds[1], "stream", 6) == 6);
+}
+static void mixed_after(void) {
+    char got[16];
+    MUST(read(fds[0], got, 2) == 2 && read(fds[0], got, 2) == 2 && memcmp(got, "st", 2) == 0);
+}
+static void device_before(void) { MUST((fds[0] = open("/dev/kmsg", O_RDONLY | O_NONBLOCK)) >= 0); }
 
 static void child_before(void) {
     MUST((child = fork()) >= 0);
@@ -165,6 +221,12 @@ static void uffd_after(void) {
     MUST(ioctl(fds[0], UFFDIO_ZEROPAGE, &zero) == 0 && memory[0] == 0);
 }
 
+// One that watches nothing.
+static void idle_uffd_before(void) {
+    struct uffdio_api api = {.api = UFFD_API};
+    MUST((fds[0] = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)) >= 0 && ioctl(fds[0], UFFDIO_API, &api) == 0);
+}
+
 static void nothing(void) {}
 
 static const struct { const char *name; void (*before)(void), (*after)(void); } kinds[] = {
@@ -172,10 +234,15 @@ static const struct { const char *name; void (*before)(void), (*after)(void); } 
     {"pidfd", pidfd_before, pidfd_after}, {"memfd", memfd_before, memfd_after}, {"tcp", tcp_before, tcp_after},
     {"raw", raw_before, nothing}, {"netlink", netlink_before, nothing}, {"unix", unix_before, unix_after},
     {"pipe", pipe_before, pipe_after}, {"deleted", deleted_before, deleted_after}, {"fifo", fifo_before, fifo_after},
-    {"device", device_before, nothing}, {"lock", lock_before, lock_after}, {"child", child_before, child_after},
+    {"device", device_before, nothing}, {"child", child_before, child_after},
     {"seccomp", seccomp_before, seccomp_after}, {"huge", huge_before, nothing}, {"huge-file", huge_file_before, nothing},
     {"secret", secret_before, secret_after}, {"sysv", sysv_before, sysv_after},
     {"aio", aio_before, aio_after}, {"uffd", uffd_before, uffd_after}, {"nothing", nothing, nothing},
+    {"shared_pipe", shared_pipe_before, shared_pipe_after}, {"fanotify", fanotify_before, nothing}, {"mounting", mounting_before, nothing},
+    {"bpf", bpf_before, nothing}, {"queue", queue_before, nothing}, {"watched", watched_before, nothing},
+    {"other_proc", other_proc_before, other_proc_after}, {"other_namespace", other_namespace_before, nothing},
+    {"owner", owner_before, owner_after}, {"notify", notify_before, nothing}, {"mixed", mixed_before, mixed_after},
+    {"idle_uffd", idle_uffd_before, nothing},
 };
 
 int main(int argc, char **argv) {

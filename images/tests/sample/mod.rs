@@ -273,20 +273,23 @@ fn files() -> Vec<Description> {
     };
     let kinds = [
         Kind::Terminal(Terminal::default()),
-        Kind::OutsidePipe(OutsidePipe { fd: 1, write: true }),
+        Kind::OutsidePipe(OutsidePipe { fd: 1, write: true, ..OutsidePipe::default() }),
         Kind::Regular(RegularFile { identity: Some(identity("/var/lib/sample/log")) }),
         Kind::Directory(Directory { path: "/".to_owned() }),
         Kind::Device(CharacterDevice { path: "/dev/null".to_owned(), major: 1, minor: 3 }),
-        Kind::Pipe(PipeEnd { pipe: 77, write: false, contents: b"in the pipe".to_vec(), capacity_bytes: 65536 }),
-        Kind::Pipe(PipeEnd { pipe: 77, write: true, contents: Vec::new(), capacity_bytes: 65536 }),
+        Kind::Pipe(PipeEnd { pipe: 77, write: false, contents: b"in the pipe".to_vec(), capacity_bytes: 65536, ..PipeEnd::default() }),
+        Kind::Pipe(PipeEnd { pipe: 77, write: true, contents: Vec::new(), capacity_bytes: 65536, ..PipeEnd::default() }),
         Kind::Eventfd(EventFd { count: 5, semaphore: true }),
-        Kind::Epoll(Epoll { interests: vec![Interest { fd: 49, events: 0x8000_0001, data: 8 }] }),
-        Kind::Timerfd(TimerFd { clock: 1, ticks: 2, interval_ns: 3, value_ns: 4, settime_flags: 1, expires_unix_ns: 0 }),
+        Kind::Epoll(Epoll {
+            interests: vec![Interest { fd: 49, events: 0x8000_0001, data: 8, ..Interest::default() }],
+            ..Epoll::default()
+        }),
+        Kind::Timerfd(TimerFd { clock: 1, ticks: 2, interval_ns: 3, value_ns: 4, settime_flags: 1, ..TimerFd::default() }),
         Kind::Signalfd(SignalFd { mask: 0x200 }),
         Kind::Socket(socket(10, b"[::1]:6379", 0)),
         Kind::Socket(socket(1, b"\0abstract", 8)),
         Kind::Socket(socket(1, b"", 8)),
     ];
     let owner = Some(Owner { kind: 1, id: 4711, signal: 29 });
-    kinds.into_iter().map(|kind| Description { flags: 0o4002, offset: 9, owner, kind: Some(kind) }).collect()
+    kinds.into_iter().map(|kind| Description { flags: 0o4002, offset: 9, owner, kind: Some(kind), ..Description::default() }).collect()
 }

@@ -2,33 +2,65 @@
 
 use super::builder::{Builder, Step};
 use super::error::outside;
-use super::files::Made;
-use images::manifest::{Manifest, Region, description};
+use super::files::{Made, SETTABLE, lowest};
+use super::{interests, own_files};
+use images::manifest::description::Kind;
+use images::manifest::{Description, Descriptor, Manifest, Region};
+use kernel::descriptions::{F_SETOWN_EX, F_SETSIG};
 use kernel::uffd::Uffd;
+use nix::fcntl::OFlag;
 use pages::PageRange;
-use std::collections::HashSet;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-/// Descriptors get their numbers.
+/// Descriptors get their numbers, epolls what they watch.
 pub fn number(b: &mut Builder<'_>, manifest: &Manifest, made: &Made) -> Step<()> {
+    let sources = own_files::open(b, manifest, made)?;
+    interests::early(b, manifest, &sources)?;
+    // Something else keeps the numbers of those that come later.
+    let keeper = made.mailbox.ends()[0].as_raw_fd() as u64;
     for descriptor in &manifest.descriptors {
-        let Some(source) = made.files.get(descriptor.file as usize) else { continue };
-        let flags = if descriptor.close_on_exec { libc::O_CLOEXEC as u64 } else { 0 };
-        b.later(&format!("fd {}", descriptor.fd), libc::SYS_dup3, [source.as_raw_fd() as u64, u64::from(descriptor.fd), flags, 0, 0, 0])?;
+        let Some(source) = sources.get(descriptor.file as usize) else { continue };
+        let args = [source.unwrap_or(keeper), descriptor.fd.into(), flags(descriptor), 0, 0, 0];
+        b.later(&format!("fd {}", descriptor.fd), libc::SYS_dup3, args)?;
     }
-    let mut filled = HashSet::new();
-    for descriptor in &manifest.descriptors {
-        let file = manifest.files.get(descriptor.file as usize);
-        let Some(description::Kind::Epoll(epoll)) = file.and_then(|file| file.kind.as_ref()) else { continue };
-        if !filled.insert(descriptor.file) {
-            continue; // another number of the same epoll
+    interests::late(b, manifest, &sources)
+}
+
+fn flags(descriptor: &Descriptor) -> u64 {
+    if descriptor.close_on_exec { libc::O_CLOEXEC as u64 } else { 0 }
+}
+
+/// What needs the threads: their own files, and who gets the signals of descriptions.
+pub fn of_threads(b: &mut Builder<'_>, manifest: &Manifest) -> Step<()> {
+    for (at, file) in (0..).zip(&manifest.files).filter(|(_, file)| own_files::needs_threads(manifest, file)) {
+        let opened = own_files::open_one(b, file)?;
+        for descriptor in manifest.descriptors.iter().filter(|descriptor| descriptor.file == at) {
+            b.later("a thread's file", libc::SYS_dup3, [opened, descriptor.fd.into(), flags(descriptor), 0, 0, 0])?;
         }
-        for interest in &epoll.interests {
-            // struct epoll_event is packed: 32 bits of events, 64 of data.
-            let at = b.put(&[&interest.events.to_ne_bytes()[..], &interest.data.to_ne_bytes()].concat())?;
-            let args = [u64::from(descriptor.fd), libc::EPOLL_CTL_ADD as u64, u64::from(interest.fd), at, 0, 0];
-            b.later(&format!("epoll {} watching fd {}", descriptor.fd, interest.fd), libc::SYS_epoll_ctl, args)?;
+        interests::of_late(b, manifest, at, opened)?;
+        b.later("a thread's file", libc::SYS_close, [opened, 0, 0, 0, 0, 0])?;
+    }
+    for (file, fd) in manifest.files.iter().zip(lowest(manifest)) {
+        signals(b, file, fd.into())?;
+    }
+    Ok(())
+}
+
+/// Who gets a description's signals, and which; they name the descriptor that they were asked for with.
+fn signals(b: &mut Builder<'_>, file: &Description, fd: u64) -> Step<()> {
+    let what = "who gets a descriptor's signals";
+    if let Some(owner) = &file.owner {
+        let at = b.put(&[owner.kind.to_ne_bytes(), owner.id.to_ne_bytes()].concat())?;
+        if owner.id != 0 {
+            b.later(what, libc::SYS_fcntl, [fd, F_SETOWN_EX, at, 0, 0, 0])?;
         }
+        b.later(what, libc::SYS_fcntl, [fd, F_SETSIG, owner.signal.into(), 0, 0, 0])?;
+    }
+    let outside = matches!(file.kind, Some(Kind::Terminal(_) | Kind::OutsidePipe(_)));
+    let status = OFlag::from_bits_truncate(file.flags as i32);
+    if status.contains(OFlag::O_ASYNC) && !status.contains(OFlag::O_PATH) && !outside {
+        let flags = (status & (SETTABLE | OFlag::O_ASYNC)).bits() as u64;
+        b.later(what, libc::SYS_fcntl, [fd, libc::F_SETFL as u64, flags, 0, 0, 0])?;
     }
     Ok(())
 }
@@ -39,7 +71,8 @@ pub fn watch(b: &mut Builder<'_>, manifest: &Manifest, made: &Made, pidfd: &Owne
     let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
     let fd = b.call("userfaultfd", libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0])?;
     let ends = made.mailbox.ends().map(|end| end.as_raw_fd() as u64);
-    let out_of_the_way = nofile(manifest).saturating_sub(1 + ends.len() as u64).clamp(made.base as u64, 65_535);
+    let above = nofile(manifest).saturating_sub(1 + ends.len() as u64).min(65_535);
+    let out_of_the_way = above.max(made.base as u64);
     let mut kept = Vec::new();
     for fd in [fd].into_iter().chain(ends) {
         let high = b.try_call("keep it", libc::SYS_fcntl, [fd, libc::F_DUPFD_CLOEXEC as u64, out_of_the_way, 0, 0, 0])?;

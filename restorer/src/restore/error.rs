@@ -24,6 +24,14 @@ pub enum RestoreError {
         /// What is wrong with it.
         what: String,
     },
+    /// A file that the process had locked.
+    #[error("file {path} is locked by {holder}: end that process or let it unlock the file first")]
+    Locked {
+        /// The file.
+        path: String,
+        /// Who holds the lock.
+        holder: String,
+    },
     /// Kernel or CPU differ in what the process may have cached.
     #[error("this host cannot run the snapshot: {0}")]
     Host(String),

@@ -1,12 +1,15 @@
 //! Open files: made in our own process before the child is (which inherits them), moved to their numbers inside it.
 //!
 //! A description is opened once, at a number above every number the process uses; the child then gets each of its descriptors by
-//! dup3, and everything else it inherited is closed. What epoll watches is filled in last, inside the child, as epoll knows its
-//! targets by the number they have there. Made descriptors close with [`Made`], so a failed restore leaves none.
-//! Each sort of file has a module of its own: [`regular`] files, [`pipe`]s and outside streams, [`anonymous`] inodes, [`timer`]s,
-//! [`terminal`]s.
+//! dup3, and everything else it inherited is closed. What only the process itself can open is left to it
+//! ([`super::own_files`]), and so is what epoll watches ([`super::interests`]), as epoll knows its targets by the numbers they
+//! have there. Made descriptors close with [`Made`], so a failed restore leaves none.
+//! Each sort of file has a module of its own: [`regular`] files, [`pipe`]s and outside streams, [`device`]s and mere
+//! paths, [`anonymous`] inodes, [`timer`]s, [`terminal`]s.
 
 mod anonymous;
+mod device;
+pub mod here;
 mod pipe;
 mod regular;
 mod terminal;
@@ -19,8 +22,7 @@ use super::memory::may_write;
 use super::sockets;
 use images::manifest::description::Kind;
 use images::manifest::{Description, Manifest};
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use pager::mailbox::Mailbox;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -38,11 +40,11 @@ pub enum Stdio {
 /// Everything made for the child, by its number in our process.
 #[derive(Debug)]
 pub struct Made {
-    /// One for each description of the manifest.
-    pub files: Vec<OwnedFd>,
+    /// One for each description of the manifest; none where the child opens it itself.
+    pub files: Vec<Option<OwnedFd>>,
     /// By path: mapped files and the executable.
     pub mapped: HashMap<(String, bool), OwnedFd>,
-    /// First number that is free in the child.
+    /// First of the numbers that are ours in the child: none of the process's, and none that an epoll of its knows.
     pub base: RawFd,
     /// Whether some stream now leads to /dev/null.
     pub nulled: bool,
@@ -53,14 +55,14 @@ pub struct Made {
 /// What has two ends, by its number: the second end is there when its description's turn comes.
 #[derive(Default)]
 struct Pairs {
-    pipes: HashMap<u64, (OwnedFd, OwnedFd)>,
+    pipes: pipe::Pipes,
     sockets: HashMap<u64, (OwnedFd, OwnedFd)>,
 }
 
 /// Open all that `manifest` names.
 pub fn make(manifest: &Manifest, stdio: Stdio) -> Result<Made, RestoreError> {
-    let highest = manifest.descriptors.iter().map(|d| d.fd).max().unwrap_or(0);
-    let base = highest as RawFd + 16;
+    let limit = kernel::descriptions::raise_descriptor_limit().map_err(|errno| descriptor_limit(0, errno))?;
+    let base = room(manifest, u32::try_from(limit).unwrap_or(u32::MAX));
     let new_mailbox = || {
         let mailbox = Mailbox::new()?;
         let [receiving, sending] = mailbox.ends().map(|end| end.try_clone().map_err(|_| nix::errno::Errno::EMFILE));
@@ -69,11 +71,13 @@ pub fn make(manifest: &Manifest, stdio: Stdio) -> Result<Made, RestoreError> {
     let mailbox = new_mailbox().map_err(|errno| descriptor_limit(0, errno))?;
     let mut made = Made { files: Vec::new(), mapped: HashMap::new(), base, nulled: false, mailbox };
     let mut pairs = Pairs::default();
-    for (index, file) in manifest.files.iter().enumerate() {
-        let fd = manifest.descriptors.iter().find(|d| d.file as usize == index).map_or(0, |d| d.fd);
-        let opened = open_one(file, stdio, &mut pairs, &manifest.files, &mut made.nulled)
+    let watched = super::interests::watched(manifest);
+    let fds = lowest(manifest);
+    for (at, (file, &fd)) in (0..).zip(manifest.files.iter().zip(&fds)) {
+        let opened = open_one(file, stdio, &mut pairs, &manifest.files, &mut made.nulled, watched.contains(&at))
             .map_err(|(what, why)| RestoreError::Descriptor { fd, what, why })?;
-        made.files.push(raise(opened, base).map_err(|errno| descriptor_limit(fd, errno))?);
+        let raised = opened.map(|opened| raise(opened, base)).transpose();
+        made.files.push(raised.map_err(|errno| descriptor_limit(fd, errno))?);
     }
     let exe = manifest.process.as_ref().and_then(|process| process.exe_identity.as_ref());
     let mapped = manifest.regions.iter().filter_map(|r| r.file.as_ref().map(|file| (file, may_write(r))));
@@ -85,7 +89,52 @@ pub fn make(manifest: &Manifest, stdio: Stdio) -> Result<Made, RestoreError> {
             place.insert(raise(opened, base).map_err(|errno| descriptor_limit(0, errno))?);
         }
     }
+    // All that we open ourselves is open by now: they shall not tell of it.
+    for (at, file) in manifest.files.iter().enumerate() {
+        let watches = match &file.kind {
+            Some(Kind::Inotify(inotify)) => anonymous::inotify(inotify),
+            Some(Kind::Fanotify(fanotify)) => anonymous::fanotify(fanotify),
+            _ => continue,
+        };
+        let failure = |(what, why)| RestoreError::Descriptor { fd: fds[at], what, why };
+        let watches = watches.map_err(failure)?;
+        let status = OFlag::from_bits_truncate(file.flags as i32) & SETTABLE;
+        fcntl(&watches, FcntlArg::F_SETFL(status)).map_err(failed("flags")).map_err(failure)?;
+        made.files[at] = Some(raise(watches, base).map_err(|errno| descriptor_limit(fds[at], errno))?);
+    }
     Ok(made)
+}
+
+/// The lowest number of each description; 0 where it has none.
+pub(super) fn lowest(manifest: &Manifest) -> Vec<u32> {
+    let mut lowest = vec![0; manifest.files.len()];
+    for descriptor in manifest.descriptors.iter().rev() {
+        if let Some(fd) = lowest.get_mut(descriptor.file as usize) {
+            *fd = descriptor.fd;
+        }
+    }
+    lowest
+}
+
+/// Where the numbers below `limit` begin that are free for what we make: above all that the process uses, or in a gap
+/// between them.
+fn room(manifest: &Manifest, limit: u32) -> RawFd {
+    const SPARE: u32 = 16;
+    let epolls = manifest.files.iter().filter_map(|file| match &file.kind {
+        Some(Kind::Epoll(epoll)) => Some(epoll),
+        _ => None,
+    });
+    let watched = epolls.flat_map(|epoll| epoll.interests.iter().map(|interest| interest.fd));
+    let mut used: Vec<u32> = manifest.descriptors.iter().map(|d| d.fd).chain(watched).collect();
+    used.sort_unstable();
+    let mapped = manifest.regions.iter().filter(|region| region.file.is_some()).count();
+    let wanted = (manifest.files.len() + mapped) as u32 + 4 * SPARE;
+    let above = used.last().copied().unwrap_or(0) + SPARE;
+    if above.saturating_add(wanted) <= limit {
+        return above as RawFd;
+    }
+    let gap = used.windows(2).find(|pair| pair[1] - pair[0] > wanted + SPARE);
+    gap.map_or(above, |pair| pair[0] + SPARE) as RawFd
 }
 
 fn descriptor_limit(fd: u32, errno: nix::Error) -> RestoreError {
@@ -100,32 +149,42 @@ fn raise(fd: OwnedFd, base: RawFd) -> nix::Result<OwnedFd> {
 
 type Failure = (String, String);
 
+/// What F_SETFL sets, but for O_ASYNC.
+pub(super) const SETTABLE: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_APPEND).union(OFlag::O_DIRECT).union(OFlag::O_NOATIME);
+
 fn failed<E: std::fmt::Display>(what: &str) -> impl Fn(E) -> Failure {
     let what = what.to_owned();
     move |why| (what.clone(), why.to_string())
 }
 
-fn open_one(file: &Description, stdio: Stdio, pairs: &mut Pairs, all: &[Description], nulled: &mut bool) -> Result<OwnedFd, Failure> {
-    let status = OFlag::from_bits_truncate(file.flags as i32);
+/// The description `file` of `all`, which an epoll may watch; none where the child opens it itself, or it comes last.
+fn open_one(
+    file: &Description,
+    stdio: Stdio,
+    pairs: &mut Pairs,
+    all: &[Description],
+    nulled: &mut bool,
+    is_watched: bool,
+) -> Result<Option<OwnedFd>, Failure> {
+    // Signals come once they have an owner, in the child.
+    let status = OFlag::from_bits_truncate(file.flags as i32) & !OFlag::O_ASYNC;
     let Some(kind) = &file.kind else { return Err(("unknown".to_owned(), "a kind of a later version".to_owned())) };
     let opened: OwnedFd = match kind {
         Kind::Regular(regular) => regular::open_regular(regular.identity.as_ref(), status, file.offset)?,
-        Kind::Directory(directory) => {
-            open(directory.path.as_str(), status | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed(&directory.path))?
-        }
-        Kind::Device(device) => open(device.path.as_str(), status | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed(&device.path))?,
+        Kind::Directory(directory) => regular::open_directory(directory, status, file.offset)?,
+        Kind::Device(wanted) => device::open_device(wanted, status)?,
+        Kind::PathOnly(only) => device::open_path_only(only, status)?,
+        Kind::KernelFile(_) | Kind::Pidfd(_) | Kind::Namespace(_) | Kind::Inotify(_) | Kind::Fanotify(_) => return Ok(None),
         Kind::Terminal(terminal) => terminal::open_terminal(terminal, file.flags, stdio, nulled)?,
-        Kind::OutsidePipe(pipe) => pipe::outside(pipe.fd, stdio, nulled)?,
-        Kind::Pipe(end) => {
-            let (read, write) = match pairs.pipes.entry(end.pipe) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(place) => place.insert(pipe::new_pipe(end.pipe, all).map_err(failed("pipe"))?),
-            };
-            let side = if end.write { &*write } else { &*read };
-            side.try_clone().map_err(failed("pipe"))?
+        Kind::OutsidePipe(end) if end.contents.is_empty() && !end.write && is_watched && stdio == Stdio::Null => {
+            *nulled = true;
+            pipe::ended(&[]).map_err(failed("standard input"))? // /dev/null cannot be watched
         }
+        Kind::OutsidePipe(pipe) => pipe::outside(pipe.fd, &pipe.contents, stdio, nulled)?,
+        Kind::Pipe(end) => pairs.pipes.end(end, status)?,
+        Kind::NamedPipe(end) => pairs.pipes.named(end, status)?,
         Kind::Eventfd(event) => anonymous::eventfd(event)?,
-        Kind::Epoll(_) => anonymous::epoll().map_err(failed("epoll"))?,
+        Kind::Epoll(epoll) => anonymous::epoll(epoll).map_err(failed("epoll"))?,
         Kind::Timerfd(timer) => timer::timerfd(timer).map_err(failed("timerfd"))?,
         Kind::Signalfd(signals) => kernel::sys::signalfd(signals.mask).map_err(failed("signalfd"))?,
         Kind::Socket(socket) if socket.pair != 0 => {
@@ -138,11 +197,15 @@ fn open_one(file: &Description, stdio: Stdio, pairs: &mut Pairs, all: &[Descript
         }
         Kind::Socket(socket) => sockets::make(socket).map_err(failed("socket"))?,
     };
-    if !matches!(kind, Kind::Terminal(_) | Kind::OutsidePipe(_) | Kind::Regular(_) | Kind::Directory(_)) {
-        let settable = OFlag::O_NONBLOCK | OFlag::O_APPEND | OFlag::O_ASYNC;
-        fcntl(&opened, FcntlArg::F_SETFL(status & settable)).map_err(failed("flags"))?;
+    let opened_with = matches!(kind, Kind::Regular(_) | Kind::Directory(_) | Kind::PathOnly(_));
+    if !(opened_with || matches!(kind, Kind::Terminal(_) | Kind::OutsidePipe(_))) {
+        fcntl(&opened, FcntlArg::F_SETFL(status & SETTABLE)).map_err(failed("flags"))?;
     }
-    Ok(opened)
+    if file.write_hint != 0 {
+        // It speeds up a device, or does not.
+        let _ = kernel::descriptions::set_write_hint(&opened, file.write_hint);
+    }
+    Ok(Some(opened))
 }
 
 impl Made {

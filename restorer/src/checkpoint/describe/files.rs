@@ -2,13 +2,21 @@
 //!
 //! /proc/PID/fd and fdinfo tell kind and position; pidfd_getfd lends the description itself for what only a call on it tells
 //! (a pipe's contents, a socket's address). Nothing here changes a description: contents are copied with tee and peek. Each sort of
-//! file has a module of its own: [`regular`] files and directories, [`pipe`]s, [`device`]s, [`terminal`]s and [`timer`]s; sockets are beside it.
+//! file has a module of its own: [`regular`] files and directories, [`pipe`]s, [`device`]s, [`terminal`]s and [`timer`]s, [`epoll`]s,
+//! [`inotify`]s, [`fanotify`]s and [`kernel_files`]; sockets are beside it.
 
 mod device;
+mod epoll;
+mod fanotify;
+mod inotify;
+mod kernel_files;
+mod outside;
 mod pipe;
 mod regular;
+mod signal_owner;
 mod terminal;
 mod timer;
+mod watched;
 
 pub use regular::identity;
 
@@ -18,9 +26,13 @@ use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use crate::process::fdinfo::FdInfo;
 use images::manifest::description::Kind;
-use images::manifest::{Description, Descriptor, Epoll, SocketOption};
+use images::manifest::{Description, Descriptor, SocketOption};
+use kernel::known::fdinfo::{Fate, kind_of, unknown_key};
 use nix::unistd::Pid;
+use outside::Holder;
 use pager::mailbox::MARK;
+use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 
@@ -36,9 +48,28 @@ pub(super) struct Context<'p> {
     pub(super) proc: Proc,
     pidfd: OwnedFd,
     open: &'p [Open],
+    /// Descriptors by their links.
+    by_link: OnceCell<HashMap<&'p str, Vec<&'p Open>>>,
+    /// Who else has a pipe.
+    pipes: OnceCell<HashMap<String, Holder>>,
 }
 
-impl Context<'_> {
+impl<'p> Context<'p> {
+    /// Descriptors whose link is `link`, in ascending order.
+    fn sharing(&self, link: &str) -> &[&'p Open] {
+        let by_link = self.by_link.get_or_init(|| {
+            let mut by_link: HashMap<&str, Vec<&Open>> = HashMap::new();
+            self.open.iter().for_each(|open| by_link.entry(&open.link).or_default().push(open));
+            by_link
+        });
+        by_link.get(link).map_or(&[], Vec::as_slice)
+    }
+
+    /// Another process that has the pipe `link` open.
+    fn pipe_holder(&self, link: &str) -> Option<&Holder> {
+        self.pipes.get_or_init(|| outside::pipes(self.proc.pid)).get(link)
+    }
+
     /// Where each of its descriptors leads, as /proc tells.
     pub(super) fn links(&self) -> impl Iterator<Item = &str> {
         self.open.iter().map(|open| open.link.as_str())
@@ -53,16 +84,18 @@ impl Context<'_> {
 
 /// All of a process's descriptions and descriptors.
 pub fn files(proc: Proc) -> Result<(Vec<Description>, Vec<Descriptor>), CheckpointError> {
-    let mut open = Vec::new();
+    let (mut open, mut userfaultfds) = (Vec::new(), Vec::new());
     for fd in proc.numbers("fd")? {
         let link = proc.link(&format!("fd/{fd}"))?;
-        // A restored process keeps its userfaultfd; regions() refuses one that still watches memory.
-        if link != "anon_inode:[userfaultfd]" {
+        // A restored process keeps its userfaultfd and its mailbox; regions() refuses one that still watches memory.
+        if link == "anon_inode:[userfaultfd]" {
+            userfaultfds.push(fd);
+        } else {
             open.push(Open { fd, link, info: proc.text(&format!("fdinfo/{fd}"))? });
         }
     }
     let pidfd = kernel::handoff::pidfd_open(Pid::from_raw(proc.pid as i32)).map_err(|_| CheckpointError::Vanished(proc.pid))?;
-    let context = Context { proc, pidfd, open: &open };
+    let context = Context { proc, pidfd, open: &open, by_link: OnceCell::new(), pipes: OnceCell::new() };
     let (mut files, mut descriptors): (Vec<Description>, Vec<Descriptor>) = (Vec::new(), Vec::new());
     let mut twins = Twins::new(proc.pid);
     for entry in &open {
@@ -77,11 +110,17 @@ pub fn files(proc: Proc) -> Result<(Vec<Description>, Vec<Descriptor>), Checkpoi
         let close_on_exec = info.flags() & libc::O_CLOEXEC as u32 != 0;
         descriptors.push(Descriptor { fd: entry.fd, file: file as u32, close_on_exec });
     }
-    Ok(without_mailbox(files, descriptors))
+    epoll::resolve(&context, &mut files, &descriptors)?;
+    let (files, descriptors, mailbox) = without_mailbox(files, descriptors);
+    match userfaultfds.as_slice() {
+        [] => Ok((files, descriptors)),
+        [_] if mailbox => Ok((files, descriptors)),
+        [fd, ..] => Err(proc.refuse(format!("fd {fd}: a userfaultfd of its own"), "let it close this one first")),
+    }
 }
 
-/// A restored process keeps its mailbox, which is none of its own.
-fn without_mailbox(files: Vec<Description>, mut descriptors: Vec<Descriptor>) -> (Vec<Description>, Vec<Descriptor>) {
+/// A restored process keeps its mailbox, which is none of its own; whether there is one.
+fn without_mailbox(mut files: Vec<Description>, mut descriptors: Vec<Descriptor>) -> (Vec<Description>, Vec<Descriptor>, bool) {
     let is_mark = |option: &SocketOption| option.name == libc::SO_PEEK_OFF as u32 && option.value == MARK.to_ne_bytes();
     let pair = |file: &Description| match &file.kind {
         Some(Kind::Socket(socket)) if socket.pair != 0 => Some((socket.pair, socket.options.iter().any(is_mark))),
@@ -102,40 +141,76 @@ fn without_mailbox(files: Vec<Description>, mut descriptors: Vec<Descriptor>) ->
         }
         None => false,
     });
-    (files.into_iter().filter(stays).collect(), descriptors)
+    if marked.is_empty() {
+        return (files, descriptors, false);
+    }
+    for file in &mut files {
+        if let Some(Kind::Epoll(epoll)) = &mut file.kind {
+            // A mailbox is in no epoll: it belongs to no program.
+            let place = |file: u32| places.get(file as usize).copied().flatten();
+            epoll.interests.iter_mut().for_each(|interest| interest.file = interest.file.and_then(place));
+        }
+    }
+    (files.into_iter().filter(stays).collect(), descriptors, true)
 }
 
 fn description(context: &Context<'_>, entry: &Open, info: &FdInfo<'_>) -> Result<Description, CheckpointError> {
     let proc = context.proc;
     let refuse = |advice| proc.refuse(format!("fd {}: {}", entry.fd, entry.link), advice);
     let malformed = || proc.malformed(&format!("fdinfo/{}", entry.fd));
-    if info.field("lock").is_some() {
-        let object = format!("fd {}: {} holds a file lock", entry.fd, entry.link);
-        return Err(proc.refuse(object, "a lock would be lost: let it unlock the file first"));
+    let flags = info.flags() & !(libc::O_CLOEXEC as u32);
+    if flags & libc::O_PATH as u32 != 0 {
+        let kind = Some(kernel_files::path_only(context, entry, flags)?);
+        return Ok(Description { flags, kind, ..Description::default() });
+    }
+    let known = kind_of(&entry.link);
+    if let Some(Fate::Refused(advice)) = known.map(|kind| kind.fate) {
+        return Err(refuse(advice));
     }
     let kind = match entry.link.as_str() {
         "anon_inode:[eventfd]" => Kind::Eventfd(info.eventfd().ok_or_else(malformed)?),
-        "anon_inode:[eventpoll]" => Kind::Epoll(Epoll { interests: info.interests().ok_or_else(malformed)? }),
+        "anon_inode:[eventpoll]" => epoll::epoll(context, entry.fd, info.interests().ok_or_else(malformed)?)?,
         "anon_inode:[timerfd]" => Kind::Timerfd(timer::timer(context, entry.fd)?),
         "anon_inode:[signalfd]" => Kind::Signalfd(info.signalfd().ok_or_else(malformed)?),
-        "anon_inode:[io_uring]" => return Err(refuse("start it without io_uring")),
-        link if link.starts_with("anon_inode:") => return Err(refuse("let it close this descriptor first")),
+        "anon_inode:inotify" => inotify::inotify(context, entry, &info.watches().ok_or_else(malformed)?)?,
+        "anon_inode:[fanotify]" => fanotify::fanotify(context, entry, info)?,
+        "anon_inode:[pidfd]" => kernel_files::pidfd(context, entry, info.field("Pid"), flags)?,
         link if link.starts_with("pipe:") => pipe::end(context, entry)?,
         link if link.starts_with("socket:") => Kind::Socket(socket(context, entry.fd, link)?),
         link if link.starts_with("/memfd:") => return Err(refuse("start it without shared memory")),
-        link if terminal::is_gone_by_name(link) => path_kind(context, entry.fd, link)?,
-        link if link.ends_with(" (deleted)") => return Err(refuse("the file was deleted: let it close or reopen it")),
-        link => path_kind(context, entry.fd, link)?,
+        // Namespaces have names of their own, whatever their kind; all else has a path.
+        link if !link.starts_with('/') && known.is_some() => kernel_files::namespace(context, entry)?,
+        link if terminal::is_gone_by_name(link) => path_kind(context, entry)?,
+        _ => match kernel_files::made_up(context, entry, flags)? {
+            Some(kind) => kind,
+            None if entry.link.ends_with(" (deleted)") => return Err(refuse("the file was deleted: let it close or reopen it")),
+            None => path_kind(context, entry)?,
+        },
     };
-    let flags = info.flags() & !(libc::O_CLOEXEC as u32);
-    Ok(Description { flags, offset: info.offset(), owner: None, kind: Some(kind) })
+    let outside = matches!(kind, Kind::Terminal(_) | Kind::OutsidePipe(_));
+    if let Some(key) = unknown_key(&entry.link, &entry.info).filter(|_| !outside) {
+        let what = format!("fd {}: {} has {key:?} in its fdinfo", entry.fd, entry.link);
+        return Err(proc.refuse(what, "this version does not know what that means: let it close this one"));
+    }
+    let locks = info.locks().map_err(|lock| {
+        proc.refuse(format!("fd {}: {} has a lock of an unknown kind ({lock})", entry.fd, entry.link), "let it end the lock first")
+    })?;
+    // Who takes the signals of a stream outside is settled there.
+    let lent = if outside { None } else { Some(context.lend(entry.fd)?) };
+    let owner = lent.as_ref().map_or(Ok(None), |lent| signal_owner::owner(context, entry, lent))?;
+    let write_hint = match (&kind, &lent) {
+        (Kind::Regular(_), Some(lent)) => kernel::descriptions::write_hint(lent),
+        _ => 0,
+    };
+    Ok(Description { flags, offset: info.offset(), owner, locks, write_hint, kind: Some(kind) })
 }
 
 /// What lies behind a descriptor that /proc names with a path.
-fn path_kind(context: &Context<'_>, fd: u32, link: &str) -> Result<Kind, CheckpointError> {
-    let proc = context.proc;
+fn path_kind(context: &Context<'_>, entry: &Open) -> Result<Kind, CheckpointError> {
+    let (proc, fd, link) = (context.proc, entry.fd, entry.link.as_str());
+    let refuse = |advice| proc.refuse(format!("fd {fd}: {link}"), advice);
     let Ok(meta) = std::fs::metadata(proc.path(&format!("fd/{fd}"))) else {
-        return Err(proc.refuse(format!("fd {fd}: {link}"), "let it close this descriptor first"));
+        return Err(refuse("let it close this descriptor first"));
     };
     let kind = meta.file_type();
     if kind.is_file() {
@@ -147,5 +222,8 @@ fn path_kind(context: &Context<'_>, fd: u32, link: &str) -> Result<Kind, Checkpo
     if kind.is_char_device() {
         return device::character(context, fd, link, &meta);
     }
-    Err(proc.refuse(format!("fd {fd}: {link}"), "devices and named pipes cannot be captured: let it close this one"))
+    if kind.is_fifo() {
+        return pipe::named(context, entry, &meta);
+    }
+    Err(refuse("a block device changes without the process: let it close this one"))
 }

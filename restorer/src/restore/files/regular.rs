@@ -2,7 +2,7 @@
 
 use super::super::error::RestoreError;
 use super::{Failure, failed};
-use images::manifest::FileIdentity;
+use images::manifest::{Directory, FileIdentity};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use std::os::fd::OwnedFd;
@@ -22,4 +22,14 @@ pub(super) fn open_regular(identity: Option<&FileIdentity>, status: OFlag, offse
         nix::unistd::lseek(&file, offset as i64, nix::unistd::Whence::SeekSet).map_err(failed(path))?;
     }
     Ok(file)
+}
+
+/// A directory that was open, at its position.
+pub(super) fn open_directory(wanted: &Directory, status: OFlag, offset: u64) -> Result<OwnedFd, Failure> {
+    let path = wanted.path.as_str();
+    let directory = open(path, status | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed(path))?;
+    if offset > 0 {
+        nix::unistd::lseek(&directory, offset as i64, nix::unistd::Whence::SeekSet).map_err(failed(path))?;
+    }
+    Ok(directory)
 }

@@ -23,7 +23,7 @@ pub(super) fn open_terminal(terminal: &Terminal, flags: u32, stdio: Stdio, nulle
             ("its controlling terminal".to_owned(), format!("/dev/tty: {errno}: restore it in a terminal, or with --detach"))
         });
     }
-    let stream = outside(terminal.fd, stdio, nulled)?;
+    let stream = outside(terminal.fd, &[], stdio, nulled)?;
     // As the process opened it, where that differs from how ours was opened: it may only be read, or not block.
     let ours = fcntl(&stream, FcntlArg::F_GETFL).map_or(status, OFlag::from_bits_truncate);
     let matters = OFlag::O_ACCMODE | OFlag::O_NONBLOCK | OFlag::O_APPEND;
