@@ -5,10 +5,13 @@
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
-use pages::VirtAddr;
+use pages::{PageRange, VirtAddr};
 use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind, IoSliceMut, Result};
 use std::os::unix::fs::FileExt;
+
+/// Ranges that one call reads, at most: the kernel takes 1024 (UIO_MAXIOV).
+const RANGES_AT_ONCE: usize = 512;
 
 /// One process's memory.
 #[derive(Debug)]
@@ -37,6 +40,27 @@ impl ProcessMemory {
                 Err(errno) => return Err(errno.into()),
             };
             done += count;
+        }
+        Ok(())
+    }
+
+    /// Fill `out` from some ranges, one after the other, in as few calls as the kernel takes.
+    pub fn read_ranges(&self, ranges: &[PageRange], mut out: &mut [u8]) -> Result<()> {
+        for ranges in ranges.chunks(RANGES_AT_ONCE) {
+            let parts: Vec<RemoteIoVec> =
+                ranges.iter().map(|range| RemoteIoVec { base: range.start().addr() as usize, len: range.bytes() as usize }).collect();
+            let (now, rest) = std::mem::take(&mut out).split_at_mut(parts.iter().map(|part| part.len).sum());
+            let wanted = now.len();
+            if process_vm_readv(self.pid, &mut [IoSliceMut::new(now)], &parts) != Ok(wanted) {
+                // One of them cannot be read so: each for itself.
+                let mut left = now;
+                for range in ranges {
+                    let (part, behind) = std::mem::take(&mut left).split_at_mut(range.bytes() as usize);
+                    self.read(VirtAddr(range.start().addr()), part)?;
+                    left = behind;
+                }
+            }
+            out = rest;
         }
         Ok(())
     }

@@ -91,6 +91,12 @@ pub(crate) fn stop_thread(tid: Pid) -> Result<(), Errno> {
     Errno::result(unsafe { libc::syscall(libc::SYS_tkill, tid.as_raw(), libc::SIGSTOP) }).map(drop)
 }
 
+/// Whether a task is the first of its process.
+pub(crate) fn is_first_thread(tid: Pid) -> bool {
+    // SAFETY: three integers in; signal 0 is none. The call fails where `tid` is in another process than that of its number.
+    unsafe { libc::syscall(libc::SYS_tgkill, tid.as_raw(), tid.as_raw(), 0) == 0 }
+}
+
 /// Which kernel objects [`order_of`] compares.
 #[derive(Clone, Copy, Debug)]
 pub enum Kcmp {

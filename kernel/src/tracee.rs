@@ -204,8 +204,9 @@ fn keep(status: WaitStatus) {
 
 /// The next status of `tid`; ESRCH where there never will be one.
 ///
-/// Where several threads are traced, those of all are taken: the kernel does not tell of a leader's death before its other threads
-/// were reaped, which is up to us, so that waiting for the leader alone would never end.
+/// Where several threads are traced, the leader is waited for by taking the statuses of all: the kernel does not tell of a leader's
+/// death before its other threads were reaped, which is up to us, so that waiting for the leader alone would never end. For that
+/// the kernel looks at every tracee, so a caller that has much to do leaves it to another thread than the leader.
 pub(crate) fn next_status(tid: Pid) -> nix::Result<WaitStatus> {
     loop {
         let kept = TRACEES.with_borrow_mut(|all| all.get_mut(&tid).and_then(VecDeque::pop_front));
@@ -213,7 +214,7 @@ pub(crate) fn next_status(tid: Pid) -> nix::Result<WaitStatus> {
             return Ok(status);
         }
         let alone = TRACEES.with_borrow(|all| all.len() <= 1 && all.keys().all(|other| *other == tid));
-        let at_once = if alone { WaitPidFlag::empty() } else { WaitPidFlag::WNOHANG };
+        let at_once = if alone || !crate::sys::is_first_thread(tid) { WaitPidFlag::empty() } else { WaitPidFlag::WNOHANG };
         match waitpid(tid, Some(WaitPidFlag::__WALL | at_once)) {
             Err(Errno::EINTR) => continue,
             Err(Errno::ECHILD) => return Err(Errno::ESRCH),

@@ -1,6 +1,7 @@
 //! Intake: pages on their way into a store, wherever they come from.
 //!
-//! They come in batches of [`BATCH_BYTES`]; each batch is cut at zero pages and at multiples of the chunk size. Workers (one a core and
+//! They come in batches of [`BATCH_BYTES`]: a part of a long run, or many short ones, as a process may have tens of thousands of
+//! mappings with a page each. Each batch is cut at zero pages and at multiples of the chunk size. Workers (one a core and
 //! one that waits for the store) read, digest, ask which chunks are missing and compress only those, so that what a store has nearly all
 //! of compresses and sends next to nothing. The frames of a batch lie in one allocation and go to the store together. Batches are
 //! numbered and the chunk table is put together in address order at the end, whatever order they finish in.
@@ -94,8 +95,19 @@ pub enum IntakeError {
     Store(#[from] StoreError),
 }
 
-/// Where pages come from; each worker has one of its own.
-pub type Source<'a> = Box<dyn FnMut(PageRange, &mut [u8]) -> Result<(), String> + 'a>;
+/// Where the pages of some ranges, one range after the other, come from; each worker has one of its own.
+pub type Source<'a> = Box<dyn FnMut(&[PageRange], &mut [u8]) -> Result<(), String> + 'a>;
+
+/// A source that is asked for one range at a time.
+pub fn one_by_one<'a>(mut one: impl FnMut(PageRange, &mut [u8]) -> Result<(), String> + 'a) -> Source<'a> {
+    Box::new(move |ranges, mut raw| {
+        ranges.iter().try_for_each(|range| {
+            let (part, rest) = std::mem::take(&mut raw).split_at_mut(range.bytes() as usize);
+            raw = rest;
+            one(*range, part)
+        })
+    })
+}
 
 type Batch = Vec<(PageRange, ChunkId)>;
 type Frames = Vec<(ChunkId, Bytes)>;
@@ -110,9 +122,7 @@ pub fn take_in<'a>(
     store: &dyn Store,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Taken, IntakeError> {
-    // Borders of batches are multiples of the chunk size.
-    let batch_bytes = BATCH_BYTES.max(compression.chunk_size_bytes);
-    let batches: Vec<PageRange> = runs.iter().flat_map(|run| images::cut(*run, batch_bytes)).collect();
+    let batches = batches(runs, BATCH_BYTES.max(compression.chunk_size_bytes));
     let done: Mutex<Vec<Option<Batch>>> = Mutex::new(vec![None; batches.len()]);
     let next = AtomicUsize::new(0);
     let (sender, receiver) = sync_channel(QUEUE_BATCHES);
@@ -121,12 +131,12 @@ pub fn take_in<'a>(
         let mut reader = Reader { source: source(), compression, store, encoder: Encoder::new(compression.level), raw: Vec::new() };
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(range) = batches.get(index) else { return Ok(()) };
-            let (batch, frames) = reader.read(*range)?;
+            let Some(ranges) = batches.get(index) else { return Ok(()) };
+            let (batch, frames) = reader.read(ranges)?;
             if !frames.is_empty() && sender.send(frames).is_err() {
                 return Ok(()); // the store failed and says why itself
             }
-            progress(range.bytes());
+            progress(ranges.iter().map(PageRange::bytes).sum());
             done.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[index] = Some(batch);
         }
     };
@@ -160,6 +170,22 @@ pub fn take_in<'a>(
     Ok(Taken { extents, table, new_chunks, sent_bytes })
 }
 
+/// The pages of `runs` in batches of at most so many bytes. Runs are cut at multiples of that, and so of the chunk size.
+fn batches(runs: &[PageRange], batch_bytes: u32) -> Vec<Vec<PageRange>> {
+    let (mut batches, mut bytes): (Vec<Vec<PageRange>>, u64) = (Vec::new(), 0);
+    for range in runs.iter().flat_map(|run| images::cut(*run, batch_bytes)) {
+        bytes += range.bytes();
+        match batches.last_mut() {
+            Some(batch) if bytes <= u64::from(batch_bytes) => batch.push(range),
+            _ => {
+                bytes = range.bytes();
+                batches.push(vec![range]);
+            }
+        }
+    }
+    batches
+}
+
 fn send(store: &dyn Store, batches: Receiver<Frames>) -> Result<(u64, u64), StoreError> {
     let mut upload = store.upload()?;
     let (mut chunks, mut bytes) = (0, 0);
@@ -183,26 +209,29 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// The chunks of a batch, and the frames of those that the store lacks.
-    fn read(&mut self, range: PageRange) -> Result<(Batch, Frames), IntakeError> {
+    fn read(&mut self, ranges: &[PageRange]) -> Result<(Batch, Frames), IntakeError> {
+        let from_first_to_last = || PageRange::new(ranges.first()?.start(), ranges.last()?.end());
+        let Some(range) = from_first_to_last() else { return Ok(Default::default()) };
         let failed = |why: String| IntakeError::Pages { range, why };
-        self.raw.resize(range.bytes() as usize, 0);
-        (self.source)(range, &mut self.raw).map_err(failed)?;
-        let raw = self.raw.as_slice();
-        let bytes_of = |part: &PageRange| {
-            let at = (part.start().addr() - range.start().addr()) as usize;
-            &raw[at..at + part.bytes() as usize]
-        };
-        let batch: Batch = nonzero_runs(range, raw)
-            .into_iter()
-            .flat_map(|run| images::cut(run, self.compression.chunk_size_bytes))
-            .map(|part| (part, images::chunk_id(bytes_of(&part))))
-            .collect();
+        self.raw.resize(ranges.iter().map(|range| range.bytes() as usize).sum(), 0);
+        (self.source)(ranges, &mut self.raw).map_err(failed)?;
+        let (mut rest, mut batch, mut contents) = (self.raw.as_slice(), Batch::new(), Vec::new());
+        for range in ranges {
+            let (raw, behind) = rest.split_at(range.bytes() as usize);
+            rest = behind;
+            for part in nonzero_runs(*range, raw).into_iter().flat_map(|run| images::cut(run, self.compression.chunk_size_bytes)) {
+                let at = (part.start().addr() - range.start().addr()) as usize;
+                let bytes = &raw[at..at + part.bytes() as usize];
+                batch.push((part, images::chunk_id(bytes)));
+                contents.push(bytes);
+            }
+        }
         let ids: Vec<ChunkId> = batch.iter().map(|(_, id)| *id).collect();
         let mut missing: HashSet<ChunkId> = self.store.find_missing(&ids)?.into_iter().collect();
         let (mut encoded, mut places) = (Vec::new(), Vec::with_capacity(missing.len()));
         // The same contents twice are sent once.
-        for (part, id) in batch.iter().filter(|(_, id)| missing.remove(id)) {
-            let place = self.encoder.append(bytes_of(part), &mut encoded).map_err(|error| failed(error.to_string()))?;
+        for ((_, id), bytes) in batch.iter().zip(contents).filter(|((_, id), _)| missing.remove(id)) {
+            let place = self.encoder.append(bytes, &mut encoded).map_err(|error| failed(error.to_string()))?;
             places.push((*id, place));
         }
         let encoded = Bytes::from(encoded);
@@ -257,6 +286,19 @@ mod tests {
         (raw[0], raw[0x1fff], raw[0x3001]) = (1, 1, 1);
         let runs = nonzero_runs(range, &raw);
         assert_eq!(runs.iter().map(|r| (r.start().addr(), r.pages())).collect::<Vec<_>>(), [(0x10000, 2), (0x13000, 1)]);
+    }
+
+    #[test]
+    fn short_runs_share_a_batch_and_long_ones_are_cut() {
+        let range = |start: u64, end: u64| PageRange::from_addrs(start << 12, end << 12).expect("aligned");
+        let found = batches(&[range(1, 2), range(3, 5), range(7, 17), range(20, 21)], 4 << 12);
+        let pieces = [
+            vec![range(1, 2), range(3, 4), range(4, 5), range(7, 8)],
+            vec![range(8, 12)],
+            vec![range(12, 16)],
+            vec![range(16, 17), range(20, 21)],
+        ];
+        assert_eq!(found, pieces);
     }
 
     #[test]

@@ -252,10 +252,7 @@ fn build(
     let place = b.put_text(&process.cwd)?;
     b.later("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
     b.later("umask", libc::SYS_umask, [u64::from(process.umask), 0, 0, 0, 0, 0])?;
-    let mut others = Vec::new();
-    for thread in &manifest.threads[1..] {
-        others.push(threads::start(&mut b, thread.tid)?);
-    }
+    let others = threads::start_all(&mut b, &manifest.threads[1..])?;
     descriptors::of_threads(&mut b, manifest)?;
     locks::take(&mut b, manifest)?;
     limits(&mut b, stopped.tid(), process)?;
@@ -263,7 +260,7 @@ fn build(
     threads::queue_signals(&mut b, process.pid, None, &process.shared_pending)?;
     b.flush()?;
     for (other, thread) in others.iter().zip(&manifest.threads[1..]) {
-        let mut builder = Builder::in_thread(other, &proc_memory, workplace, pace)?;
+        let mut builder = b.beside(other)?;
         threads::queue_signals(&mut builder, process.pid, Some(thread.tid), &thread.pending)?;
         threads::state(&mut builder, thread, process.dumpable)?;
         builder.flush()?;

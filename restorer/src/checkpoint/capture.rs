@@ -7,10 +7,11 @@ use super::CheckpointError;
 use crate::intake::{Compression, IntakeError, Source, Taken, take_in};
 use crate::process::maps::Mapping;
 use images::manifest::{Backing, Region};
+use images::region_at;
 use kernel::memory::ProcessMemory;
 use kernel::pagemap::{self, Pagemap};
 use nix::unistd::{Whence, lseek};
-use pages::{PageRange, VirtAddr};
+use pages::PageRange;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use store::Store;
@@ -25,18 +26,29 @@ pub fn capture(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Taken, CheckpointError> {
     let runs = populated(pid, regions, maps)?;
-    let as_files = regions.iter().filter(|region| is_read_as_file(region)).map(|region| Ok((region, file_of(pid, region)?)));
-    let as_files = &as_files.collect::<Result<Vec<_>, CheckpointError>>()?;
+    // The region of a range that is read as a file, and where in the file.
+    let as_file = |range: &PageRange| {
+        let start = range.start().addr();
+        let region = region_at(regions, start).filter(|region| is_read_as_file(region))?;
+        Some((region, region.file_offset + (start - region.start)))
+    };
     let source = || -> Source<'_> {
         let memory = ProcessMemory::open(nix::unistd::Pid::from_raw(pid as i32)).map_err(|error| error.to_string());
-        Box::new(move |range, raw| {
-            let start = range.start().addr();
-            if let Some((region, file)) = as_files.iter().find(|(region, _)| region.start <= start && start < region.end) {
-                let offset = region.file_offset + (start - region.start);
-                return file.read_exact_at(raw, offset).map_err(|error| error.to_string());
-            }
+        Box::new(move |ranges: &[PageRange], raw: &mut [u8]| {
             let memory = memory.as_ref().map_err(String::clone)?;
-            memory.read(VirtAddr(range.start().addr()), raw).map_err(|error| error.to_string())
+            let mut rest = raw;
+            for run in ranges.chunk_by(|one, next| as_file(one).is_none() && as_file(next).is_none()) {
+                let (part, behind) = rest.split_at_mut(run.iter().map(|range| range.bytes() as usize).sum());
+                match run.first().and_then(as_file) {
+                    Some((region, offset)) => {
+                        let file = file_of(pid, region).map_err(|error| error.to_string())?;
+                        file.read_exact_at(part, offset).map_err(|error| error.to_string())?;
+                    }
+                    None => memory.read_ranges(run, part).map_err(|error| error.to_string())?,
+                }
+                rest = behind;
+            }
+            Ok(())
         })
     };
     take_in(&runs, regions, &source, compression, store, progress).map_err(|error| match error {

@@ -2,7 +2,7 @@
 
 use super::outtake::{Pages, write};
 use super::{ExportError, ImportError};
-use crate::intake::{Compression, Source, read_stored, take_in};
+use crate::intake::{Compression, Source, one_by_one, read_stored, take_in};
 use images::Image;
 use images::manifest::Manifest;
 use images::memory_file;
@@ -60,7 +60,7 @@ pub fn import(
         .collect();
     let runs: Vec<PageRange> = regions.iter().filter_map(|region| PageRange::from_addrs(region.start, region.end)).collect();
     let source = || -> Source<'_> {
-        Box::new(|range, raw| {
+        one_by_one(|range, raw| {
             let at = usize::from(range.start().addr() >= memory_file.state_start);
             let (path, size_bytes, file) = files.get(at).ok_or_else(|| format!("pages {range} lie nowhere"))?;
             let offset = range.start().addr() - if at == 0 { 0 } else { memory_file.state_start };

@@ -67,8 +67,15 @@ impl<'t> Builder<'t> {
         Ok(builder)
     }
 
-    /// A further thread, at a workplace that is there already.
-    pub fn in_thread(thread: &'t Stopped, memory: &'t ProcessMemory, workplace: u64, pace: Pace) -> Step<Self> {
+    /// A further thread, at the same workplace.
+    pub fn beside<'s>(&self, thread: &'s Stopped) -> Step<Builder<'s>>
+    where
+        't: 's,
+    {
+        Builder::in_thread(thread, self.memory, self.workplace, self.pace)
+    }
+
+    fn in_thread(thread: &'t Stopped, memory: &'t ProcessMemory, workplace: u64, pace: Pace) -> Step<Self> {
         kernel::remote::block_signals(thread, pace == Pace::Lists)?;
         let remote = Remote::new(thread, VirtAddr(workplace))?;
         Ok(Self { remote, memory, workplace, pace, list: CallList::default(), steps: Vec::new(), scratch: Vec::new() })

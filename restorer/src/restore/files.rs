@@ -21,7 +21,7 @@ use super::error::RestoreError;
 use super::memory::may_write;
 use super::sockets;
 use images::manifest::description::Kind;
-use images::manifest::{Description, Manifest};
+use images::manifest::{Description, Manifest, Socket};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use pager::mailbox::Mailbox;
 use std::collections::HashMap;
@@ -53,10 +53,24 @@ pub struct Made {
 }
 
 /// What has two ends, by its number: the second end is there when its description's turn comes.
-#[derive(Default)]
-struct Pairs {
+struct Pairs<'m> {
     pipes: pipe::Pipes,
     sockets: HashMap<u64, (OwnedFd, OwnedFd)>,
+    /// What the image says of both ends of a socket pair.
+    socket_ends: HashMap<u64, Vec<&'m Socket>>,
+}
+
+impl<'m> Pairs<'m> {
+    fn of(all: &'m [Description]) -> Self {
+        let mut socket_ends: HashMap<u64, Vec<&Socket>> = HashMap::new();
+        for file in all {
+            match &file.kind {
+                Some(Kind::Socket(socket)) if socket.pair != 0 => socket_ends.entry(socket.pair).or_default().push(socket),
+                _ => {}
+            }
+        }
+        Self { pipes: pipe::Pipes::default(), sockets: HashMap::new(), socket_ends }
+    }
 }
 
 /// Open all that `manifest` names.
@@ -70,11 +84,11 @@ pub fn make(manifest: &Manifest, stdio: Stdio) -> Result<Made, RestoreError> {
     };
     let mailbox = new_mailbox().map_err(|errno| descriptor_limit(0, errno))?;
     let mut made = Made { files: Vec::new(), mapped: HashMap::new(), base, nulled: false, mailbox };
-    let mut pairs = Pairs::default();
+    let mut pairs = Pairs::of(&manifest.files);
     let watched = super::interests::watched(manifest);
     let fds = lowest(manifest);
     for (at, (file, &fd)) in (0..).zip(manifest.files.iter().zip(&fds)) {
-        let opened = open_one(file, stdio, &mut pairs, &manifest.files, &mut made.nulled, watched.contains(&at))
+        let opened = open_one(file, stdio, &mut pairs, &mut made.nulled, watched.contains(&at))
             .map_err(|(what, why)| RestoreError::Descriptor { fd, what, why })?;
         let raised = opened.map(|opened| raise(opened, base)).transpose();
         made.files.push(raised.map_err(|errno| descriptor_limit(fd, errno))?);
@@ -157,12 +171,11 @@ fn failed<E: std::fmt::Display>(what: &str) -> impl Fn(E) -> Failure {
     move |why| (what.clone(), why.to_string())
 }
 
-/// The description `file` of `all`, which an epoll may watch; none where the child opens it itself, or it comes last.
+/// The description `file`, which an epoll may watch; none where the child opens it itself, or it comes last.
 fn open_one(
     file: &Description,
     stdio: Stdio,
-    pairs: &mut Pairs,
-    all: &[Description],
+    pairs: &mut Pairs<'_>,
     nulled: &mut bool,
     is_watched: bool,
 ) -> Result<Option<OwnedFd>, Failure> {
@@ -188,11 +201,13 @@ fn open_one(
         Kind::Timerfd(timer) => timer::timerfd(timer).map_err(failed("timerfd"))?,
         Kind::Signalfd(signals) => kernel::sys::signalfd(signals.mask).map_err(failed("signalfd"))?,
         Kind::Socket(socket) if socket.pair != 0 => {
+            let ends = pairs.socket_ends.get(&socket.pair).map_or(&[][..], Vec::as_slice);
             let (first, second) = match pairs.sockets.entry(socket.pair) {
                 Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(place) => place.insert(sockets::make_pair(socket.pair, all).map_err(failed("socket pair"))?),
+                Entry::Vacant(place) => place.insert(sockets::make_pair(socket.pair, ends).map_err(failed("socket pair"))?),
             };
-            let end = if sockets::is_first(file, socket.pair, all) { first } else { second };
+            let is_first = ends.first().is_some_and(|first| std::ptr::eq(*first, socket));
+            let end = if is_first { first } else { second };
             end.try_clone().map_err(failed("socket pair"))?
         }
         Kind::Socket(socket) => sockets::make(socket).map_err(failed("socket"))?,

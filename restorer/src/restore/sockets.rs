@@ -1,8 +1,7 @@
 //! Sockets that listen, are bound, or are fresh, and pairs: made again with their options, addresses and what waited in them.
 
 use crate::process::socket_options::SocketOption as Known;
-use images::manifest::description::Kind;
-use images::manifest::{Description, Socket};
+use images::manifest::Socket;
 use kernel::sockopt;
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -32,9 +31,8 @@ pub(super) fn make(wanted: &Socket) -> Result<OwnedFd, String> {
     Ok(made)
 }
 
-/// Make both ends of pair `number`, in the order in which `all` names them.
-pub(super) fn make_pair(number: u64, all: &[Description]) -> Result<(OwnedFd, OwnedFd), String> {
-    let ends: Vec<&Socket> = all.iter().filter_map(end_of(number)).collect();
+/// Make both `ends` of pair `number`, in their order.
+pub(super) fn make_pair(number: u64, ends: &[&Socket]) -> Result<(OwnedFd, OwnedFd), String> {
     let [first, second] = ends[..] else { return Err(format!("pair {number} has {} ends", ends.len())) };
     let (family, kind) = sort(first)?;
     let (a, b) = socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC).map_err(text("make"))?;
@@ -50,18 +48,6 @@ pub(super) fn make_pair(number: u64, all: &[Description]) -> Result<(OwnedFd, Ow
         }
     }
     Ok((a, b))
-}
-
-/// Whether `file` is an end of pair `number` that stands first in `all`.
-pub(super) fn is_first(file: &Description, number: u64, all: &[Description]) -> bool {
-    all.iter().find(|other| end_of(number)(other).is_some()).is_some_and(|first| std::ptr::eq(first, file))
-}
-
-fn end_of(number: u64) -> impl Fn(&Description) -> Option<&Socket> {
-    move |file| match &file.kind {
-        Some(Kind::Socket(socket)) if socket.pair == number => Some(socket),
-        _ => None,
-    }
 }
 
 /// Write what waits at the other end of `from`.

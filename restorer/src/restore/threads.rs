@@ -31,8 +31,20 @@ fn signal_of(info: &[u8]) -> u32 {
     info.first_chunk::<4>().map_or(0, |first| u32::from_ne_bytes(*first))
 }
 
+/// Start threads; each stops before its first instruction. The leader starts the first of them, which starts the others: to wait
+/// for a leader takes the longer the more threads there are (`kernel::tracee`).
+pub fn start_all(leader: &mut Builder<'_>, threads: &[Thread]) -> Step<Vec<Stopped>> {
+    let Some((first, rest)) = threads.split_first() else { return Ok(Vec::new()) };
+    let first = start(leader, first.tid)?;
+    let started = {
+        let mut starter = leader.beside(&first)?;
+        rest.iter().map(|thread| start(&mut starter, thread.tid)).collect::<Step<Vec<_>>>()?
+    };
+    Ok([first].into_iter().chain(started).collect())
+}
+
 /// Start thread `tid`; it stops before its first instruction.
-pub fn start(leader: &mut Builder<'_>, tid: u32) -> Step<Stopped> {
+fn start(leader: &mut Builder<'_>, tid: u32) -> Step<Stopped> {
     let args_bytes = size_of::<kernel::sys::CloneArgs>() as u64;
     let at = leader.put_at(args_bytes as usize + size_of::<u64>(), |at| {
         let mut args = vec![0_u64; 10];

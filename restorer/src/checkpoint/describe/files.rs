@@ -20,6 +20,7 @@ mod watched;
 
 pub use regular::identity;
 
+use super::sockdiag;
 use super::sockets::socket;
 use super::twins::Twins;
 use crate::checkpoint::CheckpointError;
@@ -52,6 +53,8 @@ pub(super) struct Context<'p> {
     by_link: OnceCell<HashMap<&'p str, Vec<&'p Open>>>,
     /// Who else has a pipe.
     pipes: OnceCell<HashMap<String, Holder>>,
+    /// What the kernel tells of sockets.
+    pub(super) sockets: sockdiag::Told,
 }
 
 impl<'p> Context<'p> {
@@ -70,9 +73,14 @@ impl<'p> Context<'p> {
         self.pipes.get_or_init(|| outside::pipes(self.proc.pid)).get(link)
     }
 
-    /// Where each of its descriptors leads, as /proc tells.
-    pub(super) fn links(&self) -> impl Iterator<Item = &str> {
-        self.open.iter().map(|open| open.link.as_str())
+    /// Whether one of its descriptors has this link.
+    pub(super) fn has(&self, link: &str) -> bool {
+        !self.sharing(link).is_empty()
+    }
+
+    /// Its standard streams.
+    fn standard_streams(&self) -> impl Iterator<Item = &Open> {
+        self.open.iter().take_while(|open| open.fd <= 2)
     }
 
     /// The description behind `fd`, lent to us.
@@ -95,7 +103,8 @@ pub fn files(proc: Proc) -> Result<(Vec<Description>, Vec<Descriptor>), Checkpoi
         }
     }
     let pidfd = kernel::handoff::pidfd_open(Pid::from_raw(proc.pid as i32)).map_err(|_| CheckpointError::Vanished(proc.pid))?;
-    let context = Context { proc, pidfd, open: &open, by_link: OnceCell::new(), pipes: OnceCell::new() };
+    let context =
+        Context { proc, pidfd, open: &open, by_link: OnceCell::new(), pipes: OnceCell::new(), sockets: sockdiag::Told::default() };
     let (mut files, mut descriptors): (Vec<Description>, Vec<Descriptor>) = (Vec::new(), Vec::new());
     let mut twins = Twins::new(proc.pid);
     for entry in &open {

@@ -7,6 +7,8 @@ use netlink_packet_sock_diag::unix::{ShowFlags, StateFlags, UnixRequest};
 use netlink_packet_sock_diag::{SockDiagMessage, constants};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr};
+use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::io::{Error, ErrorKind, Result};
 
 /// One read of answers; the kernel sends at most this at once.
@@ -25,16 +27,49 @@ pub struct Facts {
     pub waiting: u32,
 }
 
-/// The unix socket with this inode.
-pub fn unix(inode: u32) -> Result<Facts> {
+/// What is told of the sockets of one sort, by inode.
+type ByInode = HashMap<u32, Facts>;
+
+/// What the kernel tells of all sockets, each sort asked for once: to look one up, the kernel walks
+/// over all that there are, so that one question for each socket would take the square of them.
+#[derive(Debug, Default)]
+pub struct Told {
+    unix: OnceCell<ByInode>,
+    listeners: [OnceCell<ByInode>; 2],
+}
+
+impl Told {
+    /// The unix socket with this inode.
+    pub fn unix(&self, inode: u32) -> Result<Facts> {
+        find(&self.unix, all_unix, inode)
+    }
+
+    /// The listening TCP socket with this inode.
+    pub fn tcp_listener(&self, inode: u32, v6: bool) -> Result<Facts> {
+        find(&self.listeners[usize::from(v6)], || all_tcp_listeners(v6), inode)
+    }
+}
+
+fn find(told: &OnceCell<ByInode>, ask: impl FnOnce() -> Result<ByInode>, inode: u32) -> Result<Facts> {
+    let all = match told.get() {
+        Some(all) => all,
+        None => {
+            let all = ask()?;
+            told.get_or_init(|| all)
+        }
+    };
+    all.get(&inode).copied().ok_or_else(|| Error::new(ErrorKind::NotFound, "the kernel does not know the socket"))
+}
+
+fn all_unix() -> Result<ByInode> {
     let request = UnixRequest {
-        state_flags: StateFlags::all(),
-        inode,
+        state_flags: StateFlags::from_bits_retain(u32::MAX), // datagram sockets are in states that have no name here
+        inode: 0,                                            // any
         show_flags: ShowFlags::PEER | ShowFlags::RQLEN,
         cookie: [0xff; 8], // any
     };
-    let mut facts = None;
-    ask(SockDiagMessage::UnixRequest(request), 0, |answer| {
+    let mut all = ByInode::new();
+    ask(SockDiagMessage::UnixRequest(request), |answer| {
         if let SockDiagMessage::UnixResponse(socket) = answer {
             let mut found = Facts::default();
             for nla in &socket.nlas {
@@ -45,14 +80,13 @@ pub fn unix(inode: u32) -> Result<Facts> {
                     _ => {}
                 }
             }
-            facts = Some(found);
+            all.insert(socket.header.inode, found);
         }
     })?;
-    facts.ok_or_else(|| Error::new(ErrorKind::NotFound, "the kernel does not know the socket"))
+    Ok(all)
 }
 
-/// The listening TCP socket with this inode.
-pub fn tcp_listener(inode: u32, v6: bool) -> Result<Facts> {
+fn all_tcp_listeners(v6: bool) -> Result<ByInode> {
     let request = InetRequest {
         family: if v6 { constants::AF_INET6 } else { constants::AF_INET },
         protocol: constants::IPPROTO_TCP,
@@ -60,23 +94,23 @@ pub fn tcp_listener(inode: u32, v6: bool) -> Result<Facts> {
         states: InetStates::LISTEN,
         socket_id: if v6 { SocketId::new_v6() } else { SocketId::new_v4() },
     };
-    let mut facts = None;
-    ask(SockDiagMessage::InetRequest(request), NLM_F_DUMP, |answer| match answer {
-        SockDiagMessage::InetResponse(socket) if socket.header.inode == inode => {
-            facts = Some(Facts { backlog: socket.header.send_queue, waiting: socket.header.recv_queue, ..Facts::default() });
+    let mut all = ByInode::new();
+    ask(SockDiagMessage::InetRequest(request), |answer| {
+        if let SockDiagMessage::InetResponse(socket) = answer {
+            let facts = Facts { backlog: socket.header.send_queue, waiting: socket.header.recv_queue, ..Facts::default() };
+            all.insert(socket.header.inode, facts);
         }
-        _ => {}
     })?;
-    facts.ok_or_else(|| Error::new(ErrorKind::NotFound, "the kernel does not know the socket"))
+    Ok(all)
 }
 
-/// Send one request; `each` gets every answer.
-fn ask(request: SockDiagMessage, flags: u16, mut each: impl FnMut(SockDiagMessage)) -> Result<()> {
+/// Ask for all that match a request; `each` gets every answer.
+fn ask(request: SockDiagMessage, mut each: impl FnMut(SockDiagMessage)) -> Result<()> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | flags;
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let mut packet = NetlinkMessage::new(header, request.into());
     packet.finalize();
     let mut bytes = vec![0; packet.buffer_len()];
@@ -97,9 +131,6 @@ fn ask(request: SockDiagMessage, flags: u16, mut each: impl FnMut(SockDiagMessag
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => {}
             }
-        }
-        if flags & NLM_F_DUMP == 0 {
-            return Ok(());
         }
     }
 }

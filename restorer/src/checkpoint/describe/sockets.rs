@@ -7,7 +7,7 @@
 //! SO_PEERCRED of a restored pair names the restorer.
 
 use super::files::Context;
-use super::sockdiag::{self, Facts};
+use super::sockdiag::Facts;
 use crate::checkpoint::CheckpointError;
 use crate::process::socket_options::OPTIONS;
 use images::manifest::{Socket, SocketOption};
@@ -52,11 +52,11 @@ pub(super) fn socket(context: &Context<'_>, fd: u32, link: &str) -> Result<Socke
             let address = inet_address(&local).filter(|address| address.port() != 0);
             described.address = address.map(|address| address.to_string().into_bytes()).unwrap_or_default();
             let v6 = family == AddressFamily::Inet6;
-            if listening { sockdiag::tcp_listener(inode, v6).map_err(|error| no_answer(&error))? } else { Facts::default() }
+            if listening { context.sockets.tcp_listener(inode, v6).map_err(|error| no_answer(&error))? } else { Facts::default() }
         }
         AddressFamily::Unix => {
             described.address = unix_address(&local).unwrap_or_default();
-            sockdiag::unix(inode).map_err(|error| no_answer(&error))?
+            context.sockets.unix(inode).map_err(|error| no_answer(&error))?
         }
         _ => return Err(refuse("a socket that is neither TCP, UDP nor unix", CLOSE_SOCKET)),
     };
@@ -95,7 +95,7 @@ fn inode_of(link: &str) -> Option<u32> {
 }
 
 fn has_peer_inside(context: &Context<'_>, peer: u32) -> bool {
-    context.links().any(|link| inode_of(link) == Some(peer))
+    context.has(&format!("socket:[{peer}]"))
 }
 
 fn inet_address(local: &SockaddrStorage) -> Option<SocketAddr> {

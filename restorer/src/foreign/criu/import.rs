@@ -1,7 +1,7 @@
 //! Import: read and check the folder, lay its page data out, take that in, commit the image.
 
 use crate::foreign::ImportError;
-use crate::intake::{Compression, Source, read_stored, take_in};
+use crate::intake::{Compression, Source, one_by_one, read_stored, take_in};
 use images::Image;
 use images::criu::Layout;
 use images::manifest::Manifest;
@@ -61,7 +61,7 @@ pub fn import(
     let runs: Vec<PageRange> = layout.files().flat_map(|placed| placed.runs().iter().map(|(_, range)| *range)).collect();
     let (regions, placed) = (layout.regions(), layout.files().collect::<Vec<_>>());
     let source = || -> Source<'_> {
-        Box::new(|range, raw| {
+        one_by_one(|range, raw| {
             let at = placed.partition_point(|placed| placed.range.end() <= range.start());
             let found = placed.get(at).zip(files.get(at));
             let found = found.and_then(|(placed, file)| Some((placed, file, placed.run_at(range.start())?)));

@@ -38,7 +38,7 @@ pub(super) fn terminal(context: &Context<'_>, fd: u32, link: &str) -> Result<Opt
         return refuse(" is the master of a pseudoterminal", "let it close its terminal first");
     }
     let mut stream = None;
-    for other in context.open.iter().filter(|other| other.fd <= 2) {
+    for other in context.standard_streams() {
         if look(context, other.fd, &context.lend(other.fd)?)? == Device::Terminal(device) {
             stream = Some(other.fd);
             break;
