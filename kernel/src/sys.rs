@@ -25,8 +25,8 @@ pub(crate) fn get_xstate(tid: Pid) -> Result<XState, Errno> {
     let mut buffer = vec![0_u8; XSTATE_MAX_BYTES];
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     request(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, (&raw mut iov).cast())?;
-    buffer.truncate(iov.iov_len);
-    Ok(buffer)
+    // A copy: there are thousands of threads, and the buffer is far larger than what it holds.
+    Ok(buffer[..iov.iov_len].to_vec())
 }
 
 pub(crate) fn set_xstate(tid: Pid, state: &[u8]) -> Result<(), Errno> {

@@ -9,10 +9,12 @@
 
 use crate::farewell;
 use crate::pager::Shared;
+use crate::space::Space;
 use crate::status::State;
 use crate::watched;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
+use pages::PageRange;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -75,6 +77,17 @@ fn see_out(shared: &Shared) {
     }
 }
 
+/// Stop watching: mappings that touch each other by one call, each by its own where that fails, as one of them may be the program's
+/// own business.
+fn unregister(space: &Space, watched: &[PageRange]) {
+    for run in watched.chunk_by(|one, next| one.end() == next.start()) {
+        let whole = run.first().zip(run.last()).and_then(|(first, last)| PageRange::new(first.start(), last.end()));
+        if !whole.is_some_and(|whole| space.unregister(whole)) {
+            run.iter().for_each(|range| _ = space.unregister(*range)); // gone meanwhile is as well
+        }
+    }
+}
+
 /// Everything is there: stop watching, so that the process is its own again.
 ///
 /// Memory that grew out of a watched region (stack, heap) is watched too; /proc/PID/smaps names all of it. It may grow once more
@@ -85,7 +98,7 @@ fn release(shared: &Shared) -> bool {
         space.enter_settled();
         let watched = watched::ranges(shared.pid());
         if !watched.is_empty() {
-            watched.into_iter().for_each(|range| space.unregister(range));
+            unregister(space, &watched);
             return false; // look again
         }
     }

@@ -5,6 +5,8 @@
 
 use crate::space::Space;
 use pages::PageAddr;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -19,31 +21,33 @@ pub(crate) struct Fault {
     pub(crate) since: Instant,
 }
 
-/// All that are on their way, by their number; few.
+/// All that are on their way, by their number.
 #[derive(Debug, Default)]
-pub(crate) struct Demanded(Mutex<Vec<(u32, Vec<Fault>)>>);
+pub(crate) struct Demanded(Mutex<HashMap<u32, Vec<Fault>>>);
 
 impl Demanded {
-    fn lock(&self) -> MutexGuard<'_, Vec<(u32, Vec<Fault>)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Vec<Fault>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner) // every change of it is one step
     }
 
     /// These wait for a chunk: they are the caller's to answer, or were left to whoever brings it.
     pub(crate) fn begin(&self, chunk: u32, faults: Vec<Fault>) -> Option<Vec<Fault>> {
         let mut demanded = self.lock();
-        if let Some((_, left)) = demanded.iter_mut().find(|(other, _)| *other == chunk) {
-            left.extend(faults);
-            return None;
+        match demanded.entry(chunk) {
+            Entry::Occupied(mut left) => {
+                left.get_mut().extend(faults);
+                None
+            }
+            Entry::Vacant(place) => {
+                place.insert(Vec::new());
+                Some(faults)
+            }
         }
-        demanded.push((chunk, Vec::new()));
-        Some(faults)
     }
 
     /// The caller brings a chunk no more, one way or the other: what others have left to it.
     pub(crate) fn end(&self, chunk: u32) -> Vec<Fault> {
-        let mut demanded = self.lock();
-        let at = demanded.iter().position(|(other, _)| *other == chunk);
-        at.map_or_else(Vec::new, |at| demanded.swap_remove(at).1)
+        self.lock().remove(&chunk).unwrap_or_default()
     }
 }
 

@@ -21,6 +21,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use pages::PageAddr;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -154,16 +155,20 @@ impl Loop {
     /// Answer all faults that wait; parked again are those that an event came in between.
     fn answer(&mut self) -> Result<(), End> {
         let mut wanted = Wanted::new();
+        let mut places: HashMap<u32, usize> = HashMap::new(); // of chunks in it: thousands of threads may wait
         let shared = self.shared.clone();
         for fault in std::mem::take(&mut self.parked) {
             match fault.space.owed_at(fault.page) {
                 None => self.zero(fault)?,
                 Some(origin) => match self.chunks.range_of(origin) {
                     None => self.parked.push(fault),
-                    Some(chunk) => match wanted.iter_mut().find(|(other, _)| *other == chunk) {
-                        Some((_, faults)) => faults.push(fault),
-                        None => wanted.push((chunk, vec![fault])),
-                    },
+                    Some(chunk) => {
+                        let place = *places.entry(chunk.0).or_insert(wanted.len());
+                        match wanted.get_mut(place) {
+                            Some((_, faults)) => faults.push(fault),
+                            None => wanted.push((chunk, vec![fault])),
+                        }
+                    }
                 },
             }
         }
@@ -201,10 +206,11 @@ impl Loop {
     }
 
     /// Fetch what is waited for in one request, and ask for neighbours behind it.
-    fn fetch(&mut self, mut wanted: Wanted) -> Result<(), End> {
+    fn fetch(&mut self, wanted: Wanted) -> Result<(), End> {
         let Some(space) = wanted.first().and_then(|(_, faults)| faults.first()).map(|fault| fault.space.clone()) else { return Ok(()) };
         let shared = self.shared.clone();
         let run: Vec<Chunk> = wanted.iter().map(|(chunk, _)| *chunk).collect();
+        let mut wanted: HashMap<Chunk, Vec<Fault>> = wanted.into_iter().collect();
         let ahead = self.ahead(&space, &run);
         run.iter().chain(&ahead).for_each(|(index, _)| shared.touched.note(*index));
         let last = run.iter().chain(&ahead).map(|(_, range)| range.end().number()).max();
@@ -213,8 +219,7 @@ impl Loop {
         let (begun, mut took, mut failed) = (Instant::now(), None, None);
         let fetched = self.chunks.fetch_run(&run, &ahead, &shared.outage.over, &|error| shared.lost(error), &mut |chunk, data| {
             took.get_or_insert_with(|| begun.elapsed());
-            let Some(at) = wanted.iter().position(|(other, _)| *other == chunk) else { return true };
-            let (chunk, faults) = wanted.swap_remove(at);
+            let Some(faults) = wanted.remove(&chunk) else { return true };
             failed = settle(&shared, &mut self.parked, chunk, data, faults).err();
             failed.is_none()
         });
@@ -237,17 +242,20 @@ impl Loop {
 
     /// Neighbours of a run that are owed and not asked for yet, those behind it first.
     fn ahead(&mut self, space: &Space, run: &[Chunk]) -> Vec<Chunk> {
-        let mut ahead: Vec<Chunk> = Vec::new();
+        let (mut ahead, most) = (Vec::new(), shared_window(&self.shared).most());
+        let mut asked: HashSet<u32> = run.iter().map(|(index, _)| *index).collect();
         for (index, _) in run {
             let window = shared_window(&self.shared).fault(*index);
             for index in (index + 1..window.end).chain((window.start..*index).rev()) {
-                let new = !ahead.iter().chain(run).any(|(other, _)| *other == index) && !self.neighbours.has(index);
+                if ahead.len() >= most {
+                    break;
+                }
+                let new = asked.insert(index) && !self.neighbours.has(index);
                 if let Some(range) = self.chunks.range_at(index).filter(|range| new && self.chunks.knows(index) && space.owes(*range)) {
                     ahead.push((index, range));
                 }
             }
         }
-        ahead.truncate(shared_window(&self.shared).most());
         ahead
     }
 

@@ -369,10 +369,9 @@ impl Space {
         persist(|| self.uffd.wake(range));
     }
 
-    /// Stop watching `range`: nothing is owed there.
-    pub fn unregister(&self, range: PageRange) {
-        // A range that went away meanwhile needs no unregistering.
-        let _ = self.uffd.unregister(range);
+    /// Stop watching `range`: nothing is owed there. False where that failed; one that went away needs no unregistering.
+    pub fn unregister(&self, range: PageRange) -> bool {
+        self.uffd.unregister(range).is_ok()
     }
 }
 

@@ -5,6 +5,7 @@ mod dumped;
 mod lazy_pages;
 mod package;
 mod page_server;
+pub mod stats;
 
 pub use chain::split;
 pub use dumped::Dumped;

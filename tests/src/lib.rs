@@ -12,6 +12,7 @@ pub mod frozen;
 pub mod guarded;
 pub mod live_pager;
 pub mod machines;
+pub mod many;
 pub mod netns;
 pub mod peers;
 pub mod placement;

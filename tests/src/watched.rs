@@ -30,6 +30,8 @@ pub struct Ended {
     pub cpu: Duration,
     /// Most memory that was resident at once, in bytes: its own, not its children's.
     pub peak_bytes: u64,
+    /// What it printed.
+    pub said: String,
 }
 
 impl Running {
@@ -52,7 +54,7 @@ impl Running {
             said.read_to_string(&mut all)?;
             ensure!(used.status.success(), "{text}: {}: {all}", used.status);
             let cpu = used.rusage.utime + used.rusage.stime;
-            Ok(Ended { at, took: at - begun, cpu, peak_bytes: used.rusage.maxrss })
+            Ok(Ended { at, took: at - begun, cpu, peak_bytes: used.rusage.maxrss, said: all })
         });
         Ok(Self { begun, pid, output, waiter: Some(waiter) })
     }

@@ -55,13 +55,22 @@ pub enum Bench {
         #[arg(long, default_value = "700000,150000")]
         values: String,
     },
-    /// How soon a process of any size runs again, and what its pager takes
+    /// How soon a process of any size runs again, and what its pager takes; many mappings, threads and descriptors beside CRIU
     Scale {
         #[arg(long, default_value = "3")]
         rounds: String,
         /// MiB of the processes, separated by commas; the machine must have as much memory and 2 GiB more
         #[arg(long, default_value = "256,1024,4096,16384")]
         mib: String,
+        /// Mappings of the processes beside CRIU, separated by commas; vm.max_map_count limits them
+        #[arg(long, default_value = "1000,60000")]
+        mappings: String,
+        /// Threads, likewise
+        #[arg(long, default_value = "100,5000")]
+        threads: String,
+        /// Descriptors, likewise; the hard limit of open files must be twice as high, and some
+        #[arg(long, default_value = "1000,50000")]
+        descriptors: String,
     },
     /// Many restores of one snapshot at once from one page server
     Many {
@@ -166,7 +175,11 @@ impl Bench {
                 bench("link", &["--rounds", &rounds, "--values", &values, "--criu", &criu])?;
             }
             Self::Fault { rounds, mib } => bench("fault", &["--rounds", &rounds, "--mib", &mib])?,
-            Self::Scale { rounds, mib } => bench("scale", &["--rounds", &rounds, "--mib", &mib])?,
+            Self::Scale { rounds, mib, mappings, threads, descriptors } => {
+                let criu = criu::program()?.display().to_string();
+                let axes = ["--mappings", &mappings, "--threads", &threads, "--descriptors", &descriptors];
+                bench("scale", &[&["--rounds", &rounds, "--mib", &mib, "--criu", &criu][..], &axes].concat())?;
+            }
             Self::Many { rounds, mib, restores } => {
                 bench("many", &["--rounds", &rounds, "--mib", &mib, "--restores", &restores])?;
             }

@@ -427,7 +427,7 @@ impl ServedSpace {
         let Some(regions) = &self.shared else { return false };
         let unwatched = self.unwatched.get_or_init(|| {
             tracing::info!(id = self.id, "all memory is there");
-            regions.iter().for_each(|region| self.space.unregister(*region));
+            regions.iter().for_each(|region| _ = self.space.unregister(*region));
             Instant::now()
         });
         phase < Phase::Leaving || unwatched.elapsed() < UNDER_WAY

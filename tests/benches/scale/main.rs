@@ -1,15 +1,20 @@
-//! How soon the first instruction of a process runs again, and what its pager takes, by its size.
+//! How soon the first instruction of a process runs again, and what its pager takes, by its size; and what a checkpoint and a restore
+//! take by the number of its mappings, threads and descriptors, beside CRIU ([`growth`]).
 //!
 //! The program looks at the clock all the time and leaves the moment at which it finds that it was frozen: its first instructions after
 //! the restore. Then it compares one page of every MiB, scattered, each of which comes when it is touched.
 
+mod growth;
+
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use defrost_tests::live_pager::{gone, pager_of};
+use defrost_tests::many::Axis;
 use defrost_tests::record::{Output, Record, Table};
 use defrost_tests::sized::Sized;
 use defrost_tests::watched::{Running, peak_bytes};
 use defrost_tests::{Server, binary, need_root, stored};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Instant, SystemTime};
 
@@ -20,6 +25,18 @@ struct Cli {
     /// MiB of the processes
     #[arg(long, value_delimiter = ',', default_value = "256,1024,4096,16384")]
     mib: Vec<u32>,
+    /// Mappings of the processes
+    #[arg(long, value_delimiter = ',', default_value = "1000,60000")]
+    mappings: Vec<u64>,
+    /// Threads of the processes
+    #[arg(long, value_delimiter = ',', default_value = "100,5000")]
+    threads: Vec<u64>,
+    /// Descriptors of the processes: a restore needs a hard limit of open files of twice as many, and some
+    #[arg(long, value_delimiter = ',', default_value = "1000,50000")]
+    descriptors: Vec<u64>,
+    /// CRIU's program
+    #[arg(long)]
+    criu: PathBuf,
     #[command(flatten)]
     output: Output,
 }
@@ -49,9 +66,12 @@ fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut defrost = Command::new(binary("defrost")?);
     defrost.arg("--version");
-    let sizes: Vec<String> = cli.mib.iter().map(ToString::to_string).collect();
-    let command = format!("cargo xtask bench scale --rounds {} --mib {}", cli.rounds, sizes.join(","));
-    let mut record = Record::new("Scale: processes of any size", command, folder.path(), &[defrost])?;
+    let mut criu = Command::new(&cli.criu);
+    criu.arg("--version");
+    let axes = [("mappings", &cli.mappings), ("threads", &cli.threads), ("descriptors", &cli.descriptors)];
+    let axes = axes.map(|(name, many)| format!(" --{name} {}", list(many))).concat();
+    let command = format!("cargo xtask bench scale --rounds {} --mib {}{axes}", cli.rounds, list(&cli.mib));
+    let mut record = Record::new("Scale: processes of any size", command, folder.path(), &[defrost, criu])?;
     record.conditions(&[
         &format!(
             "A program that has written all of its memory: every page differs from every other, and is highly compressible. {} rounds. \
@@ -80,7 +100,16 @@ fn main() -> Result<()> {
         }
     }
     record.tables.extend([first, command, peak]);
+    let growth = growth::Growth { rounds: cli.rounds, criu: &cli.criu };
+    record.conditions(&growth::CONDITIONS);
+    for (axis, many) in [(Axis::Mappings, &cli.mappings), (Axis::Threads, &cli.threads), (Axis::Descriptors, &cli.descriptors)] {
+        record.tables.extend(growth.along(axis, many)?);
+    }
     record.write(&cli.output.out)
+}
+
+fn list<T: ToString>(values: &[T]) -> String {
+    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// Whoever has too little would have others killed.
