@@ -15,6 +15,7 @@ use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgid, getpgrp, tcgetpgrp, tcsetpgrp};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
 
 /// Signals a user sends to the command when the process is meant.
@@ -30,6 +31,8 @@ const SI_KERNEL: i32 = 0x80;
 pub struct Following {
     pid: Pid,
     signals: SignalFd,
+    /// That of our session, where one of our streams leads there.
+    terminal: Option<OwnedFd>,
     terminals: Terminals,
 }
 
@@ -45,7 +48,7 @@ impl Following {
         // A new window size, which we are told of as well, is not news for the process: it is the size that it knew.
         terminals.lend()?;
         SigSet::from(Signal::SIGWINCH).thread_block().map_err(failed)?;
-        let mut following = Self { pid, signals: SignalFd::new(&awaited).map_err(failed)?, terminals };
+        let mut following = Self { pid, signals: SignalFd::new(&awaited).map_err(failed)?, terminal: terminal(), terminals };
         following.lend_terminal();
         Ok(following)
     }
@@ -79,22 +82,31 @@ impl Following {
     /// Make it the terminal's foreground job, if that is us and it has a group of its own in our session.
     fn lend_terminal(&mut self) {
         let _ = self.terminals.lend(); // it worked at first: the terminal is gone, and the process will see that itself
-        let stdin = std::io::stdin();
-        if tcgetpgrp(&stdin) == Ok(getpgrp()) && getpgid(Some(self.pid)) == Ok(self.pid) {
+        if let Some(terminal) = &self.terminal
+            && tcgetpgrp(terminal) == Ok(getpgrp())
+            && getpgid(Some(self.pid)) == Ok(self.pid)
+        {
             // It fails where it has a session of its own: then we stay in the foreground and forward.
-            let _ = tcsetpgrp(&stdin, self.pid);
+            let _ = tcsetpgrp(terminal, self.pid);
         }
     }
 
     /// Become the terminal's foreground job again; false if it was not lent.
     fn take_terminal_back(&mut self) -> bool {
-        let stdin = std::io::stdin();
-        let taken = tcgetpgrp(&stdin) == Ok(self.pid) && tcsetpgrp(&stdin, getpgrp()).is_ok();
+        let is_lent = |terminal: &&OwnedFd| tcgetpgrp(terminal) == Ok(self.pid) && tcsetpgrp(terminal, getpgrp()).is_ok();
+        let taken = self.terminal.as_ref().filter(is_lent).is_some();
         if taken {
             self.terminals.take_back();
         }
         taken
     }
+}
+
+/// Our session's terminal: of our streams the first that leads there, as any may be a pipe.
+fn terminal() -> Option<OwnedFd> {
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    streams.into_iter().find(|stream| tcgetpgrp(stream).is_ok())?.try_clone_to_owned().ok()
 }
 
 /// It was stopped as it used the terminal from the background: our shell must know.
