@@ -128,6 +128,7 @@ static void hold_elsewhere(void) {
     if (!middle) {
         if (fork()) _exit(0);
         setsid(); // or it would keep the victim's number in use
+        close(ends[0]), close(ends[1]); // a pipe that leads to another process is refused
         int own = open("locked", O_RDWR | O_CREAT, 0600);
         if (own < 0 || flock(own, LOCK_EX) < 0) _exit(1);
         publish("held", "held\n");
