@@ -69,7 +69,7 @@ fn mounts(regions: &[Region]) -> Vec<RestoreError> {
     let code = regions.iter().filter(|region| region.prot & libc::PROT_EXEC as u32 != 0);
     let paths: BTreeSet<&str> = code.filter_map(|region| Some(region.file.as_ref()?.path.as_str())).collect();
     let is_noexec = |path: &&str| statvfs(*path).is_ok_and(|mount| mount.flags().contains(FsFlags::ST_NOEXEC));
-    let refused = |path: &str| RestoreError::File { path: path.to_owned(), what: "lies on a mount with noexec, and is code".to_owned() };
+    let refused = |path: &str| RestoreError::Host(format!("file {path} is code and lies on a mount with noexec: remount that with exec"));
     paths.into_iter().filter(is_noexec).map(refused).collect()
 }
 
