@@ -34,6 +34,7 @@ victims! {
     blocked_and_pending_signals_stay: "signals";
     a_pending_trap_stays: "signals", "trap";
     alternate_signal_stacks_stay: "sigaltstack", "idle";
+    a_missing_alternate_stack_stays_missing: "sigaltstack", "none";
     a_handler_on_an_alternate_stack_goes_on: "sigaltstack", "inside";
     interval_timers_go_on: "itimers";
     a_far_interval_timer_keeps_what_is_left: "itimers", "far";

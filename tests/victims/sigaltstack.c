@@ -1,4 +1,5 @@
-// Alternate signal stacks: `sigaltstack idle` has them set, `sigaltstack inside` is frozen while a handler runs on one.
+// Alternate signal stacks: `sigaltstack idle` has them set, `sigaltstack inside` is frozen while a handler runs on one,
+// `sigaltstack none` has none and a handler that would use one, as every CPython from 3.10 on.
 #include "victim.h"
 
 #define BYTES (64 * 1024)
@@ -30,6 +31,32 @@ static void set(int which) {
     MUST(sigaltstack(&(stack_t){.ss_sp = stacks[which], .ss_size = BYTES}, NULL) == 0);
 }
 
+static volatile int ran;
+static void on_any_stack(int signal) { ran += signal == SIGUSR2; }
+
+static void *without(void *argument) {
+    while (argument && !__atomic_load_n(&leave, __ATOMIC_SEQ_CST)) sleep_ms(1);
+    stack_t now;
+    MUST(sigaltstack(NULL, &now) == 0);
+    CHECK(now.ss_flags == SS_DISABLE, "a thread without an alternate stack has one at %p, flags %#x", now.ss_sp, (unsigned)now.ss_flags);
+    int before = ran;
+    MUST(pthread_kill(pthread_self(), SIGUSR2) == 0);
+    CHECK(ran == before + 1, "the handler did not run");
+    return NULL;
+}
+
+static void none(void) {
+    struct sigaction act = {.sa_handler = on_any_stack, .sa_flags = SA_ONSTACK};
+    MUST(sigaction(SIGUSR2, &act, NULL) == 0);
+    pthread_t other = start(without, &act);
+    ready();
+    wait_go();
+    without(NULL);
+    leave = 1;
+    CHECK(pthread_join(other, NULL) == 0, "join");
+    ok();
+}
+
 static void still(int which) {
     stack_t now;
     MUST(sigaltstack(NULL, &now) == 0);
@@ -51,6 +78,7 @@ static void *body(void *argument) {
 
 int main(int argc, char **argv) {
     inside = argc > 1 && strcmp(argv[1], "inside") == 0;
+    if (argc > 1 && strcmp(argv[1], "none") == 0) none();
     struct sigaction act = {.sa_handler = handler, .sa_flags = SA_ONSTACK};
     MUST(sigaction(SIGUSR1, &act, NULL) == 0);
     set(0);

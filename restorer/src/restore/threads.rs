@@ -154,10 +154,11 @@ pub fn state(b: &mut Builder<'_>, thread: &Thread, dumpable: bool) -> Step<()> {
     if thread.robust_list_head != 0 {
         b.later(&what("robust list"), libc::SYS_set_robust_list, [thread.robust_list_head, thread.robust_list_len, 0, 0, 0, 0])?;
     }
-    if let Some(stack) = &thread.alternate_stack {
-        let at = b.put(&words(&[stack.base, u64::from(stack.flags), stack.size_bytes]))?;
-        b.later(&what("alternate stack"), libc::SYS_sigaltstack, [at, 0, 0, 0, 0, 0])?;
-    }
+    // Also where the thread has none: the child inherits the alternate stack of our runtime, whose memory is gone.
+    let stack = thread.alternate_stack.as_ref();
+    let stack = stack.map_or([0, libc::SS_DISABLE as u64, 0], |stack| [stack.base, u64::from(stack.flags), stack.size_bytes]);
+    let at = b.put(&words(&stack))?;
+    b.later(&what("alternate stack"), libc::SYS_sigaltstack, [at, 0, 0, 0, 0, 0])?;
     b.prctl(&what("timer slack"), libc::PR_SET_TIMERSLACK, [thread.timer_slack_ns, 0, 0, 0])?;
     if let Some(scheduling) = &thread.scheduling {
         schedule(b, thread.tid, scheduling)?;
