@@ -7,5 +7,6 @@
 
 pub mod fdinfo;
 pub mod prctl;
+pub mod proc_files;
 pub mod socket_options;
 pub mod vm_flags;

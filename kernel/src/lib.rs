@@ -4,8 +4,11 @@
 //! know the meaning of. [`tracee`] owns the states of a traced thread, [`remote`] runs system calls in one, [`spawn`] makes the
 //! process that a restore fills; [`memory`] and [`pagemap`] look into a process, [`uffd`] answers its missing pages, [`handoff`]
 //! moves descriptors between processes, [`hangup`] leaves a signal to the kernel, [`sockopt`] looks at sockets, [`mapped_file`]
-//! lends out a pack or an image, [`huge`] makes small pages huge, [`terminal`] and [`timer`] carry what those are set to, [`shared_words`] keep what must outlive us and [`lazy_memory`] is filled by others.
+//! lends out a pack or an image, [`huge`] makes small pages huge, [`terminal`] and [`timer`] carry what those are set to, [`task`],
+//! [`rseq`] and [`bystander`] know a thread's lesser settings, [`shared_words`] keep what must outlive us and [`lazy_memory`] is filled
+//! by others.
 
+pub mod bystander;
 pub mod call_list;
 pub mod descriptions;
 pub mod handoff;
@@ -18,12 +21,14 @@ pub mod memory;
 pub mod pagemap;
 pub mod regs;
 pub mod remote;
+pub mod rseq;
 #[cfg(feature = "testing")]
 pub mod scratch;
 pub mod shared_words;
 pub mod sockopt;
 pub mod spawn;
 pub mod sys;
+pub mod task;
 pub mod terminal;
 pub mod timer;
 pub mod tracee;

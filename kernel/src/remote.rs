@@ -9,6 +9,7 @@
 //! again at the end, so that whoever stopped the process finds it stopped.
 
 use crate::regs::{Registers, RestartBlock};
+use crate::task::UserDispatch;
 use crate::tracee::{ContMode, Result as TraceResult, Running, Stop, Stopped, TraceError, wait_stop};
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -118,6 +119,8 @@ pub struct Borrowed<'t> {
     remote: Remote<'t>,
     registers: Registers,
     mask: u64,
+    /// Would turn our calls into SIGSYS.
+    dispatch: Option<UserDispatch>,
 }
 
 impl<'t> Borrowed<'t> {
@@ -126,7 +129,11 @@ impl<'t> Borrowed<'t> {
         let (registers, mask) = (thread.registers()?, thread.signal_mask()?);
         thread.set_exit_kill(true, false)?;
         thread.set_signal_mask(ALL_SIGNALS)?;
-        Ok(Self { remote: Remote::new(thread, syscall_at)?, registers, mask })
+        let dispatch = thread.user_dispatch()?;
+        if dispatch.is_some() {
+            thread.set_user_dispatch(&UserDispatch::default())?;
+        }
+        Ok(Self { remote: Remote::new(thread, syscall_at)?, registers, mask, dispatch })
     }
 
     /// Run one system call.
@@ -146,11 +153,20 @@ impl<'t> Borrowed<'t> {
         self.mask
     }
 
+    /// How the thread's system calls were dispatched when the session began.
+    #[must_use]
+    pub fn user_dispatch(&self) -> Option<UserDispatch> {
+        self.dispatch
+    }
+
     /// Put everything back. An interrupted call of the thread's own goes on when it runs again.
     pub fn give_back(self) -> TraceResult<()> {
         let thread = self.remote.thread;
         thread.set_registers(&self.registers.settled(RestartBlock::Resume))?;
         thread.set_signal_mask(self.mask)?;
+        if let Some(dispatch) = &self.dispatch {
+            thread.set_user_dispatch(dispatch)?;
+        }
         if self.remote.stop_due {
             crate::sys::stop_thread(thread.tid()).map_err(crate::tracee::failed("stop", thread.tid()))?;
         }

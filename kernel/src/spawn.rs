@@ -1,10 +1,15 @@
 //! The empty process a restore starts from: a paused copy of ourselves under the wanted pid, traced and stopped.
 
+use crate::regs::SYSCALL_BYTES;
+use crate::remote::{CallError, Remote};
 use crate::tracee::{Running, Stopped, TraceError};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
+use pages::VirtAddr;
+use std::os::fd::AsFd as _;
 
 /// Why there is no child.
 #[derive(Debug, thiserror::Error)]
@@ -31,19 +36,63 @@ pub enum SpawnError {
 
 /// Make the child and stop it under our trace, right behind a `syscall` instruction; our death kills it from here on.
 pub fn spawn_stopped(pid: u32) -> Result<Stopped, SpawnError> {
-    let child = crate::sys::clone_paused(pid).map_err(|errno| match errno {
+    let child = crate::sys::clone_paused(pid).map_err(not_made(pid))?;
+    stop_new(child)
+}
+
+/// The same for a child that is not ours but an orphan's: its parent is from now on who adopts orphans, so that our end is not its
+/// parent's. The process that makes it has the pid `maker`, if that matters.
+pub fn spawn_stopped_orphan(pid: u32, maker: Option<u32>) -> Result<Stopped, SpawnError> {
+    let failed = |errno| SpawnError::Failed(pid, errno);
+    let (answer, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
+    let (until, held) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
+    let maker = crate::sys::clone_maker(pid, maker, theirs.as_fd(), until.as_fd(), held.as_fd()).map_err(not_made(pid))?;
+    drop(theirs);
+    let mut made = [0; size_of::<i32>()];
+    let child = match nix::unistd::read(&answer, &mut made) {
+        Ok(bytes) if bytes == made.len() => i32::from_ne_bytes(made),
+        _ => -(Errno::ECHILD as i32),
+    };
+    let stopped = match child {
+        errno @ ..=0 => Err(not_made(pid)(Errno::from_raw(-errno))),
+        child => stop_new(Pid::from_raw(child)).and_then(|stopped| {
+            keep_without_parent(&stopped).inspect_err(|_| kill_and_reap(stopped.tid()))?;
+            Ok(stopped)
+        }),
+    };
+    drop(held);
+    // It is ours, and ends at once.
+    while nix::sys::wait::waitpid(maker, None) == Err(Errno::EINTR) {}
+    stopped
+}
+
+fn not_made(pid: u32) -> impl Fn(Errno) -> SpawnError {
+    move |errno| match errno {
         Errno::EEXIST => SpawnError::PidTaken(pid),
         Errno::EPERM => SpawnError::NotPermitted(pid),
         Errno::EINVAL => SpawnError::Impossible(pid),
         Errno::EAGAIN | Errno::ENOMEM => SpawnError::Full(pid),
         errno => SpawnError::Failed(pid, errno),
-    })?;
+    }
+}
+
+fn stop_new(child: Pid) -> Result<Stopped, SpawnError> {
     let stopped = || {
         let stopped = Running::seize_to_build(child)?.interrupt()?;
         crate::remote::to_next_call(&stopped)?;
         Ok(stopped)
     };
     stopped().inspect_err(|_: &TraceError| kill_and_reap(child)).map_err(SpawnError::Trace)
+}
+
+/// The death signal that [`crate::sys::clone_paused`] set is not needed any more: we trace it.
+fn keep_without_parent(child: &Stopped) -> Result<(), SpawnError> {
+    let behind = child.registers()?.0.rip;
+    let mut remote = Remote::new(child, VirtAddr(behind - SYSCALL_BYTES))?;
+    remote.call(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0]).map(drop).map_err(|error| match error {
+        CallError::Trace(error) => error.into(),
+        CallError::Errno(errno) => SpawnError::Failed(child.tid().as_raw() as u32, errno),
+    })
 }
 
 /// Run `body` in a child that has a copy of our memory and *shares our table of descriptors*: what it opens is open here too and stays

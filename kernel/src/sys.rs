@@ -5,6 +5,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::cmp::Ordering;
 use std::ffi::c_void;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 /// NT_X86_XSTATE of elf.h.
 const NT_X86_XSTATE: usize = 0x202;
@@ -15,7 +16,7 @@ const XSTATE_MAX_BYTES: usize = 64 << 10;
 /// Bytes of the kernel's sigset_t.
 const SIGSET_BYTES: usize = 8;
 
-fn request(request: libc::c_uint, tid: Pid, addr: usize, data: *mut c_void) -> Result<i64, Errno> {
+pub(crate) fn request(request: libc::c_uint, tid: Pid, addr: usize, data: *mut c_void) -> Result<i64, Errno> {
     // SAFETY: every caller below passes an address that the request reads or writes within the object it points to.
     let answer = unsafe { libc::ptrace(request, tid.as_raw(), addr, data) };
     Errno::result(answer)
@@ -98,19 +99,27 @@ pub(crate) fn is_first_thread(tid: Pid) -> bool {
 }
 
 /// Which kernel objects [`order_of`] compares.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kcmp {
     /// Open file descriptions behind two descriptors.
     File(u32, u32),
+    /// Tables of descriptors.
+    Descriptors,
+    /// Root and working directory, umask.
+    Directories,
 }
 
 /// How two processes' (or one's) kernel objects compare in an order that the kernel keeps until the
 /// next boot: equal where they are one. ENOTSUP where they differ and have no order.
 pub fn order_of(a: Pid, b: Pid, what: Kcmp) -> Result<Ordering, Errno> {
-    const KCMP_FILE: i32 = 0;
-    let Kcmp::File(first, second) = what;
+    // enum kcmp_type of include/uapi/linux/kcmp.h.
+    let (kind, first, second) = match what {
+        Kcmp::File(first, second) => (0, first, second),
+        Kcmp::Descriptors => (2, 0, 0),
+        Kcmp::Directories => (3, 0, 0),
+    };
     // SAFETY: kcmp takes five integers and touches no memory of ours.
-    let answer = unsafe { libc::syscall(libc::SYS_kcmp, a.as_raw(), b.as_raw(), KCMP_FILE, u64::from(first), u64::from(second)) };
+    let answer = unsafe { libc::syscall(libc::SYS_kcmp, a.as_raw(), b.as_raw(), kind, u64::from(first), u64::from(second)) };
     match Errno::result(answer)? {
         0 => Ok(Ordering::Equal),
         1 => Ok(Ordering::Less),
@@ -179,6 +188,41 @@ pub(crate) fn clone_sharing_descriptors() -> Result<Pid, Errno> {
     // SAFETY: like fork in a process of one thread, which the caller made sure of; both go on from here on stacks of their own.
     let answer = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     Errno::result(answer).map(|pid| Pid::from_raw(pid as i32))
+}
+
+/// A child with a copy of our memory that makes a paused one of its own ([`clone_paused`]) under the pid asked for, writes the answer
+/// (a pid, or an errno below zero) to `answer`, and ends once `until` is at its end. `number` is its own pid, if it matters.
+/// `held` is the other end of `until`.
+pub(crate) fn clone_maker(
+    pid: u32,
+    number: Option<u32>,
+    answer: BorrowedFd<'_>,
+    until: BorrowedFd<'_>,
+    held: BorrowedFd<'_>,
+) -> Result<Pid, Errno> {
+    let wanted = [number.unwrap_or_default() as libc::pid_t];
+    let args = CloneArgs {
+        exit_signal: libc::SIGCHLD as u64,
+        set_tid: if number.is_some() { wanted.as_ptr() as u64 } else { 0 },
+        set_tid_size: u64::from(number.is_some()),
+        ..CloneArgs::default()
+    };
+    // SAFETY: like fork; the child runs nothing but the calls below, which touch only its own copy of this stack.
+    let made = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    if made == 0 {
+        // Or neither it nor the child of its own would ever see the end of `until`.
+        // SAFETY: closes a descriptor of its own table.
+        unsafe { libc::syscall(libc::SYS_close, held.as_raw_fd()) };
+        let child = clone_paused(pid).map_or_else(|errno| -(errno as i32), Pid::as_raw);
+        // SAFETY: writes four bytes of its own stack.
+        unsafe { libc::syscall(libc::SYS_write, answer.as_raw_fd(), &raw const child, size_of::<i32>()) };
+        let mut byte = 0_u8;
+        // SAFETY: reads one byte to its own stack.
+        unsafe { libc::syscall(libc::SYS_read, until.as_raw_fd(), &raw mut byte, 1) };
+        // SAFETY: ends it without running anything of ours.
+        unsafe { libc::_exit(0) }
+    }
+    Errno::result(made).map(|maker| Pid::from_raw(maker as i32))
 }
 
 /// A child with a copy of our memory that does nothing but pause, under the pid asked for, with default signal handlers. It ends with

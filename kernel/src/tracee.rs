@@ -8,6 +8,7 @@
 //! Known hole: a tracee of another tracer answers EPERM like one that is not ours; `/proc/PID/status` (TracerPid) tells which.
 
 use crate::regs::{Registers, XState};
+use crate::task::UserDispatch;
 use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
@@ -280,6 +281,28 @@ impl Stopped {
     /// The registered restartable-sequence area: address, size in bytes, signature, flags; `None` where there is none.
     pub fn rseq(&self) -> Result<Option<(u64, u32, u32, u32)>> {
         crate::sys::get_rseq(self.tid).map_err(failed("get rseq", self.tid))
+    }
+
+    /// The dispatch of its system calls to SIGSYS; `None` where that is off.
+    pub fn user_dispatch(&self) -> Result<Option<UserDispatch>> {
+        crate::task::user_dispatch(self.tid).map_err(failed("get user dispatch", self.tid))
+    }
+
+    /// Set the dispatch of its system calls; the default switches it off.
+    pub fn set_user_dispatch(&self, config: &UserDispatch) -> Result<()> {
+        crate::task::set_user_dispatch(self.tid, config).map_err(failed("set user dispatch", self.tid))
+    }
+
+    /// Whether it may use I/O ports (ioperm).
+    #[must_use]
+    pub fn has_io_ports(&self) -> bool {
+        crate::task::has_io_ports(self.tid)
+    }
+
+    /// Whether it has segments in the global descriptor table (set_thread_area).
+    #[must_use]
+    pub fn has_tls_segments(&self) -> bool {
+        crate::task::has_tls_segments(self.tid)
     }
 
     /// Message of the ptrace event it stopped at (a new thread's id after a clone event).

@@ -303,6 +303,9 @@ pub struct RestoreArgs {
     /// would be the process's only one
     #[arg(long, default_value = "usual", value_name = "usual|low")]
     pub latency: Latency,
+    /// Leave the process in the control groups of this command instead of joining those that it was in
+    #[arg(long)]
+    pub inherit_cgroups: bool,
     /// In a pid namespace of its own, where its pid is free
     #[arg(long)]
     pub new_pid_namespace: bool,

@@ -1,10 +1,11 @@
 //! What /proc says of a process, as plain data: text in, values out, no I/O in the parsers.
 //!
 //! [`maps`] reads the memory map with its flags, [`status`] credentials and signal dispositions, [`stat`] the layout fields, [`fdinfo`]
-//! what an open file is, [`locks`] file locks, [`timers`] the POSIX timers; [`socket_options`] says what a socket's state is made of. `checkpoint::describe`
-//! reads the files and calls these.
+//! what an open file is, [`locks`] file locks, [`hierarchy`] where control groups lie, [`timers`] the POSIX timers;
+//! [`socket_options`] says what a socket's state is made of. `checkpoint::describe` reads the files and calls these.
 
 pub mod fdinfo;
+pub mod hierarchy;
 pub mod locks;
 pub mod maps;
 pub mod socket_options;

@@ -7,6 +7,7 @@
 //! or any error kills the child, so a failed restore leaves nothing running.
 
 mod builder;
+mod cgroups;
 mod clocks;
 mod daemon;
 mod descriptors;
@@ -14,6 +15,7 @@ mod eager;
 mod error;
 mod files;
 mod host_memory;
+mod inherited;
 mod interests;
 mod locks;
 mod memory;
@@ -61,6 +63,10 @@ pub struct Request {
     pub eager: bool,
     /// Bring the rest behind the faults.
     pub background: bool,
+    /// We end while it runs on.
+    pub outlives_us: bool,
+    /// In our control groups rather than in those that it was in.
+    pub inherit_cgroups: bool,
     /// In a pid namespace of its own, where every number is free.
     pub new_pid_namespace: bool,
     /// What to do about pages that do not come.
@@ -107,8 +113,12 @@ pub fn restore(
     plan::check_files(manifest)?;
     host_memory::obstacles(manifest, true).into_iter().next().map_or(Ok(()), Err)?;
     clocks::check(manifest.clocks.as_ref())?;
-    let mut obstacles = files::here::obstacles(manifest).into_iter().chain(locks::obstacles(manifest, false));
-    obstacles.next().map_or(Ok(()), Err)?;
+    let mut obstacles: Vec<RestoreError> = files::here::obstacles(manifest).into_iter().chain(locks::obstacles(manifest, false)).collect();
+    obstacles.extend(inherited::obstacles(manifest));
+    if !request.inherit_cgroups {
+        obstacles.extend(cgroups::obstacles(manifest));
+    }
+    obstacles.into_iter().next().map_or(Ok(()), Err)?;
     let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {
         return Err(RestoreError::Image("has no process".to_owned()));
     };
@@ -127,6 +137,9 @@ pub fn restore(
     })
 }
 
+/// Timer slack of the first process of a host.
+const INITIAL_SLACK_NS: u64 = 50_000;
+
 /// With everything at hand: make the child, build it, let it run.
 fn bring_back(
     job: Job<'_>,
@@ -140,8 +153,18 @@ fn bring_back(
     let Job { request, image, made } = job;
     let namespace = if request.new_pid_namespace { Some(Namespace::make()?) } else { None };
     let unpinned = pin_beside_child();
-    let stopped = numbers::take(process.pid, || Ok(kernel::spawn::spawn_stopped(process.pid)?))?;
+    // What a slack of 0 stands for is the slack of the process that makes a new one.
+    let slack = kernel::task::replace_timer_slack(INITIAL_SLACK_NS).unwrap_or(INITIAL_SLACK_NS);
+    let spawned = numbers::take(process.pid, || match mourner(request, &image.manifest)? {
+        None => Ok(kernel::spawn::spawn_stopped(process.pid)?),
+        Some(maker) => Ok(kernel::spawn::spawn_stopped_orphan(process.pid, maker)?),
+    });
+    let _ = kernel::task::replace_timer_slack(slack); // merely a matter of speed
+    let stopped = spawned?;
     let child = Child(stopped.tid());
+    if !request.inherit_cgroups {
+        cgroups::join(child.0, process)?;
+    }
     if let Some(namespace) = &namespace {
         namespace.go_home()?;
     }
@@ -169,6 +192,18 @@ fn bring_back(
     phases.done("let it run");
     let timings = [phases.all(), daemon.take_timings()].concat();
     Ok(Restored { pid: child.runs(), own_pid: process.pid, nulled: made.nulled, daemon, timings })
+}
+
+/// For a process that gets a signal when its parent ends: who makes it in our place, as our end is not to be its parent's; by number
+/// where that could be one that the process wants.
+fn mourner(request: &Request, manifest: &Manifest) -> Step<Option<Option<u32>>> {
+    if !request.outlives_us || manifest.threads.iter().all(|thread| thread.parent_death_signal == 0) {
+        return Ok(None);
+    }
+    // Orphans of ours are not to come to us.
+    nix::sys::prctl::set_child_subreaper(false).map_err(outside("stop adopting orphans"))?;
+    let free = || (2..).find(|number| manifest.threads.iter().all(|thread| thread.tid != *number));
+    Ok(Some(if request.new_pid_namespace { free() } else { None }))
 }
 
 /// The child while it is being built: killed unless it comes to run.
@@ -222,10 +257,14 @@ fn build(
     }
     phases.done("workplace");
     drop_rseq(&mut b, stopped)?;
+    let inherited = threads::Inherited::of_us();
+    threads::on_a_clean_slate(&mut b, process, leader, &inherited)?;
+    threads::login(&mut b, process)?;
     memory::clear(&mut b)?;
     memory::map_vdso(&mut b, &manifest.regions)?;
     memory::map_regions(&mut b, &manifest.regions, |region| made.mapped_fd(&region.file.as_ref()?.path, memory::may_write(region)))?;
     shared_memory::map(&mut b, &manifest.regions, (workplace, workplace + builder::WORKPLACE_PAGES * pages::PAGE_SIZE_BYTES))?;
+    threads::unmerge(&mut b, process, &manifest.regions)?;
     if let Some(mm) = &process.mm {
         let exe = made.mapped_fd(&process.exe, false).unwrap_or(-1);
         memory::set_layout(&mut b, mm, exe)?;
@@ -252,7 +291,13 @@ fn build(
     let place = b.put_text(&process.cwd)?;
     b.later("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
     b.later("umask", libc::SYS_umask, [u64::from(process.umask), 0, 0, 0, 0, 0])?;
+    threads::before_threads(&mut b, process)?;
+    b.flush()?; // what follows looks at what was put off
+    threads::through_proc(stopped.tid(), process)?;
     let others = threads::start_all(&mut b, &manifest.threads[1..])?;
+    if !request.inherit_cgroups {
+        cgroups::join_threads(&others, &manifest.threads[1..])?;
+    }
     descriptors::of_threads(&mut b, manifest)?;
     locks::take(&mut b, manifest)?;
     limits(&mut b, stopped.tid(), process)?;
@@ -262,11 +307,12 @@ fn build(
     for (other, thread) in others.iter().zip(&manifest.threads[1..]) {
         let mut builder = b.beside(other)?;
         threads::queue_signals(&mut builder, process.pid, Some(thread.tid), &thread.pending)?;
-        threads::state(&mut builder, thread, process.dumpable)?;
+        threads::state(&mut builder, thread, process, &inherited)?;
         builder.flush()?;
     }
     threads::queue_signals(&mut b, process.pid, Some(leader.tid), &leader.pending)?;
-    threads::state(&mut b, leader, process.dumpable)?;
+    threads::state(&mut b, leader, process, &inherited)?;
+    threads::check_dumpable(&mut b, process)?;
     threads::trap_action(&mut b, process)?;
     memory::seal(&mut b, &manifest.regions)?;
     b.call("leave the workplace", libc::SYS_munmap, [workplace, builder::WORKPLACE_PAGES * pages::PAGE_SIZE_BYTES, 0, 0, 0, 0])?;

@@ -29,7 +29,7 @@ pub mod watched;
 
 pub use command::{defrost, defrost_fails, defrost_fails_through, defrost_ok, defrost_through, defrost_tries_through};
 pub use server::Server;
-pub use victim::Victim;
+pub use victim::{Victim, compiled};
 
 use anyhow::{Context as _, Result, ensure};
 use std::path::PathBuf;

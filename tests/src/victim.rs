@@ -280,7 +280,7 @@ impl Drop for Victim {
 }
 
 /// A victim's program, compiled if its text is newer. It is never compiled twice in one run: a restore wants the file unchanged.
-fn compiled(source: &str) -> Result<PathBuf> {
+pub fn compiled(source: &str) -> Result<PathBuf> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims");

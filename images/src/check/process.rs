@@ -2,7 +2,7 @@
 
 use super::{ADDRESS_END, LAST_PID, LAST_SIGNAL, NAME_MAX_BYTES, PATH_MAX_BYTES, SIGINFO_BYTES, distinct, ensure, identity, text};
 use crate::error::ImageError;
-use crate::manifest::{Clocks, Host, Manifest, MemoryMap, Process, Thread};
+use crate::manifest::{Clocks, Host, Manifest, MemoryMap, MemoryPolicy, Process, Thread, ThreadFs};
 
 /// `user_regs_struct` of x86-64.
 const REGISTERS_BYTES: usize = 216;
@@ -24,6 +24,16 @@ const LAST_POLICY: u32 = 7;
 const AFFINITY_MAX_BYTES: usize = 1024;
 /// NGROUPS_MAX.
 const GROUPS_MAX: usize = 65536;
+/// MEMBARRIER_CMD_REGISTER_* of include/uapi/linux/membarrier.h.
+const MEMBARRIER_REGISTER_BITS: u32 = 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8;
+/// MPOL_MODE_FLAGS: static and relative nodes, NUMA balancing.
+const MPOL_MODE_FLAGS: u32 = 0xe000;
+/// MPOL_WEIGHTED_INTERLEAVE.
+const LAST_MEMORY_POLICY: u32 = 6;
+/// MAX_NUMNODES is 1024 at most.
+const NODES_MAX_WORDS: usize = 16;
+/// Features of PR_SET_SPECULATION_CTRL: three as of Linux 6.18.
+const SPECULATION_MAX: usize = 16;
 /// struct rseq is a page at most; today's is 32 bytes.
 const RSEQ_MAX_BYTES: u32 = 4096;
 
@@ -76,7 +86,27 @@ fn check_process(process: &Process) -> Result<(), ImageError> {
     let timers = &process.posix_timers;
     let in_bounds = timers.iter().all(|t| t.signal <= LAST_SIGNAL && t.notify & !SIGEV_BITS == 0 && t.notify_tid <= LAST_PID);
     rule(in_bounds && distinct(timers.iter().map(|timer| timer.id)), "a POSIX timer")?;
-    rule((-1000..=1000).contains(&process.oom_score_adj), "the OOM score")
+    rule((-1000..=1000).contains(&process.oom_score_adj), "the OOM score")?;
+    rule(process.membarrier & !MEMBARRIER_REGISTER_BITS == 0, "the membarrier registrations")?;
+    rule(matches!(process.mlock_future, 0 | 2 | 6), "the lock of future memory")?;
+    rule(process.thp_flags & !2 == 0 && (process.thp_disabled || process.thp_flags == 0), "the huge page flags")?;
+    rule(process.mdwe <= 3, "the memory-deny-write-execute flags")?;
+    rule(process.autogroup_nice.is_none_or(|nice| (-20..=19).contains(&nice)), "the niceness of the autogroup")?;
+    rule(cgroups(&process.cgroups), "a cgroup")?;
+    rule(text(&process.security_label, PATH_MAX_BYTES), "the security label")
+}
+
+/// As many as there are hierarchies: one for each controller, those with a name only, and the unified one.
+const CGROUPS_MAX: usize = 64;
+
+fn cgroups(lines: &[String]) -> bool {
+    let whole =
+        |line: &String| line.split_once(':').is_some_and(|(_, path)| path.starts_with('/') && !path.split('/').any(|name| name == ".."));
+    lines.len() <= CGROUPS_MAX && lines.iter().all(|line| text(line, PATH_MAX_BYTES) && whole(line))
+}
+
+fn memory_policy(policy: &MemoryPolicy) -> bool {
+    policy.mode & !MPOL_MODE_FLAGS <= LAST_MEMORY_POLICY && policy.nodes.len() <= NODES_MAX_WORDS
 }
 
 fn layout_is_whole(mm: &MemoryMap) -> bool {
@@ -97,6 +127,10 @@ fn layout_is_whole(mm: &MemoryMap) -> bool {
     addresses.iter().all(|address| *address <= ADDRESS_END) && mm.auxv.len().is_multiple_of(entry) && mm.auxv.len() <= most
 }
 
+fn thread_fs(fs: &ThreadFs) -> bool {
+    (1..=LAST_PID).contains(&fs.owner_tid) && text(&fs.cwd, PATH_MAX_BYTES) && fs.umask <= 0o777
+}
+
 /// What is out of bounds, if anything.
 fn thread_fault(thread: &Thread) -> Option<&'static str> {
     let scheduling = thread.scheduling.as_ref();
@@ -112,6 +146,15 @@ fn thread_fault(thread: &Thread) -> Option<&'static str> {
         (scheduling.is_none_or(|s| s.affinity.len() <= AFFINITY_MAX_BYTES), "the affinity"),
         (thread.credentials.as_ref().is_none_or(|c| c.groups.len() <= GROUPS_MAX), "the groups"),
         (thread.parent_death_signal <= LAST_SIGNAL, "the parent-death signal"),
+        (scheduling.is_none_or(|s| s.util_min <= 1024 && s.util_max <= 1024), "the utilization clamps"),
+        (thread.ioprio <= 0xffff, "the I/O priority"),
+        (thread.memory_policy.as_ref().is_none_or(memory_policy), "the memory policy"),
+        (thread.syscall_user_dispatch.as_ref().is_none_or(|sud| (1..=2).contains(&sud.mode)), "the dispatch of system calls"),
+        (thread.mce_policy.is_none_or(|policy| policy <= 2), "the machine-check policy"),
+        (thread.speculation.len() <= SPECULATION_MAX, "the speculation controls"),
+        (thread.fs.as_ref().is_none_or(thread_fs), "the working directory"),
+        (cgroups(&thread.cgroups), "a cgroup"),
+        (thread.request_key_keyring <= 7, "the keyring for requested keys"),
     ];
     rules.iter().find(|(kept, _)| !kept).map(|(_, what)| *what)
 }

@@ -204,6 +204,7 @@ fn one_process() -> Process {
         thp_disabled: true,
         oom_score_adj: -1000,
         exe_identity: Some(identity("/usr/bin/sample")),
+        ..Process::default()
     }
 }
 
@@ -220,7 +221,14 @@ fn thread(tid: u32) -> Thread {
         robust_list_len: 24,
         rseq: Some(Rseq { address: 0x7f00_0000_0040, size_bytes: 32, signature: 0x5305_3053, flags: 0 }),
         clear_child_tid: 0x7f00_0000_0060,
-        scheduling: Some(Scheduling { policy: 1, nice: -20, priority: 99, affinity: vec![3], reset_on_fork: true }),
+        scheduling: Some(Scheduling {
+            policy: 1,
+            nice: -20,
+            priority: 99,
+            affinity: vec![3],
+            reset_on_fork: true,
+            ..Scheduling::default()
+        }),
         credentials: Some(Credentials {
             ruid: 1,
             euid: 2,
@@ -241,6 +249,7 @@ fn thread(tid: u32) -> Thread {
         parent_death_signal: 9,
         timer_slack_ns: 50_000,
         no_new_privs: true,
+        ..Thread::default()
     }
 }
 

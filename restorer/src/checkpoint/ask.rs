@@ -7,9 +7,11 @@ use super::CheckpointError;
 use super::freeze::Frozen;
 use crate::process::maps::Mapping;
 use images::manifest::{AlternateStack, Clocks, IntervalTimer, MemoryPolicy, PosixTimer, SignalAction};
+use kernel::known::prctl;
 use kernel::memory::ProcessMemory;
 use kernel::regs::Registers;
 use kernel::remote::{Borrowed, CallError};
+use kernel::task::UserDispatch;
 use kernel::tracee::Stopped;
 use nix::errno::Errno;
 use pages::{PAGE_SIZE_BYTES, VirtAddr};
@@ -22,8 +24,6 @@ const MPOL_F_ADDR: u64 = 1 << 1;
 const MPOL_DEFAULT: u32 = 0;
 /// Bits of a node mask: no kernel has more (CONFIG_NODES_SHIFT is at most 10).
 const MOST_NODES: u64 = 1024;
-/// prctl that libc does not name: 40, since Linux 3.5.
-const PR_GET_TID_ADDRESS: u64 = 40;
 
 /// The place calls are run from, found once for the process.
 #[derive(Debug)]
@@ -82,18 +82,36 @@ impl Session<'_> {
         self.borrowed.registers()
     }
 
-    fn call(&mut self, what: &'static str, number: i64, args: [u64; 6]) -> Result<u64, CheckpointError> {
+    /// One call; `what` says what it asks for.
+    pub fn call(&mut self, what: &'static str, number: i64, args: [u64; 6]) -> Result<u64, CheckpointError> {
         self.borrowed.call(number, args).map_err(CheckpointError::ask(self.pid, what))
     }
 
-    fn scratch<const N: usize>(&self) -> Result<[u8; N], CheckpointError> {
+    /// One call whose failure is an answer too.
+    pub fn may_call(&mut self, what: &'static str, number: i64, args: [u64; 6]) -> Result<Result<u64, Errno>, CheckpointError> {
+        match self.borrowed.call(number, args) {
+            Ok(value) => Ok(Ok(value)),
+            Err(CallError::Errno(errno)) => Ok(Err(errno)),
+            Err(error) => Err(CheckpointError::ask(self.pid, what)(error)),
+        }
+    }
+
+    /// Where calls may write up to a page.
+    #[must_use]
+    pub fn scratch_at(&self) -> u64 {
+        self.scratch
+    }
+
+    /// What a call wrote there.
+    pub fn scratch<const N: usize>(&self) -> Result<[u8; N], CheckpointError> {
         let mut bytes = [0; N];
         let read = self.memory.read(VirtAddr(self.scratch), &mut bytes);
         read.map_err(|e| CheckpointError::Memory { pid: self.pid, range: "scratch".to_owned(), why: e.to_string() })?;
         Ok(bytes)
     }
 
-    fn words<const N: usize>(&self) -> Result<[u64; N], CheckpointError> {
+    /// The same as numbers of 64 bits: eight at most.
+    pub fn words<const N: usize>(&self) -> Result<[u64; N], CheckpointError> {
         let page: [u8; 64] = self.scratch()?;
         let mut out = [0; N];
         for (word, bytes) in out.iter_mut().zip(page.chunks_exact(8)) {
@@ -115,7 +133,7 @@ impl Session<'_> {
 
     /// Where the kernel clears the tid when the thread ends.
     pub fn tid_address(&mut self) -> Result<u64, CheckpointError> {
-        self.call("tid address", libc::SYS_prctl, [PR_GET_TID_ADDRESS, self.scratch, 0, 0, 0, 0])?;
+        self.call("tid address", libc::SYS_prctl, [prctl::PR_GET_TID_ADDRESS as u64, self.scratch, 0, 0, 0, 0])?;
         self.words::<1>().map(|[address]| address)
     }
 
@@ -175,23 +193,31 @@ impl Session<'_> {
         Ok(Clocks { monotonic_ns, boottime_ns })
     }
 
+    /// How the thread's system calls were dispatched before the loan.
+    #[must_use]
+    pub fn user_dispatch(&self) -> Option<UserDispatch> {
+        self.borrowed.user_dispatch()
+    }
+
     /// Signals the thread blocked before the loan.
     #[must_use]
     pub fn signal_mask(&self) -> u64 {
         self.borrowed.signal_mask()
     }
 
-    /// The NUMA policy that the mapping at `address` has of its own, if it has one; `None` where the kernel knows none.
-    pub fn memory_policy(&mut self, address: u64) -> Result<Option<Option<MemoryPolicy>>, CheckpointError> {
+    /// The NUMA policy of the mapping at an address, or the thread's own; `Some(None)` where it is the default, `None` where the kernel
+    /// knows none.
+    pub fn memory_policy(&mut self, of: Option<u64>) -> Result<Option<Option<MemoryPolicy>>, CheckpointError> {
         let (mode_at, nodes_at) = (self.scratch, self.scratch + size_of::<u64>() as u64);
-        let args = [mode_at, nodes_at, MOST_NODES, address, MPOL_F_ADDR, 0];
+        let (address, flags) = of.map_or((0, 0), |address| (address, MPOL_F_ADDR));
+        let args = [mode_at, nodes_at, MOST_NODES, address, flags, 0];
         match self.borrowed.call(libc::SYS_get_mempolicy, args) {
             Err(CallError::Errno(Errno::ENOSYS)) => return Ok(None),
-            other => other.map_err(CheckpointError::ask(self.pid, "NUMA policy of a mapping"))?,
+            other => other.map_err(CheckpointError::ask(self.pid, "NUMA policy"))?,
         };
         let words: [u8; 8 + MOST_NODES as usize / 8] = self.scratch()?;
         let mut words = words.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
-        let mode = words.next().unwrap_or(0) as u32;
+        let mode = words.next().unwrap_or(0) as u32; // the kernel writes an int
         let mut nodes: Vec<u64> = words.collect();
         while nodes.last() == Some(&0) {
             nodes.pop();

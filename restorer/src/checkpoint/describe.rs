@@ -6,9 +6,14 @@
 
 pub mod files;
 mod guards;
+mod keyrings;
+mod landlock;
 mod mapped_file;
+mod membership;
 mod numa;
 pub mod regions;
+mod settings;
+mod sharing;
 mod sockdiag;
 pub mod sockets;
 pub mod threads;
@@ -26,9 +31,6 @@ use images::manifest::{Host, Manifest, MemoryMap, Process, Rlimit};
 use kernel::memory::ProcessMemory;
 use std::time::SystemTime;
 
-/// Namespaces a restore does not build: the process must share ours.
-const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
-
 /// The manifest of `frozen` and its memory map.
 pub fn describe(frozen: &Frozen, memory: &ProcessMemory, chunk_size_bytes: u32) -> Result<(Manifest, Vec<Mapping>), CheckpointError> {
     let proc = frozen.proc();
@@ -44,12 +46,18 @@ pub fn describe(frozen: &Frozen, memory: &ProcessMemory, chunk_size_bytes: u32) 
             return Err(proc.refuse(format!("its POSIX timer {} measures {of}", timer.id), "let it delete the timer first"));
         }
     }
+    membership::of_process(proc, &mut process)?;
+    let texts = threads::look(proc, frozen)?;
+    for thread in frozen.threads() {
+        // Before anything is injected, which would make the kernel forget the section.
+        kernel::rseq::abort_section(thread, memory).map_err(CheckpointError::trace(proc.pid))?;
+    }
+    let mut describer = threads::Describer::new(proc);
     let (mut threads, mut clocks) = (Vec::new(), None);
-    for (index, thread) in frozen.threads().iter().enumerate() {
+    for (thread, text) in frozen.threads().iter().zip(&texts) {
         let mut session = asker.borrow(thread)?;
-        let described = threads::thread(proc, thread, &mut session).and_then(|described| {
-            if index == 0 {
-                threads::process_wide(proc, &mut session, &mut process)?;
+        let described = describer.thread(thread, text, &mut session, &mut process).and_then(|described| {
+            if threads.is_empty() {
                 numa::note(proc, &mut session, &mut regions)?;
                 clocks = Some(session.clocks()?);
             }
@@ -87,20 +95,7 @@ pub fn describe(frozen: &Frozen, memory: &ProcessMemory, chunk_size_bytes: u32) 
 }
 
 fn refuse_what_is_shared(proc: Proc) -> Result<(), CheckpointError> {
-    for name in NAMESPACES {
-        let file = format!("ns/{name}");
-        if proc.link(&file)? != (Proc { pid: std::process::id() }).link(&file)? {
-            return Err(proc.refuse(format!("it lives in another {name} namespace"), "run defrost inside that namespace"));
-        }
-    }
-    for (of, of_children) in [("time", "time_for_children"), ("pid", "pid_for_children")] {
-        // A kernel without time namespaces has neither file.
-        let [own, children] = [of, of_children].map(|name| proc.link(&format!("ns/{name}")).ok());
-        if own != children {
-            let object = format!("its children would be born in another {of} namespace ({of_children})");
-            return Err(proc.refuse(object, "let it unshare in a child, or not at all"));
-        }
-    }
+    sharing::refuse_namespaces(proc)?;
     if proc.link("root")? != "/" {
         return Err(proc.refuse("its root directory is not /", "run defrost inside that chroot"));
     }
@@ -109,10 +104,6 @@ fn refuse_what_is_shared(proc: Proc) -> Result<(), CheckpointError> {
         if let Some(child) = children.split_whitespace().next() {
             return Err(proc.refuse(format!("it has a child process ({child})"), "checkpoint a process without children"));
         }
-    }
-    let text = proc.text("status")?;
-    if Status::new(&text).number("Seccomp").unwrap_or(0) != 0 {
-        return Err(proc.refuse("it runs under a seccomp filter", "start it without seccomp"));
     }
     Ok(())
 }

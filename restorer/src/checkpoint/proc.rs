@@ -51,6 +51,14 @@ impl Proc {
         Ok(numbers)
     }
 
+    /// Names in a directory, ascending.
+    pub fn names(self, name: &str) -> Result<Vec<String>, CheckpointError> {
+        let entries = std::fs::read_dir(self.path(name)).map_err(self.failed(name))?;
+        let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
     /// The form of a file is not what the kernel writes.
     pub fn malformed(self, name: &str) -> CheckpointError {
         self.failed(name)(std::io::Error::new(ErrorKind::InvalidData, "not in the kernel's form: this kernel is too new or too old"))

@@ -12,6 +12,7 @@ use kernel::memory::ProcessMemory;
 use kernel::remote::{CallError, Remote};
 use kernel::tracee::Stopped;
 use nix::errno::Errno;
+use nix::unistd::Pid;
 use pages::{PAGE_SIZE_BYTES, VirtAddr};
 
 /// Pages of the place that calls run from.
@@ -84,6 +85,12 @@ impl<'t> Builder<'t> {
     fn map_fixed(&mut self, what: &str, at: u64, bytes: u64, prot: u64) -> Step<u64> {
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
         self.call(what, libc::SYS_mmap, [at, bytes, prot, flags, u64::MAX, 0])
+    }
+
+    /// The thread that makes the calls, as we number it.
+    #[must_use]
+    pub fn tid(&self) -> Pid {
+        self.remote.tid()
     }
 
     /// Where the workplace is.

@@ -1,21 +1,28 @@
-//! Threads and their state: identities, signals, timers, scheduling and, last of all, registers.
+//! Threads and their state: identities, signals, timers, [`scheduling`], [`settings`], [`credentials`] and, last of all, registers.
+
+mod credentials;
+mod scheduling;
+mod settings;
+
+pub use scheduling::free_to_run;
+pub use settings::{BY_THREAD, Inherited, before_threads, check_dumpable, login, on_a_clean_slate, through_proc, unmerge};
 
 use super::builder::{Builder, Pace, Step, words};
-use super::error::{RestoreError, outside};
+use super::error::RestoreError;
 use super::numbers;
-use images::manifest::{Credentials, Manifest, Process, Scheduling, Thread};
+use credentials::become_user;
+use images::manifest::{Manifest, Process, Thread};
+use kernel::known::prctl::PR_TIMER_CREATE_RESTORE_IDS;
 use kernel::regs::Registers;
 use kernel::remote::CallError;
 use kernel::spawn::SpawnError;
+use kernel::task::UserDispatch;
 use kernel::tracee::Stopped;
 use nix::errno::Errno;
-use nix::sched::{CpuSet, sched_setaffinity};
+use scheduling::schedule;
 
-/// include/uapi/linux/prctl.h, Linux 6.15: timers get the ids asked for.
-const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
-/// What pthread_create shares, without TLS and tid stores: registers and calls of our own set those.
-const THREAD_FLAGS: i32 =
-    libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
+/// What pthread_create shares, without TLS and tid stores: registers and calls of our own set those. Directories are shared or not.
+const THREAD_FLAGS: i32 = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
 
 /// The signal that ends a list of calls.
 const TRAP: u32 = libc::SIGTRAP as u32;
@@ -32,23 +39,45 @@ fn signal_of(info: &[u8]) -> u32 {
 }
 
 /// Start threads; each stops before its first instruction. The leader starts the first of them, which starts the others: to wait
-/// for a leader takes the longer the more threads there are (`kernel::tracee`).
+/// for a leader takes the longer the more threads there are (`kernel::tracee`). A thread that shares directories with another one
+/// than the leader is started by that one.
 pub fn start_all(leader: &mut Builder<'_>, threads: &[Thread]) -> Step<Vec<Stopped>> {
     let Some((first, rest)) = threads.split_first() else { return Ok(Vec::new()) };
-    let first = start(leader, first.tid)?;
+    if threads.iter().any(|thread| thread.fs.is_some()) {
+        return start_apart(leader, threads);
+    }
+    let first = start(leader, first.tid, libc::CLONE_FS)?;
     let started = {
         let mut starter = leader.beside(&first)?;
-        rest.iter().map(|thread| start(&mut starter, thread.tid)).collect::<Step<Vec<_>>>()?
+        rest.iter().map(|thread| start(&mut starter, thread.tid, libc::CLONE_FS)).collect::<Step<Vec<_>>>()?
     };
     Ok([first].into_iter().chain(started).collect())
 }
 
-/// Start thread `tid`; it stops before its first instruction.
-fn start(leader: &mut Builder<'_>, tid: u32) -> Step<Stopped> {
+/// The same where threads have directories of their own.
+fn start_apart(leader: &mut Builder<'_>, threads: &[Thread]) -> Step<Vec<Stopped>> {
+    let mut started: Vec<Stopped> = Vec::new();
+    for thread in threads {
+        let new = match &thread.fs {
+            None => start(leader, thread.tid, libc::CLONE_FS)?,
+            Some(fs) if fs.owner_tid == thread.tid => start(leader, thread.tid, 0)?,
+            Some(fs) => {
+                let owner = threads.iter().position(|other| other.tid == fs.owner_tid).and_then(|at| started.get(at));
+                let owner = owner.ok_or_else(|| RestoreError::Image(format!("has no thread {} before {}", fs.owner_tid, thread.tid)))?;
+                start(&mut leader.beside(owner)?, thread.tid, libc::CLONE_FS)?
+            }
+        };
+        started.push(new);
+    }
+    Ok(started)
+}
+
+/// Start thread `tid` from another one, with which it shares directories or not; it stops before its first instruction.
+fn start(from: &mut Builder<'_>, tid: u32, fs: i32) -> Step<Stopped> {
     let args_bytes = size_of::<kernel::sys::CloneArgs>() as u64;
-    let at = leader.put_at(args_bytes as usize + size_of::<u64>(), |at| {
+    let at = from.put_at(args_bytes as usize + size_of::<u64>(), |at| {
         let mut args = vec![0_u64; 10];
-        args[0] = THREAD_FLAGS as u64;
+        args[0] = (THREAD_FLAGS | fs) as u64;
         args[8] = at + args_bytes; // set_tid: an array of so many
         args[9] = 1;
         args.push(u64::from(tid));
@@ -56,7 +85,7 @@ fn start(leader: &mut Builder<'_>, tid: u32) -> Step<Stopped> {
     })?;
     let what = format!("start thread {tid}");
     numbers::take(tid, || {
-        leader.clone_thread(&what, [at, args_bytes, 0, 0, 0, 0]).map_err(|error| match error {
+        from.clone_thread(&what, [at, args_bytes, 0, 0, 0, 0]).map_err(|error| match error {
             RestoreError::Step { source: CallError::Errno(Errno::EAGAIN), .. } => SpawnError::Full(tid).into(),
             RestoreError::Step { source: CallError::Errno(Errno::EEXIST), .. } => SpawnError::PidTaken(tid).into(),
             error => error,
@@ -81,12 +110,13 @@ pub fn process_wide(b: &mut Builder<'_>, process: &Process) -> Step<()> {
         b.later("interval timer", libc::SYS_setitimer, [u64::from(timer.which), at, 0, 0, 0, 0])?;
     }
     posix_timers(b, process)?;
+    settings::of_process(b, process)?;
     if process.child_subreaper {
         b.prctl("subreaper flag", libc::PR_SET_CHILD_SUBREAPER, [1, 0, 0, 0])?;
     }
-    if process.thp_disabled {
-        b.prctl("huge page flag", libc::PR_SET_THP_DISABLE, [1, 0, 0, 0])?;
-    }
+    // Also where it was not: the restorer may have set it for itself.
+    let flags = if process.thp_disabled { u64::from(process.thp_flags) } else { 0 };
+    b.prctl("huge page flag", libc::PR_SET_THP_DISABLE, [u64::from(process.thp_disabled), flags, 0, 0])?;
     Ok(())
 }
 
@@ -146,7 +176,7 @@ fn posix_timers(b: &mut Builder<'_>, process: &Process) -> Step<()> {
 }
 
 /// Everything of one thread that calls set; credentials last, as they may take away what the rest needs.
-pub fn state(b: &mut Builder<'_>, thread: &Thread, dumpable: bool) -> Step<()> {
+pub fn state(b: &mut Builder<'_>, thread: &Thread, process: &Process, inherited: &Inherited) -> Step<()> {
     let what = |name: &str| format!("{name} of thread {}", thread.tid);
     let name = b.put_text(&thread.comm)?;
     b.prctl(&what("name"), libc::PR_SET_NAME, [name, 0, 0, 0])?;
@@ -159,14 +189,25 @@ pub fn state(b: &mut Builder<'_>, thread: &Thread, dumpable: bool) -> Step<()> {
     let stack = stack.map_or([0, libc::SS_DISABLE as u64, 0], |stack| [stack.base, u64::from(stack.flags), stack.size_bytes]);
     let at = b.put(&words(&stack))?;
     b.later(&what("alternate stack"), libc::SYS_sigaltstack, [at, 0, 0, 0, 0, 0])?;
-    b.prctl(&what("timer slack"), libc::PR_SET_TIMERSLACK, [thread.timer_slack_ns, 0, 0, 0])?;
-    if let Some(scheduling) = &thread.scheduling {
-        schedule(b, thread.tid, scheduling)?;
+    // A real-time thread's is 0 by itself.
+    if thread.timer_slack_ns != 0 {
+        b.prctl(&what("timer slack"), libc::PR_SET_TIMERSLACK, [thread.timer_slack_ns, 0, 0, 0])?;
     }
+    settings::of_thread(b, thread, inherited)?;
+    if let Some(fs) = thread.fs.as_ref().filter(|fs| fs.owner_tid == thread.tid) {
+        let place = b.put_text(&fs.cwd)?;
+        b.later(&what("working directory"), libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
+        b.later(&what("umask"), libc::SYS_umask, [u64::from(fs.umask), 0, 0, 0, 0, 0])?;
+    }
+    let here = b.tid();
+    schedule(b, here, thread)?;
     if let Some(credentials) = &thread.credentials {
         become_user(b, credentials, &what("credentials"))?;
-        b.prctl(&what("dumpable flag"), libc::PR_SET_DUMPABLE, [u64::from(dumpable), 0, 0, 0])?;
+        if !process.dumpable_by_root {
+            b.prctl(&what("dumpable flag"), libc::PR_SET_DUMPABLE, [u64::from(process.dumpable), 0, 0, 0])?;
+        }
     }
+    settings::keyrings(b, thread, process, inherited)?;
     if thread.no_new_privs {
         b.prctl(&what("no_new_privs"), libc::PR_SET_NO_NEW_PRIVS, [1, 0, 0, 0])?;
     }
@@ -178,77 +219,6 @@ pub fn state(b: &mut Builder<'_>, thread: &Thread, dumpable: bool) -> Step<()> {
         b.later(&what("restartable sequences"), libc::SYS_rseq, args)?;
     }
     Ok(())
-}
-
-fn schedule(b: &mut Builder<'_>, tid: u32, scheduling: &Scheduling) -> Step<()> {
-    let what = format!("scheduling of thread {tid}");
-    if scheduling.nice != 0 {
-        b.later(&what, libc::SYS_setpriority, [libc::PRIO_PROCESS as u64, 0, scheduling.nice as i64 as u64, 0, 0, 0])?;
-    }
-    if scheduling.policy != libc::SCHED_OTHER as u32 || scheduling.reset_on_fork {
-        let at = b.put(&scheduling.priority.to_ne_bytes())?;
-        let reset = if scheduling.reset_on_fork { libc::SCHED_RESET_ON_FORK as u64 } else { 0 };
-        b.later(&what, libc::SYS_sched_setscheduler, [0, u64::from(scheduling.policy) | reset, at, 0, 0, 0])?;
-    }
-    Ok(())
-}
-
-/// The CPUs a thread may use, undoing the pinning of the rebuild.
-pub fn free_to_run(thread: &Stopped, scheduling: Option<&Scheduling>) -> Step<()> {
-    let mut set = CpuSet::new();
-    let bits = scheduling.map_or(&[][..], |s| s.affinity.as_slice());
-    for cpu in (0..bits.len() * 8).filter(|cpu| bits[cpu / 8] & (1 << (cpu % 8)) != 0) {
-        // A CPU that this kernel cannot have is left out, as one that is not there is.
-        let _ = set.set(cpu);
-    }
-    let tid = thread.tid();
-    // None of its CPUs exists here: any will do.
-    sched_setaffinity(tid, &set).or_else(|_| sched_setaffinity(tid, &all_cpus())).map_err(outside(format!("affinity of thread {tid}")))
-}
-
-fn all_cpus() -> CpuSet {
-    let mut all = CpuSet::new();
-    for cpu in 0..CpuSet::count() {
-        let _ = all.set(cpu); // within count(), so it cannot fail
-    }
-    all
-}
-
-fn become_user(b: &mut Builder<'_>, c: &Credentials, what: &str) -> Step<()> {
-    let call = |b: &mut Builder<'_>, number, args: [u32; 3]| {
-        b.later(what, number, [u64::from(args[0]), u64::from(args[1]), u64::from(args[2]), 0, 0, 0])
-    };
-    // Changing users must not touch capabilities: they are set one by one below.
-    const NO_SETUID_FIXUP: u64 = 1 << 2;
-    b.prctl(what, libc::PR_SET_SECUREBITS, [NO_SETUID_FIXUP, 0, 0, 0])?;
-    let groups: Vec<u8> = c.groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
-    let at = b.put(&groups)?;
-    b.later(what, libc::SYS_setgroups, [c.groups.len() as u64, at, 0, 0, 0, 0])?;
-    call(b, libc::SYS_setresgid, [c.rgid, c.egid, c.sgid])?;
-    call(b, libc::SYS_setfsgid, [c.fsgid, 0, 0])?;
-    call(b, libc::SYS_setresuid, [c.ruid, c.euid, c.suid])?;
-    call(b, libc::SYS_setfsuid, [c.fsuid, 0, 0])?;
-    for capability in (0..=last_capability()).filter(|bit| c.cap_bounding & (1 << bit) == 0) {
-        b.prctl(what, libc::PR_CAPBSET_DROP, [capability, 0, 0, 0])?;
-    }
-    b.prctl(what, libc::PR_SET_SECUREBITS, [u64::from(c.securebits), 0, 0, 0])?;
-    const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-    let halves = |shift: u32| [c.cap_effective, c.cap_permitted, c.cap_inheritable].map(|set| (set >> shift) as u32);
-    let data = [CAPABILITY_VERSION_3, 0].into_iter().chain(halves(0)).chain(halves(32));
-    let bytes: Vec<u8> = data.flat_map(u32::to_ne_bytes).collect();
-    let at = b.put(&bytes)?;
-    b.later(what, libc::SYS_capset, [at, at + 8, 0, 0, 0, 0])?;
-    for capability in (0..64_u64).filter(|bit| c.cap_ambient & (1 << bit) != 0) {
-        b.prctl(what, libc::PR_CAP_AMBIENT, [libc::PR_CAP_AMBIENT_RAISE as u64, capability, 0, 0])?;
-    }
-    Ok(())
-}
-
-/// The last capability that this kernel knows.
-fn last_capability() -> u64 {
-    // Linux 5.9 and later know CAP_CHECKPOINT_RESTORE, which is 40.
-    let told = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|text| text.trim().parse().ok());
-    told.filter(|last| *last < 64).unwrap_or(40)
 }
 
 /// Queue signals that were pending, oldest first. They wait: everything is blocked until the registers are set.
@@ -272,5 +242,9 @@ pub fn set_registers(stopped: &Stopped, thread: &Thread) -> Step<()> {
         stopped.set_xstate(&thread.xstate)?;
     }
     stopped.set_signal_mask(thread.signal_mask)?;
+    if let Some(d) = &thread.syscall_user_dispatch {
+        // From here on a call of ours would become a SIGSYS.
+        stopped.set_user_dispatch(&UserDispatch { mode: d.mode, selector: d.selector, offset: d.offset, length_bytes: d.length_bytes })?;
+    }
     Ok(stopped.set_registers(&registers)?)
 }

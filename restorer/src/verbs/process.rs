@@ -35,6 +35,8 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
         stdio: if args.detach { Stdio::Null } else { Stdio::Ours },
         eager: args.eager,
         background: !args.no_background,
+        outlives_us: args.detach,
+        inherit_cgroups: args.inherit_cgroups,
         new_pid_namespace: args.new_pid_namespace,
         latency: args.latency,
         policy: Policy { on_lost: args.on_lost, lost_after_s: args.lost_after },

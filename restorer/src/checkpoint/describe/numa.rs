@@ -22,7 +22,7 @@ pub fn note(proc: Proc, session: &mut Session<'_>, regions: &mut [Region]) -> Re
     };
     for region in regions.iter_mut().filter(|region| may_have_one(region)) {
         if shown.as_ref().is_none_or(|shown| shown.contains(&region.start)) {
-            match session.memory_policy(region.start)? {
+            match session.memory_policy(Some(region.start))? {
                 Some(policy) => region.policy = policy,
                 None => return Ok(()), // a kernel without NUMA
             }

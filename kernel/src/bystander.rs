@@ -1,0 +1,73 @@
+//! A process of a given user that does nothing and may do nothing: one that another process of that user may look at unless something
+//! beyond users and capabilities (a Landlock domain) keeps it from that.
+
+use crate::sys::CloneArgs;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::os::fd::AsRawFd as _;
+
+/// `struct __user_cap_header_struct` version 3.
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+/// Ended with its value.
+#[derive(Debug)]
+pub struct Bystander(Pid);
+
+impl Bystander {
+    /// Start one with these real, effective and saved ids, without capabilities.
+    pub fn start(uid: u32, gid: u32) -> Result<Self, Errno> {
+        let (ready, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+        // SAFETY: like fork; the child runs nothing but the function below, which touches only its own copy of this stack.
+        let answer = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+        if answer == 0 {
+            idle(uid, gid, theirs.as_raw_fd(), ready.as_raw_fd());
+        }
+        drop(theirs);
+        let started = Self(Pid::from_raw(Errno::result(answer)? as i32));
+        match nix::unistd::read(&ready, &mut [0])? {
+            1 => Ok(started),
+            _ => Err(Errno::EPERM), // it could not become that user
+        }
+    }
+
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.0
+    }
+}
+
+impl Drop for Bystander {
+    fn drop(&mut self) {
+        // It is ours, and there until it is waited for.
+        let _ = kill(self.0, Signal::SIGKILL);
+        while nix::sys::wait::waitpid(self.0, None) == Err(Errno::EINTR) {}
+    }
+}
+
+/// What the child does: raw calls only, as it is a copy of one thread of ours.
+fn idle(uid: u32, gid: u32, ready: i32, other: i32) -> ! {
+    let header = [CAPABILITY_VERSION_3, 0];
+    let none = [0_u32; 6];
+    // SAFETY: integers in, and two structures on this stack that the kernel reads.
+    let become_user = unsafe {
+        libc::syscall(libc::SYS_close, other);
+        libc::syscall(libc::SYS_setresgid, gid, gid, gid)
+            | libc::syscall(libc::SYS_setresuid, uid, uid, uid)
+            | libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr())
+            | libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1_u64, 0_u64, 0_u64, 0_u64)
+            | libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0_u64, 0_u64, 0_u64)
+    };
+    if become_user == 0 {
+        // SAFETY: writes one byte of this stack.
+        unsafe { libc::syscall(libc::SYS_write, ready, none.as_ptr(), 1) };
+        loop {
+            // SAFETY: pause takes no argument.
+            unsafe { libc::syscall(libc::SYS_pause) };
+        }
+    }
+    // SAFETY: ends it without running anything of ours.
+    unsafe { libc::_exit(1) }
+}
