@@ -3,7 +3,7 @@
 use super::{ADDRESS_END, NAME_MAX_BYTES, ensure, identity, text};
 use crate::cut::count;
 use crate::error::ImageError;
-use crate::manifest::{Backing, Extent, Manifest, Region, RegionFlag};
+use crate::manifest::{Backing, Extent, Manifest, MemoryPolicy, Region, RegionFlag};
 use crate::map::region_at;
 use pages::{HUGE_PAGE_BYTES, PAGE_SIZE_BYTES, PageAddr, PageRange};
 
@@ -32,6 +32,11 @@ pub(super) fn check(manifest: &Manifest, chunks: u64) -> Result<(), ImageError> 
     check_extents(manifest, chunks)
 }
 
+/// A NUMA policy, of a region or of a thread.
+pub(super) fn policy_is_whole(policy: &MemoryPolicy) -> bool {
+    policy.mode & !POLICY_MODES == 0 && policy.nodes.len() <= NODE_WORDS
+}
+
 /// The region's pages; `None` where one of its values is out of bounds.
 fn region_range(region: &Region) -> Option<PageRange> {
     let range = PageRange::from_addrs(region.start, region.end).filter(|r| !r.is_empty() && r.end().addr() <= ADDRESS_END)?;
@@ -50,7 +55,7 @@ fn region_range(region: &Region) -> Option<PageRange> {
         && flags(region, backing)
         && guard_runs(region, backing)
         && huge_page(region, backing)
-        && region.policy.as_ref().is_none_or(|policy| policy.mode & !POLICY_MODES == 0 && policy.nodes.len() <= NODE_WORDS)
+        && region.policy.as_ref().is_none_or(policy_is_whole)
         && text(&region.name, NAME_MAX_BYTES);
     whole.then_some(range)
 }

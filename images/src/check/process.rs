@@ -1,8 +1,9 @@
 //! The process and its threads: structures of the kernel's sizes, numbers in the kernel's bounds, the leader first.
 
+use super::memory::policy_is_whole;
 use super::{ADDRESS_END, LAST_PID, LAST_SIGNAL, NAME_MAX_BYTES, PATH_MAX_BYTES, SIGINFO_BYTES, distinct, ensure, identity, text};
 use crate::error::ImageError;
-use crate::manifest::{Clocks, Host, Manifest, MemoryMap, MemoryPolicy, Process, Thread, ThreadFs};
+use crate::manifest::{Clocks, Host, Manifest, MemoryMap, Process, Thread, ThreadFs};
 
 /// `user_regs_struct` of x86-64.
 const REGISTERS_BYTES: usize = 216;
@@ -26,12 +27,6 @@ const AFFINITY_MAX_BYTES: usize = 1024;
 const GROUPS_MAX: usize = 65536;
 /// MEMBARRIER_CMD_REGISTER_* of include/uapi/linux/membarrier.h.
 const MEMBARRIER_REGISTER_BITS: u32 = 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8;
-/// MPOL_MODE_FLAGS: static and relative nodes, NUMA balancing.
-const MPOL_MODE_FLAGS: u32 = 0xe000;
-/// MPOL_WEIGHTED_INTERLEAVE.
-const LAST_MEMORY_POLICY: u32 = 6;
-/// MAX_NUMNODES is 1024 at most.
-const NODES_MAX_WORDS: usize = 16;
 /// Features of PR_SET_SPECULATION_CTRL: three as of Linux 6.18.
 const SPECULATION_MAX: usize = 16;
 /// struct rseq is a page at most; today's is 32 bytes.
@@ -105,10 +100,6 @@ fn cgroups(lines: &[String]) -> bool {
     lines.len() <= CGROUPS_MAX && lines.iter().all(|line| text(line, PATH_MAX_BYTES) && whole(line))
 }
 
-fn memory_policy(policy: &MemoryPolicy) -> bool {
-    policy.mode & !MPOL_MODE_FLAGS <= LAST_MEMORY_POLICY && policy.nodes.len() <= NODES_MAX_WORDS
-}
-
 fn layout_is_whole(mm: &MemoryMap) -> bool {
     let addresses = [
         mm.start_code,
@@ -148,7 +139,7 @@ fn thread_fault(thread: &Thread) -> Option<&'static str> {
         (thread.parent_death_signal <= LAST_SIGNAL, "the parent-death signal"),
         (scheduling.is_none_or(|s| s.util_min <= 1024 && s.util_max <= 1024), "the utilization clamps"),
         (thread.ioprio <= 0xffff, "the I/O priority"),
-        (thread.memory_policy.as_ref().is_none_or(memory_policy), "the memory policy"),
+        (thread.memory_policy.as_ref().is_none_or(policy_is_whole), "the memory policy"),
         (thread.syscall_user_dispatch.as_ref().is_none_or(|sud| (1..=2).contains(&sud.mode)), "the dispatch of system calls"),
         (thread.mce_policy.is_none_or(|policy| policy <= 2), "the machine-check policy"),
         (thread.speculation.len() <= SPECULATION_MAX, "the speculation controls"),
