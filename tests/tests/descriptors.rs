@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use defrost_tests::{Victim, checkpoint, defrost_fails, eventually, need_root, proves, restore, victims};
 use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::process::Stdio;
 
 victims! {
     an_epoll_watches_a_pipe_whose_number_is_closed: "kinds", "epollgone";
@@ -57,6 +58,22 @@ fn a_named_pipe_that_is_gone_is_made_again() -> Result<()> {
     restore(&victim, "fifo", &store)?;
     let meta = std::fs::metadata(victim.folder().join("fifo"))?;
     ensure!(meta.file_type().is_fifo() && (meta.uid(), meta.gid(), meta.mode() & 0o7777) == (33, 34, 0o642), "{meta:?}");
+    victim.check("")
+}
+
+/// What waits in a pipe from outside is read after a restore that leaves the outside behind.
+#[test]
+fn what_standard_input_held_is_read() -> Result<()> {
+    need_root()?;
+    let through = ["sh", "-c", "exec \"$0\" stdin"];
+    let mut victim = Victim::c_on(&through, [Stdio::piped(), Stdio::null(), Stdio::null()], "kinds")?;
+    victim.stdin().context("a pipe")?.write_all(b"not read")?;
+    let store = tempfile::tempdir()?;
+    let store = store.path().to_string_lossy();
+    checkpoint(&mut victim, "stdin", &store)?;
+    let text = defrost_fails(&["restore", "stdin", "--store", &store])?;
+    ensure!(text.contains("8 bytes that came before ours were not read yet: restore with --detach"), "{text}");
+    restore(&victim, "stdin", &store)?;
     victim.check("")
 }
 

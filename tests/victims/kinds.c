@@ -441,6 +441,17 @@ static void fanotify_after(void) {
     CHECK(n > 0 && event->mask == FAN_CREATE, "%zd bytes of events of a directory", n);
 }
 
+// --- a standard stream from outside that was not read to its end, and is watched
+static void stdin_before(void) {
+    MUST((fds[0] = epoll_create1(0)) >= 0);
+    watch(fds[0], 0, EPOLLIN, 1);
+}
+static void stdin_after(void) {
+    tells(fds[0], 1 << 1, "while something waits");
+    have(0, "not read");
+    have(0, "");
+}
+
 // --- pidfds to itself and a thread of its own, mere paths
 static void paths_before(void) {
     start(sleeps, NULL);
@@ -610,7 +621,7 @@ static const struct { const char *name; void (*before)(void), (*after)(void); } 
     {"pipes", pipes_before, pipes_after}, {"packets", packets_before, packets_after}, {"halfpipes", halfpipes_before, halfpipes_after},
     {"fifo", fifo_before, fifo_after}, {"kernel", kernel_before, kernel_after}, {"inotify", inotify_before, inotify_after},
     {"paths", paths_before, paths_after}, {"locks", locks_before, locks_after}, {"owners", owners_before, owners_after},
-    {"fanotify", fanotify_before, fanotify_after}, {"timers", timers_before, timers_after}, {"flags", flags_before, flags_after},
+    {"stdin", stdin_before, stdin_after}, {"fanotify", fanotify_before, fanotify_after}, {"timers", timers_before, timers_after}, {"flags", flags_before, flags_after},
 };
 
 int main(int argc, char **argv) {

@@ -32,7 +32,7 @@ use kernel::known::fdinfo::{Fate, kind_of, unknown_key};
 use nix::unistd::Pid;
 use outside::Holder;
 use pager::mailbox::MARK;
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
@@ -53,6 +53,8 @@ pub(super) struct Context<'p> {
     by_link: OnceCell<HashMap<&'p str, Vec<&'p Open>>>,
     /// Who else has a pipe.
     pipes: OnceCell<HashMap<String, Holder>>,
+    /// Kinds of file systems, by mount.
+    magics: RefCell<HashMap<u32, i64>>,
     /// What the kernel tells of sockets.
     pub(super) sockets: sockdiag::Told,
 }
@@ -103,8 +105,15 @@ pub fn files(proc: Proc) -> Result<(Vec<Description>, Vec<Descriptor>), Checkpoi
         }
     }
     let pidfd = kernel::handoff::pidfd_open(Pid::from_raw(proc.pid as i32)).map_err(|_| CheckpointError::Vanished(proc.pid))?;
-    let context =
-        Context { proc, pidfd, open: &open, by_link: OnceCell::new(), pipes: OnceCell::new(), sockets: sockdiag::Told::default() };
+    let context = Context {
+        proc,
+        pidfd,
+        open: &open,
+        by_link: OnceCell::new(),
+        pipes: OnceCell::new(),
+        magics: RefCell::default(),
+        sockets: sockdiag::Told::default(),
+    };
     let (mut files, mut descriptors): (Vec<Description>, Vec<Descriptor>) = (Vec::new(), Vec::new());
     let mut twins = Twins::new(proc.pid);
     for entry in &open {

@@ -7,6 +7,7 @@
 use super::outside::holder;
 use super::{Context, Open};
 use crate::checkpoint::CheckpointError;
+use crate::process::fdinfo::FdInfo;
 use images::manifest::description::Kind;
 use images::manifest::{KernelFile, NamespaceFd, PathOnly, PidFd};
 use nix::sys::stat::{fstat, lstat};
@@ -40,8 +41,7 @@ const CLOSE: &str = "let it close this one";
 pub(super) fn made_up(context: &Context<'_>, entry: &Open, flags: u32) -> Result<Option<Kind>, CheckpointError> {
     let proc = context.proc;
     let refuse = |what: &str, advice| proc.refuse(format!("fd {}: {} {what}", entry.fd, entry.link), advice);
-    let Ok(system) = statfs(&proc.path(&format!("fd/{}", entry.fd))) else { return Ok(None) };
-    let magic = system.filesystem_type().0;
+    let Some(magic) = magic(context, entry) else { return Ok(None) };
     if let Some((_, name)) = REFUSED.iter().find(|(refused, _)| *refused == magic) {
         return Err(refuse(&format!("({name}) cannot be captured"), CLOSE));
     }
@@ -61,6 +61,19 @@ pub(super) fn made_up(context: &Context<'_>, entry: &Open, flags: u32) -> Result
         return Err(refuse("may have a pressure trigger, which cannot be read back", CLOSE));
     }
     Ok(Some(Kind::KernelFile(KernelFile { path: entry.link.clone() })))
+}
+
+/// The kind of file system that it is on; asked once for each mount.
+fn magic(context: &Context<'_>, entry: &Open) -> Option<i64> {
+    let mount = FdInfo::new(&entry.info).field("mnt_id").and_then(|id| id.parse::<u32>().ok());
+    if let Some(known) = mount.and_then(|mount| context.magics.borrow().get(&mount).copied()) {
+        return Some(known);
+    }
+    let magic = statfs(&context.proc.path(&format!("fd/{}", entry.fd))).ok()?.filesystem_type().0;
+    if let Some(mount) = mount {
+        context.magics.borrow_mut().insert(mount, magic);
+    }
+    Some(magic)
 }
 
 fn first_number(path: &str) -> Option<u32> {
