@@ -1,4 +1,4 @@
-//! What a manifest must keep to before anybody acts on it: [`memory`], [`process`], [`files`], [`dump`] and [`memory_file`] in turn.
+//! What a manifest must keep to before anybody acts on it: [`memory`], [`process`], [`files`] with [`socket`], [`dump`] and [`memory_file`] in turn.
 //!
 //! A check is a rule that every kernel keeps (a signal is 1 to 64, regions do not overlap), so that no process that can be
 //! captured is refused, and whoever reads a checked manifest may index and add without looking again. What depends on the
@@ -11,6 +11,7 @@ mod files;
 mod memory;
 mod memory_file;
 mod process;
+mod socket;
 
 use crate::error::ImageError;
 use crate::manifest::{FileIdentity, Manifest};

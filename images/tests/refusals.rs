@@ -212,6 +212,25 @@ fn file_values_are_checked() {
         ("file 11", |m| socket(m, 11).address = b"localhost:1".to_vec()),
         ("file 12", |m| socket(m, 12).address = vec![1; 110]),
         ("socket pair 9", |m| socket(m, 12).pair = 9),
+        ("file 11", |m| socket(m, 11).peer = b"localhost:1".to_vec()),
+        ("file 11", |m| socket(m, 11).closed = 9),
+        ("file 12", |m| socket(m, 12).closed = ClosedConnection::Reset as i32),
+        ("file 11", |m| socket(m, 11).file = Some(SocketFile::default())),
+        ("file 12", |m| {
+            let path = b"relative".to_vec();
+            socket(m, 12).file = Some(SocketFile { path, ..SocketFile::default() });
+        }),
+        ("file 12", |m| {
+            socket(m, 12).owner = Some(FileOwner { mode: 0o10_000, ..FileOwner::default() });
+        }),
+        ("file 12", |m| socket(m, 12).senders = vec![PeerCredentials::default(); 3]),
+        ("file 11", |m| socket(m, 11).filter = vec![0; 7]),
+        ("file 11", |m| socket(m, 11).netlink_groups = vec![0; 1025]),
+        ("file 11", |m| socket(m, 11).interface = "seventeen letters".to_owned()),
+        ("file 11", |m| {
+            let (group, sources) = (vec![239, 7, 7, 7], vec![vec![1; 16]]);
+            socket(m, 11).memberships = vec![Membership { group, sources, ..Membership::default() }];
+        }),
         ("file 13", |m| m.files[13].owner = Some(Owner { kind: 0, id: 0, signal: 65 })),
     ];
     // A pair with one end is named whichever of the two is found first.
@@ -229,7 +248,7 @@ fn add(manifest: &mut Manifest, kind: Kind) {
 #[test]
 fn every_kind_of_descriptor_may_be_there() {
     let mut manifest = sample::process();
-    let owner = Some(FileOwner { uid: 33, gid: 33, mode: 0o620 });
+    let owner = Some(FileOwner { uid: 33, gid: 33, mode: 0o620, attributes: Vec::new() });
     let packets = vec![b"one".to_vec(), b"two".to_vec()];
     let pipe = PipeEnd { pipe: 5, packets: packets.clone(), capacity_bytes: 4096, owner, ..PipeEnd::default() };
     let named = NamedPipe { path: "/fifo".to_owned(), owner, capacity_bytes: 4096, packets, ..NamedPipe::default() };

@@ -10,6 +10,7 @@ mod describe;
 mod error;
 mod freeze;
 mod proc;
+mod resets;
 
 pub use crate::intake::Compression;
 pub use error::CheckpointError;
@@ -34,8 +35,22 @@ pub struct Request {
     pub name: SnapshotName,
     /// Let the process go on afterwards.
     pub leave_running: bool,
+    /// What may become of connections to other processes.
+    pub connections: Connections,
     /// Level and chunk size.
     pub compression: Compression,
+}
+
+/// What may become of connections to other processes, which cannot live on; without leave they
+/// are a reason to refuse.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Connections {
+    /// TCP connections come back reset.
+    pub tcp_close: bool,
+    /// Unix sockets are connected to the same name again.
+    pub unix_reconnect: bool,
+    /// Datagrams that wait unread are dropped.
+    pub drop_unread: bool,
 }
 
 /// What was done.
@@ -93,7 +108,7 @@ fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
         range: "all of it".to_owned(),
         why: error.to_string(),
     })?;
-    let (mut manifest, maps) = describe::describe(&frozen, &memory, request.compression.chunk_size_bytes)?;
+    let (mut manifest, maps) = describe::describe(&frozen, &memory, request.connections, request.compression.chunk_size_bytes)?;
     phases.done("describe");
     let captured = capture::capture(request.pid, &manifest.regions, &maps, request.compression, store, progress)?;
     manifest.extents = captured.extents;
@@ -102,6 +117,7 @@ fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
     let snapshot = store.commit(Image::encode(&manifest, &captured.table), &request.name)?;
     phases.done("commit");
     if !request.leave_running {
+        resets::reset_at_end(request.pid, &manifest);
         end(request.pid);
     }
     frozen.release();

@@ -48,10 +48,33 @@ pub struct CheckpointArgs {
     #[arg(long)]
     pub leave_running: bool,
     #[command(flatten)]
+    pub connections: ConnectionArgs,
+    #[command(flatten)]
     pub compression: CompressionArgs,
     /// Print a report as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// What may become of connections to other processes, which are refused otherwise.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ConnectionArgs {
+    /// Restore TCP connections as reset by the peer, so that the program connects again
+    #[arg(long)]
+    pub tcp_close: bool,
+    /// Connect unix sockets to the same name again when the process is restored
+    #[arg(long)]
+    pub unix_reconnect: bool,
+    /// Drop datagrams that wait unread in UDP, raw, netlink and packet sockets
+    #[arg(long)]
+    pub drop_unread: bool,
+}
+
+impl From<ConnectionArgs> for defrost_restorer::checkpoint::Connections {
+    fn from(args: ConnectionArgs) -> Self {
+        let ConnectionArgs { tcp_close, unix_reconnect, drop_unread } = args;
+        Self { tcp_close, unix_reconnect, drop_unread }
+    }
 }
 
 /// How page data is stored.

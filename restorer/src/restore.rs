@@ -276,6 +276,7 @@ fn build(
     shared_memory::protect(&mut b, &manifest.regions)?;
     memory::guard_and_lock(&mut b, &manifest.regions)?;
     groups(&mut b, process)?;
+    sockets::build(&mut b, manifest, made, pidfd)?;
     descriptors::number(&mut b, manifest, made)?;
     b.flush()?;
     phases.done("descriptors");

@@ -44,6 +44,11 @@ impl Victim {
         Self::start_in(folder, &[], "/usr/bin/python3", &[&script])
     }
 
+    /// Start a program in a folder that holds what it needs.
+    pub fn in_folder(folder: TempDir, program: &str, args: &[&str]) -> Result<Self> {
+        Self::start_in(folder, &[], program, args)
+    }
+
     /// Start one of `tests/victims/` and wait until it is ready to be frozen.
     pub fn c(source: &str, args: &[&str]) -> Result<Self> {
         Self::c_as(&[], source, args)

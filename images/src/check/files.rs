@@ -1,11 +1,10 @@
 //! Descriptors and descriptions: every number points somewhere, every kind is known, pipes and socket pairs have both ends.
 
-use super::{PATH_MAX_BYTES, ensure, identity, text};
+use super::{PATH_MAX_BYTES, ensure, identity, socket, text};
 use crate::error::ImageError;
 use crate::manifest::description::Kind;
-use crate::manifest::{Description, FileLock, FileOwner, Inotify, LockKind, Manifest, NamedPipe, PipeEnd, Socket, Terminal, TimerFd};
+use crate::manifest::{Description, FileLock, FileOwner, Inotify, LockKind, Manifest, NamedPipe, PipeEnd, Terminal, TimerFd};
 use std::collections::HashMap;
-use std::net::SocketAddr;
 
 /// No descriptor is higher: fs.nr_open cannot exceed it.
 const LAST_FD: u32 = i32::MAX as u32 / 2;
@@ -14,11 +13,6 @@ const LAST_STDIO: u32 = 2;
 /// `struct termios2`, and `struct termios`.
 const TERMIOS_BYTES: usize = 44;
 const LOCKS_BYTES: usize = 36;
-/// AF_UNIX, AF_INET, AF_INET6.
-const UNIX: u32 = 1;
-const INET: [u32; 2] = [2, 10];
-/// Longest path of a unix socket and its terminating zero.
-const UNIX_ADDRESS_BYTES: usize = 109;
 /// Access modes of `Description.flags`: O_ACCMODE, O_WRONLY.
 const ACCESS: u32 = 3;
 const WRITE_ONLY: u32 = 1;
@@ -28,8 +22,6 @@ const LAST_OWNER: i32 = 2;
 const LAST_WRITE_HINT: u64 = 5;
 /// CLOCK_REALTIME to CLOCK_BOOTTIME_ALARM.
 const CLOCKS: [i32; 5] = [0, 1, 7, 8, 9];
-/// Longest value of a socket option.
-const OPTION_MAX_BYTES: usize = 4096;
 
 pub(super) fn check(manifest: &Manifest) -> Result<(), ImageError> {
     let mut last = None;
@@ -82,6 +74,7 @@ fn is_whole(file: &Description, files: usize) -> bool {
                 let few = i32::try_from(end.contents.len()).is_ok();
                 end.fd <= LAST_STDIO && few && (end.contents.is_empty() || !end.write)
             }
+            Some(Kind::OutsideSocket(end)) => end.fd <= LAST_STDIO,
             Some(Kind::Epoll(epoll)) => {
                 let within = |file: u32| (file as usize) < files;
                 let whole = epoll.interests.iter().all(|i| i.fd <= LAST_FD && i.file.is_none_or(within));
@@ -91,7 +84,7 @@ fn is_whole(file: &Description, files: usize) -> bool {
             Some(Kind::Eventfd(event)) => event.count < u64::MAX,
             Some(Kind::Timerfd(timer)) => timer_is_whole(timer),
             Some(Kind::Signalfd(_)) => true,
-            Some(Kind::Socket(socket)) => socket_is_whole(socket),
+            Some(Kind::Socket(socket)) => socket::is_whole(socket),
         }
 }
 
@@ -146,18 +139,4 @@ fn inotify_is_whole(inotify: &Inotify) -> bool {
 fn timer_is_whole(timer: &TimerFd) -> bool {
     let times = [timer.value_ns, timer.interval_ns, timer.expires_unix_ns];
     CLOCKS.contains(&timer.clock) && times.iter().all(|time| *time <= i64::MAX as u64)
-}
-
-fn socket_is_whole(socket: &Socket) -> bool {
-    let address = match socket.family {
-        UNIX => socket.address.len() <= UNIX_ADDRESS_BYTES,
-        family if INET.contains(&family) => socket.address.is_empty() || inet(&socket.address),
-        _ => false,
-    };
-    address && socket.options.iter().all(|option| option.value.len() <= OPTION_MAX_BYTES)
-}
-
-/// IP:PORT as text.
-fn inet(address: &[u8]) -> bool {
-    std::str::from_utf8(address).is_ok_and(|text| text.parse::<SocketAddr>().is_ok())
 }

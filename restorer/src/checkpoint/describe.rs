@@ -14,15 +14,14 @@ mod numa;
 pub mod regions;
 mod settings;
 mod sharing;
-mod sockdiag;
 pub mod sockets;
 pub mod threads;
 mod twins;
 
-use super::CheckpointError;
 use super::ask::Asker;
 use super::freeze::Frozen;
 use super::proc::Proc;
+use super::{CheckpointError, Connections};
 use crate::process::maps::{Mapping, parse_smaps};
 use crate::process::stat::Stat;
 use crate::process::status::Status;
@@ -32,12 +31,17 @@ use kernel::memory::ProcessMemory;
 use std::time::SystemTime;
 
 /// The manifest of `frozen` and its memory map.
-pub fn describe(frozen: &Frozen, memory: &ProcessMemory, chunk_size_bytes: u32) -> Result<(Manifest, Vec<Mapping>), CheckpointError> {
+pub fn describe(
+    frozen: &Frozen,
+    memory: &ProcessMemory,
+    connections: Connections,
+    chunk_size_bytes: u32,
+) -> Result<(Manifest, Vec<Mapping>), CheckpointError> {
     let proc = frozen.proc();
     let maps = parse_smaps(&proc.text("smaps")?).ok_or_else(|| proc.malformed("smaps"))?;
     refuse_what_is_shared(proc)?;
     let mut regions = regions::regions(proc, &maps)?;
-    let (files, descriptors) = files::files(proc)?;
+    let (files, descriptors) = files::files(proc, connections)?;
     let (asker, vdso) = Asker::new(frozen, memory, &maps)?;
     let mut process = process_of_proc(proc)?;
     let tids: Vec<u32> = frozen.threads().iter().map(|thread| thread.tid().as_raw() as u32).collect();

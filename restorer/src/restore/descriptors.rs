@@ -56,7 +56,7 @@ fn signals(b: &mut Builder<'_>, file: &Description, fd: u64) -> Step<()> {
         }
         b.later(what, libc::SYS_fcntl, [fd, F_SETSIG, owner.signal.into(), 0, 0, 0])?;
     }
-    let outside = matches!(file.kind, Some(Kind::Terminal(_) | Kind::OutsidePipe(_)));
+    let outside = matches!(file.kind, Some(Kind::Terminal(_) | Kind::OutsidePipe(_) | Kind::OutsideSocket(_)));
     let status = OFlag::from_bits_truncate(file.flags as i32);
     if status.contains(OFlag::O_ASYNC) && !status.contains(OFlag::O_PATH) && !outside {
         let flags = (status & (SETTABLE | OFlag::O_ASYNC)).bits() as u64;

@@ -52,27 +52,6 @@ pub struct Made {
     pub mailbox: Mailbox,
 }
 
-/// What has two ends, by its number: the second end is there when its description's turn comes.
-struct Pairs<'m> {
-    pipes: pipe::Pipes,
-    sockets: HashMap<u64, (OwnedFd, OwnedFd)>,
-    /// What the image says of both ends of a socket pair.
-    socket_ends: HashMap<u64, Vec<&'m Socket>>,
-}
-
-impl<'m> Pairs<'m> {
-    fn of(all: &'m [Description]) -> Self {
-        let mut socket_ends: HashMap<u64, Vec<&Socket>> = HashMap::new();
-        for file in all {
-            match &file.kind {
-                Some(Kind::Socket(socket)) if socket.pair != 0 => socket_ends.entry(socket.pair).or_default().push(socket),
-                _ => {}
-            }
-        }
-        Self { pipes: pipe::Pipes::default(), sockets: HashMap::new(), socket_ends }
-    }
-}
-
 /// Open all that `manifest` names.
 pub fn make(manifest: &Manifest, stdio: Stdio) -> Result<Made, RestoreError> {
     let limit = kernel::descriptions::raise_descriptor_limit().map_err(|errno| descriptor_limit(0, errno))?;
@@ -84,11 +63,11 @@ pub fn make(manifest: &Manifest, stdio: Stdio) -> Result<Made, RestoreError> {
     };
     let mailbox = new_mailbox().map_err(|errno| descriptor_limit(0, errno))?;
     let mut made = Made { files: Vec::new(), mapped: HashMap::new(), base, nulled: false, mailbox };
-    let mut pairs = Pairs::of(&manifest.files);
+    let mut pipes = pipe::Pipes::default();
     let watched = super::interests::watched(manifest);
     let fds = lowest(manifest);
     for (at, (file, &fd)) in (0..).zip(manifest.files.iter().zip(&fds)) {
-        let opened = open_one(file, stdio, &mut pairs, &mut made.nulled, watched.contains(&at))
+        let opened = open_one(file, stdio, &mut pipes, &mut made.nulled, watched.contains(&at))
             .map_err(|(what, why)| RestoreError::Descriptor { fd, what, why })?;
         let raised = opened.map(|opened| raise(opened, base)).transpose();
         made.files.push(raised.map_err(|errno| descriptor_limit(fd, errno))?);
@@ -175,7 +154,7 @@ fn failed<E: std::fmt::Display>(what: &str) -> impl Fn(E) -> Failure {
 fn open_one(
     file: &Description,
     stdio: Stdio,
-    pairs: &mut Pairs<'_>,
+    pipes: &mut pipe::Pipes,
     nulled: &mut bool,
     is_watched: bool,
 ) -> Result<Option<OwnedFd>, Failure> {
@@ -194,26 +173,17 @@ fn open_one(
             pipe::ended(&[]).map_err(failed("standard input"))? // /dev/null cannot be watched
         }
         Kind::OutsidePipe(pipe) => pipe::outside(pipe.fd, &pipe.contents, stdio, nulled)?,
-        Kind::Pipe(end) => pairs.pipes.end(end, status)?,
-        Kind::NamedPipe(end) => pairs.pipes.named(end, status)?,
+        Kind::Pipe(end) => pipes.end(end, status)?,
+        Kind::NamedPipe(end) => pipes.named(end, status)?,
         Kind::Eventfd(event) => anonymous::eventfd(event)?,
         Kind::Epoll(epoll) => anonymous::epoll(epoll).map_err(failed("epoll"))?,
         Kind::Timerfd(timer) => timer::timerfd(timer).map_err(failed("timerfd"))?,
         Kind::Signalfd(signals) => kernel::sys::signalfd(signals.mask).map_err(failed("signalfd"))?,
-        Kind::Socket(socket) if socket.pair != 0 => {
-            let ends = pairs.socket_ends.get(&socket.pair).map_or(&[][..], Vec::as_slice);
-            let (first, second) = match pairs.sockets.entry(socket.pair) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(place) => place.insert(sockets::make_pair(socket.pair, ends).map_err(failed("socket pair"))?),
-            };
-            let is_first = ends.first().is_some_and(|first| std::ptr::eq(*first, socket));
-            let end = if is_first { first } else { second };
-            end.try_clone().map_err(failed("socket pair"))?
-        }
-        Kind::Socket(socket) => sockets::make(socket).map_err(failed("socket"))?,
+        Kind::Socket(socket) => sockets::placeholder(socket).map_err(failed("socket"))?,
+        Kind::OutsideSocket(end) => pipe::outside(end.fd, &[], stdio, nulled)?,
     };
-    let opened_with = matches!(kind, Kind::Regular(_) | Kind::Directory(_) | Kind::PathOnly(_));
-    if !(opened_with || matches!(kind, Kind::Terminal(_) | Kind::OutsidePipe(_))) {
+    let opened_with = matches!(kind, Kind::Regular(_) | Kind::Directory(_) | Kind::PathOnly(_) | Kind::Socket(_));
+    if !(opened_with || matches!(kind, Kind::Terminal(_) | Kind::OutsidePipe(_) | Kind::OutsideSocket(_))) {
         fcntl(&opened, FcntlArg::F_SETFL(status & SETTABLE)).map_err(failed("flags"))?;
     }
     if file.write_hint != 0 {

@@ -135,7 +135,7 @@ pub fn of_late(b: &mut Builder<'_>, manifest: &Manifest, file: u32, source: u64)
 
 fn is_outside(manifest: &Manifest, file: u32) -> bool {
     let kind = manifest.files.get(file as usize).and_then(|file| file.kind.as_ref());
-    matches!(kind, Some(Kind::Terminal(_) | Kind::OutsidePipe(_)))
+    matches!(kind, Some(Kind::Terminal(_) | Kind::OutsidePipe(_) | Kind::OutsideSocket(_)))
 }
 
 /// Add a standard stream: what stands in for it may be a file, or /dev/null, which can be neither watched nor not ready.

@@ -195,6 +195,7 @@ fn file_line(index: u32, file: &Description, manifest: &Manifest) -> FileLine {
         Some(Kind::Pidfd(pidfd)) => format!("pidfd of {}", pidfd.pid),
         Some(Kind::Namespace(namespace)) => format!("its namespace {}", namespace.name),
         Some(Kind::OutsidePipe(end)) => format!("pipe to the outside, stream {}", end.fd),
+        Some(Kind::OutsideSocket(end)) => format!("socket to the outside, stream {}", end.fd),
         Some(Kind::Eventfd(event)) => format!("eventfd at {}", event.count),
         Some(Kind::Epoll(epoll)) => format!("epoll with {} interests", epoll.interests.len()),
         Some(Kind::Timerfd(_)) => "timerfd".to_owned(),

@@ -16,8 +16,13 @@ use store::{Access, Class};
 
 /// Freeze a process and store it.
 pub fn checkpoint(args: CheckpointArgs) -> Result<()> {
-    let compression = args.compression.into();
-    let request = checkpoint::Request { pid: args.pid, name: args.name, leave_running: args.leave_running, compression };
+    let request = checkpoint::Request {
+        pid: args.pid,
+        name: args.name,
+        leave_running: args.leave_running,
+        connections: args.connections.into(),
+        compression: args.compression.into(),
+    };
     let store = open_named(args.store, Access::Write)?;
     let bar = bar(0, "{spinner} {bytes} read, {bytes_per_sec}");
     let report = checkpoint::checkpoint(&request, store.as_ref(), &|bytes| bar.inc(bytes));

@@ -20,11 +20,10 @@ mod watched;
 
 pub use regular::identity;
 
-use super::sockdiag;
-use super::sockets::socket;
+use super::sockets::{SocketTables, socket};
 use super::twins::Twins;
-use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
+use crate::checkpoint::{CheckpointError, Connections};
 use crate::process::fdinfo::FdInfo;
 use images::manifest::description::Kind;
 use images::manifest::{Description, Descriptor, SocketOption};
@@ -56,7 +55,9 @@ pub(super) struct Context<'p> {
     /// Kinds of file systems, by mount.
     magics: RefCell<HashMap<u32, i64>>,
     /// What the kernel tells of sockets.
-    pub(super) sockets: sockdiag::Told,
+    pub(super) sockets: SocketTables,
+    /// What may become of connections to other processes.
+    pub(super) connections: Connections,
 }
 
 impl<'p> Context<'p> {
@@ -75,9 +76,14 @@ impl<'p> Context<'p> {
         self.pipes.get_or_init(|| outside::pipes(self.proc.pid)).get(link)
     }
 
-    /// Whether one of its descriptors has this link.
-    pub(super) fn has(&self, link: &str) -> bool {
-        !self.sharing(link).is_empty()
+    /// Whether the socket with this inode is one of the process's own.
+    pub(super) fn has_socket(&self, inode: u32) -> bool {
+        !self.sharing(&format!("socket:[{inode}]")).is_empty()
+    }
+
+    /// Another process that has the socket with this inode open.
+    pub(super) fn socket_holder(&self, inode: u32) -> Option<String> {
+        outside::socket(self.proc.pid, inode).map(|holder| format!("process {holder}"))
     }
 
     /// Its standard streams.
@@ -93,7 +99,7 @@ impl<'p> Context<'p> {
 }
 
 /// All of a process's descriptions and descriptors.
-pub fn files(proc: Proc) -> Result<(Vec<Description>, Vec<Descriptor>), CheckpointError> {
+pub fn files(proc: Proc, connections: Connections) -> Result<(Vec<Description>, Vec<Descriptor>), CheckpointError> {
     let (mut open, mut userfaultfds) = (Vec::new(), Vec::new());
     for fd in proc.numbers("fd")? {
         let link = proc.link(&format!("fd/{fd}"))?;
@@ -112,7 +118,8 @@ pub fn files(proc: Proc) -> Result<(Vec<Description>, Vec<Descriptor>), Checkpoi
         by_link: OnceCell::new(),
         pipes: OnceCell::new(),
         magics: RefCell::default(),
-        sockets: sockdiag::Told::default(),
+        sockets: SocketTables::default(),
+        connections,
     };
     let (mut files, mut descriptors): (Vec<Description>, Vec<Descriptor>) = (Vec::new(), Vec::new());
     let mut twins = Twins::new(proc.pid);
@@ -194,7 +201,7 @@ fn description(context: &Context<'_>, entry: &Open, info: &FdInfo<'_>) -> Result
         "anon_inode:[fanotify]" => fanotify::fanotify(context, entry, info)?,
         "anon_inode:[pidfd]" => kernel_files::pidfd(context, entry, info.field("Pid"), flags)?,
         link if link.starts_with("pipe:") => pipe::end(context, entry)?,
-        link if link.starts_with("socket:") => Kind::Socket(socket(context, entry.fd, link)?),
+        link if link.starts_with("socket:") => socket(context, entry.fd, link)?,
         link if link.starts_with("/memfd:") => return Err(refuse("start it without shared memory")),
         // Namespaces have names of their own, whatever their kind; all else has a path.
         link if !link.starts_with('/') && known.is_some() => kernel_files::namespace(context, entry)?,
@@ -205,7 +212,7 @@ fn description(context: &Context<'_>, entry: &Open, info: &FdInfo<'_>) -> Result
             None => path_kind(context, entry)?,
         },
     };
-    let outside = matches!(kind, Kind::Terminal(_) | Kind::OutsidePipe(_));
+    let outside = matches!(kind, Kind::Terminal(_) | Kind::OutsidePipe(_) | Kind::OutsideSocket(_));
     if let Some(key) = unknown_key(&entry.link, &entry.info).filter(|_| !outside) {
         let what = format!("fd {}: {} has {key:?} in its fdinfo", entry.fd, entry.link);
         return Err(proc.refuse(what, "this version does not know what that means: let it close this one"));

@@ -1,183 +1,182 @@
-//! Sockets that nobody else is connected to: listening, bound or fresh, and pairs both ends of which are inside; with their options.
+//! Sockets: those that nothing outside is connected to, and connections that have a way back.
 //!
-//! The kernel's sock_diag tells the other end of a pair and the backlog of a listener ([`super::sockdiag`]); options are read one by
-//! one from the table in `process::socket_options`, what waits in a pair is peeked at and stays there.
+//! The description is lent to this process (pidfd_getfd), so that getsockname, getsockopt and a
+//! peek tell what it is; [`sockdiag`] tells what only the kernel's sock_diag(7) knows: the other
+//! end of a unix socket, its backlog, its file. [`options`] reads the options, [`unix`], [`inet`]
+//! and [`link`] the rest of each family. A connection to another process comes back only where
+//! [`Connections`] allows it; otherwise it is refused with the name of that process.
 //!
-//! Known holes: datagrams that wait in a UDP socket are lost, as UDP may; so are messages of no bytes, and what follows them, in a pair;
-//! SO_PEERCRED of a restored pair names the restorer.
+//! Known holes: options that Linux does not read ([`kernel::known::socket_options`]), and the
+//! times and counters that sockets keep.
+
+mod inet;
+mod link;
+mod memberships;
+mod options;
+mod queue;
+mod sockdiag;
+mod socket_file;
+mod unix;
 
 use super::files::Context;
-use super::sockdiag::Facts;
-use crate::checkpoint::CheckpointError;
-use crate::process::socket_options::OPTIONS;
-use images::manifest::{Socket, SocketOption};
+use crate::checkpoint::{CheckpointError, Connections};
+use images::manifest::description::Kind;
+use images::manifest::{FileOwner, OutsideSocket, Socket};
 use kernel::sockopt;
-use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrLike, SockaddrStorage, getpeername, getsockname, recvmsg,
-    socket as fresh_socket,
-};
-use std::io::IoSliceMut;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 
-/// What to do about a socket somebody else is connected to.
-const CLOSE_CONNECTIONS: &str = "let it close its connections (or stop its clients) first";
+pub(super) use sockdiag::SocketTables;
+
+/// What to do about a socket that cannot be captured.
 const CLOSE_SOCKET: &str = "let it close this socket first";
+/// What to do about messages that would be lost.
+const READ_FIRST: &str = "let it read them first, or pass --drop-unread";
 
-/// Describe the socket at `fd`, whose link in /proc/PID/fd is `link`.
-pub(super) fn socket(context: &Context<'_>, fd: u32, link: &str) -> Result<Socket, CheckpointError> {
-    let proc = context.proc;
-    let lent = context.lend(fd)?;
-    let refuse = |what: &str, advice| proc.refuse(format!("fd {fd}: {what}"), advice);
-    let no_answer = |error: &dyn std::fmt::Display| proc.refuse(format!("fd {fd}: socket: {error}"), CLOSE_SOCKET);
-    let number = |option| -> Result<u32, CheckpointError> {
-        let value = sockopt::get(&lent, libc::SOL_SOCKET, option).map_err(|errno| no_answer(&errno))?;
-        Ok(value.and_then(|bytes| bytes.first_chunk::<4>().copied()).map_or(0, u32::from_ne_bytes))
-    };
-    let (kind, protocol) = (number(libc::SO_TYPE)?, number(libc::SO_PROTOCOL)?);
-    let local: SockaddrStorage = getsockname(lent.as_raw_fd()).map_err(|errno| no_answer(&errno))?;
-    let family = local.family().ok_or_else(|| refuse("socket of an unknown family", CLOSE_SOCKET))?;
-    let listening = number(libc::SO_ACCEPTCONN)? != 0;
-    let inode = inode_of(link).ok_or_else(|| proc.malformed(&format!("fd/{fd}")))?;
-    let connected = getpeername::<SockaddrStorage>(lent.as_raw_fd()).is_ok();
-    let mut described = Socket { family: family as u32, r#type: kind, protocol, listening, ..Socket::default() };
-    let facts = match family {
-        AddressFamily::Inet | AddressFamily::Inet6 if !usual(kind, protocol) => {
-            return Err(refuse("a socket that is neither TCP, UDP nor unix", CLOSE_SOCKET));
-        }
-        AddressFamily::Inet | AddressFamily::Inet6 if connected => {
-            return Err(refuse("an established network connection", CLOSE_CONNECTIONS));
-        }
-        AddressFamily::Inet | AddressFamily::Inet6 => {
-            let address = inet_address(&local).filter(|address| address.port() != 0);
-            described.address = address.map(|address| address.to_string().into_bytes()).unwrap_or_default();
-            let v6 = family == AddressFamily::Inet6;
-            if listening { context.sockets.tcp_listener(inode, v6).map_err(|error| no_answer(&error))? } else { Facts::default() }
-        }
-        AddressFamily::Unix => {
-            described.address = unix_address(&local).unwrap_or_default();
-            context.sockets.unix(inode).map_err(|error| no_answer(&error))?
-        }
-        _ => return Err(refuse("a socket that is neither TCP, UDP nor unix", CLOSE_SOCKET)),
-    };
-    if let Some(peer) = facts.peer.filter(|_| !listening) {
-        let named = !described.address.is_empty() || !has_peer_inside(context, peer);
-        if named {
-            return Err(refuse("a connected unix socket", CLOSE_CONNECTIONS));
-        }
-        described.pair = u64::from(inode.min(peer));
-        described.shutdown = u32::from(facts.shutdown);
-        described.queue = queue(&lent, kind).map_err(|why| refuse(&format!("socket pair: {why}"), "let it read what waits there first"))?;
-    } else if connected {
-        return Err(refuse("a connected unix socket", CLOSE_CONNECTIONS));
-    }
-    if listening {
-        if facts.waiting > 0 {
-            return Err(refuse(&format!("{} connections wait to be accepted", facts.waiting), CLOSE_CONNECTIONS));
-        }
-        described.backlog = facts.backlog;
-    } else if described.pair == 0 && family == AddressFamily::Unix && sockopt::unread_bytes(&lent).unwrap_or(0) > 0 {
-        return Err(refuse("messages from outside wait in it", "let it read them first"));
-    }
-    described.options = options(&lent, family, kind).map_err(|errno| no_answer(&errno))?;
-    Ok(described)
+/// Families that are refused, for the sentence. include/linux/socket.h.
+const FAMILIES: [(i32, &str); 12] = [
+    (libc::AF_VSOCK, "a vsock socket"),
+    (libc::AF_ALG, "a socket of the kernel's cryptography"),
+    (libc::AF_CAN, "a CAN socket"),
+    (libc::AF_BLUETOOTH, "a Bluetooth socket"),
+    (libc::AF_TIPC, "a TIPC socket"),
+    (libc::AF_KEY, "an IPsec key socket"),
+    (libc::AF_XDP, "an XDP socket"),
+    (libc::AF_RDS, "an RDS socket"),
+    (libc::AF_PPPOX, "a PPP socket"),
+    (43, "an SMC socket"),
+    (42, "a Qualcomm IPC socket"),
+    (45, "an MCTP socket"),
+];
+
+/// A socket of the process, lent to this one.
+struct Subject<'c> {
+    context: &'c Context<'c>,
+    fd: u32,
+    lent: OwnedFd,
+    inode: u32,
+    family: i32,
+    kind: i32,
+    protocol: i32,
 }
 
-/// TCP and UDP; 0 is what a stream or datagram socket was made with.
-fn usual(kind: u32, protocol: u32) -> bool {
-    let (kind, protocol) = (kind as i32, protocol as i32);
-    (kind == libc::SOCK_STREAM && protocol == libc::IPPROTO_TCP) || (kind == libc::SOCK_DGRAM && protocol == libc::IPPROTO_UDP)
+/// What a family makes of a socket.
+enum Outcome {
+    /// The image holds it.
+    Kept,
+    /// A standard stream that leads to another process: it is reattached.
+    Outside,
+}
+
+impl Subject<'_> {
+    fn refuse(&self, what: &str, advice: &'static str) -> CheckpointError {
+        self.context.proc.refuse(format!("fd {}: {what}", self.fd), advice)
+    }
+
+    fn no_answer<E: std::fmt::Display>(&self) -> impl Fn(E) -> CheckpointError {
+        |error| self.refuse(&format!("socket: {error}"), CLOSE_SOCKET)
+    }
+
+    fn number(&self, level: i32, name: i32) -> Result<u32, CheckpointError> {
+        sockopt::number(&self.lent, level, name).map_err(self.no_answer())
+    }
+
+    fn local(&self) -> Result<SockaddrStorage, CheckpointError> {
+        getsockname(self.lent.as_raw_fd()).map_err(self.no_answer())
+    }
+
+    /// The address that it is connected to.
+    fn peer(&self) -> Option<SockaddrStorage> {
+        getpeername(self.lent.as_raw_fd()).ok()
+    }
+
+    fn connections(&self) -> Connections {
+        self.context.connections
+    }
+
+    /// Whether it is standard input, output or error.
+    fn is_standard(&self) -> bool {
+        self.fd <= 2
+    }
+
+    /// What poll(2) says of it at once.
+    fn state(&self) -> Result<PollFlags, CheckpointError> {
+        let wanted = PollFlags::POLLIN | PollFlags::POLLPRI;
+        let mut fds = [PollFd::new(self.lent.as_fd(), wanted)];
+        poll(&mut fds, PollTimeout::ZERO).map_err(self.no_answer())?;
+        Ok(fds[0].revents().unwrap_or(PollFlags::empty()))
+    }
+
+    /// Nothing waits that is told once: an error, or a message of the error queue.
+    fn refuse_pending_error(&self) -> Result<(), CheckpointError> {
+        if self.state()?.contains(PollFlags::POLLERR) {
+            let advice = "let it read that first (SO_ERROR, MSG_ERRQUEUE)";
+            return Err(self.refuse("an error or a message of its error queue waits", advice));
+        }
+        Ok(())
+    }
+
+    /// No datagram waits, or it may be dropped as a full queue would drop it.
+    fn refuse_unread(&self) -> Result<(), CheckpointError> {
+        let unread = self.state()?.contains(PollFlags::POLLIN);
+        if unread && !self.connections().drop_unread {
+            return Err(self.refuse("messages that came to it wait unread", READ_FIRST));
+        }
+        Ok(())
+    }
+}
+
+/// Describe the socket at `fd`, whose link in /proc/PID/fd is `link`.
+pub(super) fn socket(context: &Context<'_>, fd: u32, link: &str) -> Result<Kind, CheckpointError> {
+    let proc = context.proc;
+    let lent = context.lend(fd)?;
+    let inode = inode_of(link).ok_or_else(|| proc.malformed(&format!("fd/{fd}")))?;
+    let mut subject = Subject { context, fd, lent, inode, family: 0, kind: 0, protocol: 0 };
+    let number = |name| subject.number(libc::SOL_SOCKET, name).map(|value| value as i32);
+    (subject.family, subject.kind, subject.protocol) = (number(libc::SO_DOMAIN)?, number(libc::SO_TYPE)?, number(libc::SO_PROTOCOL)?);
+    let mut described = Socket {
+        family: subject.family as u32,
+        r#type: subject.kind as u32,
+        protocol: subject.protocol as u32,
+        owner: Some(owner(&subject)?),
+        ..Socket::default()
+    };
+    let outcome = match subject.family {
+        libc::AF_UNIX => unix::describe(&subject, &mut described)?,
+        libc::AF_INET | libc::AF_INET6 => inet::describe(&subject, &mut described)?,
+        libc::AF_NETLINK => link::netlink(&subject, &mut described)?,
+        libc::AF_PACKET => link::packet(&subject, &mut described)?,
+        family => {
+            let known = FAMILIES.iter().find(|(known, _)| *known == family);
+            let what = known.map_or_else(|| format!("a socket of family {family}"), |(_, name)| (*name).to_owned());
+            return Err(subject.refuse(&what, CLOSE_SOCKET));
+        }
+    };
+    if let Outcome::Outside = outcome {
+        return Ok(Kind::OutsideSocket(OutsideSocket { fd }));
+    }
+    described.options = options::options(&subject, described.closed != 0)?;
+    described.filter = options::filter(&subject)?;
+    Ok(Kind::Socket(described))
+}
+
+/// Owner and mode of the socket itself, which are not those of its file.
+fn owner(subject: &Subject<'_>) -> Result<FileOwner, CheckpointError> {
+    let file = std::fs::File::from(subject.lent.try_clone().map_err(subject.no_answer())?);
+    let meta = file.metadata().map_err(subject.no_answer())?;
+    Ok(FileOwner { uid: meta.uid(), gid: meta.gid(), mode: meta.mode() & 0o7777, attributes: Vec::new() })
 }
 
 /// The number in `socket:[N]`.
-fn inode_of(link: &str) -> Option<u32> {
+pub(super) fn inode_of(link: &str) -> Option<u32> {
     link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-fn has_peer_inside(context: &Context<'_>, peer: u32) -> bool {
-    context.has(&format!("socket:[{peer}]"))
-}
-
-fn inet_address(local: &SockaddrStorage) -> Option<SocketAddr> {
-    let v4 = local.as_sockaddr_in().map(|a| SocketAddr::V4((*a).into()));
-    v4.or_else(|| local.as_sockaddr_in6().map(|a| SocketAddr::V6((*a).into())))
-}
-
-/// Path of a bound unix socket; an abstract name has a zero byte in front.
-fn unix_address(local: &SockaddrStorage) -> Option<Vec<u8>> {
-    let unix = local.as_unix_addr()?;
-    let path = unix.path().map(|path| path.as_os_str().as_encoded_bytes().to_vec());
-    path.or_else(|| unix.as_abstract().map(|name| [&[0], name].concat()))
-}
-
-/// Options that differ from a fresh socket's.
-fn options(socket: &OwnedFd, family: AddressFamily, kind: u32) -> nix::Result<Vec<SocketOption>> {
-    let kind = SockType::try_from(kind as i32)?;
-    let fresh = fresh_socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
-    let mut found = Vec::new();
-    for option in OPTIONS {
-        let value = sockopt::get(socket, option.level, option.name)?;
-        if let Some(value) = value.filter(|value| sockopt::get(&fresh, option.level, option.name).ok().flatten().as_ref() != Some(value)) {
-            found.push(SocketOption { level: option.level as u32, name: option.name as u32, value });
-        }
-    }
-    Ok(found)
-}
-
-/// What waits to be read: one item of a stream, one for each message otherwise.
-fn queue(socket: &OwnedFd, kind: u32) -> Result<Vec<Vec<u8>>, String> {
-    let text = |errno: nix::Error| errno.to_string();
-    if kind as i32 == libc::SOCK_STREAM {
-        let wanted = sockopt::unread_bytes(socket).map_err(text)?;
-        if wanted == 0 {
-            return Ok(Vec::new());
-        }
-        let bytes = peek(socket, wanted)?.unwrap_or_default();
-        return if bytes.len() == wanted { Ok(vec![bytes]) } else { Err("messages of several senders wait in it".to_owned()) };
-    }
-    // With a peek offset each look shows the next message (socket(7)); the socket's own setting comes back after it.
-    let before = sockopt::get(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF).map_err(text)?;
-    sockopt::set(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &0_i32.to_ne_bytes()).map_err(text)?;
-    let largest = sockopt::get(socket, libc::SOL_SOCKET, libc::SO_RCVBUF).map_err(text)?;
-    let largest = largest.and_then(|bytes| bytes.first_chunk::<4>().copied()).map_or(0, i32::from_ne_bytes).max(1 << 20) as usize;
-    let mut messages = Vec::new();
-    let read = loop {
-        match peek(socket, largest) {
-            // An empty one may also be the end that a shut-down peer leaves, which never ends.
-            Ok(Some(message)) if !message.is_empty() => messages.push(message),
-            Ok(_) => break Ok(messages),
-            Err(why) => break Err(why),
-        }
-    };
-    let before = before.unwrap_or_else(|| (-1_i32).to_ne_bytes().to_vec());
-    sockopt::set(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &before).map_err(text)?;
-    read
-}
-
-/// Look at up to `largest` bytes, or at the next message; `None` where nothing (more) waits.
-fn peek(socket: &OwnedFd, largest: usize) -> Result<Option<Vec<u8>>, String> {
-    let mut bytes = vec![0; largest];
-    let mut control = nix::cmsg_space!([RawFd; 253]); // SCM_MAX_FD
-    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_TRUNC;
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let message = match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags) {
-        Err(nix::Error::EAGAIN) => return Ok(None),
-        other => other.map_err(|errno| errno.to_string())?,
-    };
-    let mut descriptors = false;
-    for part in message.cmsgs().map_err(|errno| errno.to_string())? {
-        if let ControlMessageOwned::ScmRights(fds) = part {
-            descriptors = true;
-            fds.into_iter().map(kernel::handoff::own).for_each(drop);
-        }
-    }
-    if descriptors {
-        return Err("descriptors on their way wait in it".to_owned());
-    }
-    let len = message.bytes;
-    if len > largest {
-        return Err(format!("a message of {len} bytes waits in it"));
-    }
-    bytes.truncate(len);
-    Ok(Some(bytes))
+/// An IP address and port.
+fn inet_address(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address.as_sockaddr_in().map(|a| SocketAddr::V4((*a).into()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|a| SocketAddr::V6((*a).into())))
 }

@@ -36,6 +36,13 @@ pub(super) fn pipes(pid: u32) -> HashMap<String, Holder> {
     found
 }
 
+/// One process besides `pid` and us that has the socket with this inode open.
+pub(super) fn socket(pid: u32, inode: u32) -> Option<Holder> {
+    let wanted = format!("socket:[{inode}]");
+    let mut others = descriptors_of_others(pid);
+    others.find_map(|(other, link, _)| (link.as_os_str() == wanted.as_str()).then(|| holder(other)))
+}
+
 /// One process besides `pid` and us that has the named pipe at `path` open.
 pub(super) fn named_pipe(pid: u32, path: &str, identity: (u64, u64)) -> Option<Holder> {
     let name = Path::new(path).file_name();

@@ -136,7 +136,7 @@ fn mixed(context: &Context<'_>, entry: &Open) -> CheckpointError {
 }
 
 fn owner(stat: &FileStat) -> FileOwner {
-    FileOwner { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o7777 }
+    FileOwner { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o7777, attributes: Vec::new() }
 }
 
 fn capacity(pipe: &OwnedFd) -> nix::Result<u32> {

@@ -1,0 +1,133 @@
+//! Unix sockets: bound, listening, pairs, and connections to a name.
+//!
+//! A connection with both ends inside is a pair, whichever way it was made. A datagram socket that
+//! is connected to a name inside is connected to it again.
+
+use super::{CLOSE_SOCKET, Outcome, Subject, queue, socket_file};
+use crate::checkpoint::CheckpointError;
+use images::manifest::{ClosedConnection, PeerCredentials, Socket};
+use kernel::sockopt;
+use nix::poll::PollFlags;
+use nix::sys::socket::{SockaddrLike as _, SockaddrStorage};
+
+/// RCV_SHUTDOWN and SEND_SHUTDOWN of include/net/sock.h.
+const BOTH_WAYS: u8 = 3;
+
+pub(super) fn describe(subject: &Subject<'_>, described: &mut Socket) -> Result<Outcome, CheckpointError> {
+    let tables = &subject.context.sockets;
+    let facts = tables.unix(subject.inode).map_err(subject.no_answer())?;
+    described.listening = subject.number(libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? != 0;
+    described.address = address(&subject.local()?);
+    if subject.state()?.contains(PollFlags::POLLPRI) {
+        return Err(subject.refuse("urgent data waits in it", "let it read that first"));
+    }
+    subject.refuse_pending_error()?;
+    let peer = facts.peer.filter(|_| !described.listening);
+    let kept = match peer {
+        Some(0) if facts.shutdown == BOTH_WAYS || subject.kind == libc::SOCK_DGRAM => {
+            described.closed = ClosedConnection::Done as i32;
+            described.address.clear();
+            fill(subject, described)?;
+            Outcome::Kept
+        }
+        Some(peer) => connected(subject, described, peer, facts.shutdown)?,
+        None => Outcome::Kept,
+    };
+    if let Outcome::Outside = kept {
+        return Ok(kept);
+    }
+    if described.listening {
+        if facts.waiting > 0 {
+            let what = format!("{} connections wait to be accepted", facts.waiting);
+            return Err(subject.refuse(&what, "let it accept them first"));
+        }
+        described.backlog = facts.backlog;
+    }
+    if described.listening || described.pair != 0 {
+        described.credentials = Some(credentials(subject)?);
+    } else if described.closed == 0 && sockopt::unread_bytes(&subject.lent).unwrap_or(0) > 0 {
+        return Err(subject.refuse("messages from outside wait in it", "let it read them first"));
+    }
+    if described.address.first().is_some_and(|first| *first != 0) {
+        let shared = described.pair != 0 && tables.file_of_listener(&facts).map_err(subject.no_answer())?;
+        described.file = Some(socket_file::file(subject, &described.address, shared)?);
+    } else if described.pair != 0 && !described.address.is_empty() {
+        let what = "a connection of the process with itself by an abstract name";
+        return Err(subject.refuse(what, CLOSE_SOCKET));
+    }
+    Ok(Outcome::Kept)
+}
+
+/// A socket that is connected to the living one with inode `peer`.
+fn connected(subject: &Subject<'_>, described: &mut Socket, peer: u32, shutdown: u8) -> Result<Outcome, CheckpointError> {
+    let inside = subject.context.has_socket(peer);
+    let back = subject.context.sockets.unix(peer).ok().and_then(|facts| facts.peer);
+    let name = subject.peer().map(|peer| address(&peer)).unwrap_or_default();
+    let datagrams = subject.kind == libc::SOCK_DGRAM;
+    if inside && back == Some(subject.inode) && !(datagrams && !name.is_empty()) {
+        described.pair = u64::from(subject.inode.min(peer));
+        described.shutdown = u32::from(shutdown);
+        fill(subject, described)?;
+        return Ok(Outcome::Kept);
+    }
+    if inside && datagrams && !name.is_empty() {
+        described.peer = name;
+        return Ok(Outcome::Kept);
+    }
+    if subject.is_standard() {
+        return Ok(Outcome::Outside);
+    }
+    let holder = subject.context.socket_holder(peer);
+    let holder = holder.map_or_else(String::new, |holder| format!(" of {holder}"));
+    let at = if name.is_empty() { String::new() } else { format!(" at {}", String::from_utf8_lossy(&name).replace('\0', "@")) };
+    let what = format!("a unix socket connected to one{holder}{at}");
+    let known = name.first().is_some_and(|first| *first == 0 || *first == b'/');
+    if !known {
+        return Err(subject.refuse(&what, "let it close this connection first"));
+    }
+    if !subject.connections().unix_reconnect {
+        let advice = "let it close this connection first, or pass --unix-reconnect, which connects \
+                      it again when it is restored";
+        return Err(subject.refuse(&what, advice));
+    }
+    let unsent = sockopt::unsent_bytes(&subject.lent).unwrap_or(0);
+    let unread = sockopt::unread_bytes(&subject.lent).unwrap_or(0);
+    if shutdown != 0 || unread > 0 || (unsent > 0 && !datagrams) {
+        let what = format!("{what}, in the middle of a conversation");
+        return Err(subject.refuse(&what, "try again when it is idle"));
+    }
+    described.peer = name;
+    Ok(Outcome::Kept)
+}
+
+/// What waits to be read in it, and who sent that.
+fn fill(subject: &Subject<'_>, described: &mut Socket) -> Result<(), CheckpointError> {
+    let waiting = queue::queue(subject, described.shutdown | described.closed as u32)
+        .map_err(|why| subject.refuse(&format!("socket pair: {why}"), "let it read that first"))?;
+    (described.queue, described.senders) = (waiting.messages, waiting.senders);
+    Ok(())
+}
+
+/// What SO_PEERCRED and SO_PEERGROUPS say.
+fn credentials(subject: &Subject<'_>) -> Result<PeerCredentials, CheckpointError> {
+    let read = |name| sockopt::get(&subject.lent, libc::SOL_SOCKET, name);
+    let told = read(libc::SO_PEERCRED).map_err(subject.no_answer())?.unwrap_or_default();
+    let word = |at: usize| told.get(at * 4..).and_then(<[u8]>::first_chunk::<4>).copied().map_or(0, u32::from_ne_bytes);
+    // ENODATA: they were not recorded.
+    let groups = read(libc::SO_PEERGROUPS).ok().flatten().unwrap_or_default();
+    Ok(PeerCredentials {
+        own: word(0) == subject.context.proc.pid,
+        uid: word(1),
+        gid: word(2),
+        groups: groups.as_chunks::<4>().0.iter().map(|group| u32::from_ne_bytes(*group)).collect(),
+    })
+}
+
+/// Path of a unix socket; an abstract name has a zero byte in front; empty where it has no name.
+fn address(of: &SockaddrStorage) -> Vec<u8> {
+    debug_assert!(of.family().is_some());
+    let Some(unix) = of.as_unix_addr() else { return Vec::new() };
+    let path = unix.path().map(|path| path.as_os_str().as_encoded_bytes().to_vec());
+    let name = path.or_else(|| unix.as_abstract().map(|name| [&[0], name].concat()));
+    name.unwrap_or_default()
+}
