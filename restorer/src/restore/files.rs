@@ -21,7 +21,7 @@ use super::error::RestoreError;
 use super::memory::may_write;
 use super::sockets;
 use images::manifest::description::Kind;
-use images::manifest::{Description, Manifest, Socket};
+use images::manifest::{Description, Manifest};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use pager::mailbox::Mailbox;
 use std::collections::HashMap;

@@ -53,8 +53,8 @@ const FAMILIES: [(i32, &str); 12] = [
 ];
 
 /// A socket of the process, lent to this one.
-struct Subject<'c> {
-    context: &'c Context<'c>,
+struct Subject<'c, 'p> {
+    context: &'c Context<'p>,
     fd: u32,
     lent: OwnedFd,
     inode: u32,
@@ -71,7 +71,7 @@ enum Outcome {
     Outside,
 }
 
-impl Subject<'_> {
+impl Subject<'_, '_> {
     fn refuse(&self, what: &str, advice: &'static str) -> CheckpointError {
         self.context.proc.refuse(format!("fd {}: {what}", self.fd), advice)
     }
@@ -164,7 +164,7 @@ pub(super) fn socket(context: &Context<'_>, fd: u32, link: &str) -> Result<Kind,
 }
 
 /// Owner and mode of the socket itself, which are not those of its file.
-fn owner(subject: &Subject<'_>) -> Result<FileOwner, CheckpointError> {
+fn owner(subject: &Subject<'_, '_>) -> Result<FileOwner, CheckpointError> {
     let file = std::fs::File::from(subject.lent.try_clone().map_err(subject.no_answer())?);
     let meta = file.metadata().map_err(subject.no_answer())?;
     Ok(FileOwner { uid: meta.uid(), gid: meta.gid(), mode: meta.mode() & 0o7777, attributes: Vec::new() })

@@ -31,7 +31,7 @@ const DRAIN: Duration = Duration::from_millis(200);
 /// SEND_SHUTDOWN of include/net/sock.h.
 const NO_MORE_WRITTEN: u32 = 2;
 
-pub(super) fn describe(subject: &Subject<'_>, described: &mut Socket) -> Result<Outcome, CheckpointError> {
+pub(super) fn describe(subject: &Subject<'_, '_>, described: &mut Socket) -> Result<Outcome, CheckpointError> {
     let local = inet_address(&subject.local()?);
     // What is bound to nothing has no address; a port of 0 with an address is bound to that.
     let bound = local.filter(|at| at.port() != 0 || !at.ip().is_unspecified());
@@ -69,7 +69,7 @@ pub(super) fn describe(subject: &Subject<'_>, described: &mut Socket) -> Result<
 }
 
 /// Packets that no device has taken yet, or that UDP_CORK and MSG_MORE hold back.
-fn refuse_unsent(subject: &Subject<'_>) -> Result<(), CheckpointError> {
+fn refuse_unsent(subject: &Subject<'_, '_>) -> Result<(), CheckpointError> {
     let begun = Instant::now();
     while sockopt::unsent_bytes(&subject.lent).is_ok_and(|bytes| bytes > 0) {
         if begun.elapsed() > DRAIN {
@@ -82,7 +82,7 @@ fn refuse_unsent(subject: &Subject<'_>) -> Result<(), CheckpointError> {
 }
 
 /// Whether the host does not have this address, so that only IP_FREEBIND may bind to it.
-fn is_foreign(subject: &Subject<'_>, at: SocketAddr) -> bool {
+fn is_foreign(subject: &Subject<'_, '_>, at: SocketAddr) -> bool {
     let probe = std::net::UdpSocket::bind(SocketAddr::new(at.ip(), 0));
     let absent = |error: std::io::Error| error.raw_os_error() == Some(libc::EADDRNOTAVAIL);
     // A scope is part of a link-local address.
@@ -91,7 +91,7 @@ fn is_foreign(subject: &Subject<'_>, at: SocketAddr) -> bool {
     !scoped && !multicast && subject.kind != libc::SOCK_RAW && probe.err().is_some_and(absent)
 }
 
-fn tcp(subject: &Subject<'_>, described: &mut Socket) -> Result<Outcome, CheckpointError> {
+fn tcp(subject: &Subject<'_, '_>, described: &mut Socket) -> Result<Outcome, CheckpointError> {
     let info = sockopt::get(&subject.lent, libc::IPPROTO_TCP, libc::TCP_INFO).map_err(subject.no_answer())?.unwrap_or_default();
     let word = |at: usize| info.get(at..).and_then(<[u8]>::first_chunk::<4>).copied().map_or(0, u32::from_ne_bytes);
     let state = info.first().copied().unwrap_or(0);
@@ -153,7 +153,7 @@ fn tcp(subject: &Subject<'_>, described: &mut Socket) -> Result<Outcome, Checkpo
 }
 
 /// The connection comes back closed, with what the process has not read of it.
-fn close(subject: &Subject<'_>, described: &mut Socket, how: ClosedConnection) -> Result<Outcome, CheckpointError> {
+fn close(subject: &Subject<'_, '_>, described: &mut Socket, how: ClosedConnection) -> Result<Outcome, CheckpointError> {
     described.closed = how as i32;
     if how != ClosedConnection::Refused {
         described.queue = queue::unread_stream(subject).map_err(|why| subject.refuse(&format!("what it received: {why}"), CLOSE_SOCKET))?;
@@ -161,7 +161,7 @@ fn close(subject: &Subject<'_>, described: &mut Socket, how: ClosedConnection) -
     Ok(Outcome::Kept)
 }
 
-fn refuse_connection(subject: &Subject<'_>, state: u8) -> CheckpointError {
+fn refuse_connection(subject: &Subject<'_, '_>, state: u8) -> CheckpointError {
     let address = |of: Option<SocketAddr>| of.map_or("?".to_owned(), |at| at.to_string());
     let local = subject.local().ok().as_ref().and_then(inet_address);
     let peer = subject.peer().as_ref().and_then(inet_address);

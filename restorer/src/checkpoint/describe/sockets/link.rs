@@ -10,7 +10,7 @@ use nix::sys::socket::{NetlinkAddr, SockaddrLike as _};
 const STATELESS: [i32; 5] =
     [libc::NETLINK_ROUTE, libc::NETLINK_USERSOCK, libc::NETLINK_SOCK_DIAG, libc::NETLINK_KOBJECT_UEVENT, libc::NETLINK_GENERIC];
 
-pub(super) fn netlink(subject: &Subject<'_>, described: &mut Socket) -> Result<Outcome, CheckpointError> {
+pub(super) fn netlink(subject: &Subject<'_, '_>, described: &mut Socket) -> Result<Outcome, CheckpointError> {
     if !STATELESS.contains(&subject.protocol) {
         let what = format!("a netlink socket of protocol {}", subject.protocol);
         return Err(subject.refuse(&what, CLOSE_SOCKET));
@@ -47,7 +47,7 @@ fn asks(inode: u32) -> bool {
     })
 }
 
-pub(super) fn packet(subject: &Subject<'_>, described: &mut Socket) -> Result<Outcome, CheckpointError> {
+pub(super) fn packet(subject: &Subject<'_, '_>, described: &mut Socket) -> Result<Outcome, CheckpointError> {
     let local = subject.local()?;
     let link = local.as_link_addr().ok_or_else(|| subject.refuse("its address", CLOSE_SOCKET))?;
     debug_assert!(local.family().is_some());

@@ -28,7 +28,7 @@ struct Candidate {
 }
 
 /// Groups of an IPv4 or IPv6 socket; the latter has both kinds.
-pub(super) fn of_ip(subject: &Subject<'_>) -> Result<Vec<Membership>, CheckpointError> {
+pub(super) fn of_ip(subject: &Subject<'_, '_>) -> Result<Vec<Membership>, CheckpointError> {
     let mut found = Vec::new();
     let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     for candidate in v4(&text("/proc/net/igmp")) {
@@ -42,7 +42,7 @@ pub(super) fn of_ip(subject: &Subject<'_>) -> Result<Vec<Membership>, Checkpoint
     Ok(found)
 }
 
-fn membership(subject: &Subject<'_>, level: i32, candidate: &Candidate) -> Result<Option<Membership>, CheckpointError> {
+fn membership(subject: &Subject<'_, '_>, level: i32, candidate: &Candidate) -> Result<Option<Membership>, CheckpointError> {
     let mut filter = vec![0_u8; HEADER_BYTES + SOURCES * ADDRESS_BYTES];
     filter[..4].copy_from_slice(&candidate.index.to_ne_bytes());
     let at = address_at(&candidate.group);

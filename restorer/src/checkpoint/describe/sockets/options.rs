@@ -31,7 +31,7 @@ const OF_CONNECTIONS: [(i32, i32); 4] = [
 
 /// Options that differ from a fresh socket's; of a connection that is `closed` those that the
 /// program set.
-pub(super) fn options(subject: &Subject<'_>, closed: bool) -> Result<Vec<SocketOption>, CheckpointError> {
+pub(super) fn options(subject: &Subject<'_, '_>, closed: bool) -> Result<Vec<SocketOption>, CheckpointError> {
     let sort = (subject.family, subject.kind, subject.protocol);
     let fresh = subject.context.sockets.fresh(sort, || fresh_values(subject))?;
     let locked = subject.number(libc::SOL_SOCKET, libc::SO_BUF_LOCK)?;
@@ -72,7 +72,7 @@ fn number(value: &[u8]) -> u32 {
 }
 
 /// What each option of a fresh socket of the same sort says.
-fn fresh_values(subject: &Subject<'_>) -> Result<Fresh, CheckpointError> {
+fn fresh_values(subject: &Subject<'_, '_>) -> Result<Fresh, CheckpointError> {
     let kind = subject.kind | libc::SOCK_CLOEXEC;
     let made = sockopt::fresh(subject.family, kind, subject.protocol).map_err(subject.no_answer())?;
     let read = |option: &kernel::known::socket_options::SocketOption| {
@@ -83,7 +83,7 @@ fn fresh_values(subject: &Subject<'_>) -> Result<Fresh, CheckpointError> {
 }
 
 /// The program that filters what comes to it.
-pub(super) fn filter(subject: &Subject<'_>) -> Result<Vec<u8>, CheckpointError> {
+pub(super) fn filter(subject: &Subject<'_, '_>) -> Result<Vec<u8>, CheckpointError> {
     match sockopt::filter(&subject.lent) {
         Ok(program) => Ok(program),
         Err(Errno::EACCES) => {

@@ -25,7 +25,7 @@ struct Peeked {
 }
 
 /// What waits to be read: one item of a stream, one for each message otherwise.
-pub(super) fn queue(subject: &Subject<'_>, shutdown: u32) -> Result<Waiting, String> {
+pub(super) fn queue(subject: &Subject<'_, '_>, shutdown: u32) -> Result<Waiting, String> {
     let socket = &subject.lent;
     let text = |errno: nix::Error| errno.to_string();
     let mut waiting = Waiting::default();
@@ -52,7 +52,7 @@ pub(super) fn queue(subject: &Subject<'_>, shutdown: u32) -> Result<Waiting, Str
     read.map(|()| waiting)
 }
 
-fn messages(subject: &Subject<'_>, shutdown: u32, waiting: &mut Waiting) -> Result<(), String> {
+fn messages(subject: &Subject<'_, '_>, shutdown: u32, waiting: &mut Waiting) -> Result<(), String> {
     let largest = sockopt::number(&subject.lent, libc::SOL_SOCKET, libc::SO_RCVBUF);
     let largest = (largest.map_err(|errno| errno.to_string())? as usize).max(1 << 20);
     while let Some(peeked) = peek(subject, largest)? {
@@ -73,7 +73,7 @@ impl Waiting {
 }
 
 /// Look at up to `largest` bytes, or at the next message; `None` where nothing (more) waits.
-fn peek(subject: &Subject<'_>, largest: usize) -> Result<Option<Peeked>, String> {
+fn peek(subject: &Subject<'_, '_>, largest: usize) -> Result<Option<Peeked>, String> {
     let mut bytes = vec![0; largest];
     let mut control = nix::cmsg_space!([RawFd; 253], libc::ucred, [u8; 256]); // SCM_MAX_FD
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_TRUNC;
@@ -111,7 +111,7 @@ fn peek(subject: &Subject<'_>, largest: usize) -> Result<Option<Peeked>, String>
 }
 
 /// Bytes of a TCP connection that the process has not read yet.
-pub(super) fn unread_stream(subject: &Subject<'_>) -> Result<Vec<Vec<u8>>, String> {
+pub(super) fn unread_stream(subject: &Subject<'_, '_>) -> Result<Vec<Vec<u8>>, String> {
     let wanted = sockopt::unread_bytes(&subject.lent).unwrap_or(0);
     if wanted == 0 {
         return Ok(Vec::new());

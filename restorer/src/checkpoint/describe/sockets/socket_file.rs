@@ -15,7 +15,7 @@ use std::time::UNIX_EPOCH;
 
 /// The file of the socket bound to `address`; `shared` where it is the file of a listener, which
 /// keeps it.
-pub(super) fn file(subject: &Subject<'_>, address: &[u8], shared: bool) -> Result<SocketFile, CheckpointError> {
+pub(super) fn file(subject: &Subject<'_, '_>, address: &[u8], shared: bool) -> Result<SocketFile, CheckpointError> {
     let opened = open(subject, address)?;
     let seen = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
     let meta = std::fs::metadata(&seen).map_err(subject.no_answer())?;
@@ -52,7 +52,7 @@ fn same(a: &Metadata, b: &Metadata) -> bool {
 }
 
 /// The file by the socket itself, or where that is not allowed by its name.
-fn open(subject: &Subject<'_>, address: &[u8]) -> Result<OwnedFd, CheckpointError> {
+fn open(subject: &Subject<'_, '_>, address: &[u8]) -> Result<OwnedFd, CheckpointError> {
     let missing = || subject.refuse("its socket file cannot be found", "run defrost as root");
     match sockopt::unix_file(&subject.lent) {
         Ok(Some(file)) => return Ok(file),

@@ -13,7 +13,7 @@ use nix::sys::socket::{SockaddrLike as _, SockaddrStorage};
 /// RCV_SHUTDOWN and SEND_SHUTDOWN of include/net/sock.h.
 const BOTH_WAYS: u8 = 3;
 
-pub(super) fn describe(subject: &Subject<'_>, described: &mut Socket) -> Result<Outcome, CheckpointError> {
+pub(super) fn describe(subject: &Subject<'_, '_>, described: &mut Socket) -> Result<Outcome, CheckpointError> {
     let tables = &subject.context.sockets;
     let facts = tables.unix(subject.inode).map_err(subject.no_answer())?;
     described.listening = subject.number(libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? != 0;
@@ -59,7 +59,7 @@ pub(super) fn describe(subject: &Subject<'_>, described: &mut Socket) -> Result<
 }
 
 /// A socket that is connected to the living one with inode `peer`.
-fn connected(subject: &Subject<'_>, described: &mut Socket, peer: u32, shutdown: u8) -> Result<Outcome, CheckpointError> {
+fn connected(subject: &Subject<'_, '_>, described: &mut Socket, peer: u32, shutdown: u8) -> Result<Outcome, CheckpointError> {
     let inside = subject.context.has_socket(peer);
     let back = subject.context.sockets.unix(peer).ok().and_then(|facts| facts.peer);
     let name = subject.peer().map(|peer| address(&peer)).unwrap_or_default();
@@ -101,7 +101,7 @@ fn connected(subject: &Subject<'_>, described: &mut Socket, peer: u32, shutdown:
 }
 
 /// What waits to be read in it, and who sent that.
-fn fill(subject: &Subject<'_>, described: &mut Socket) -> Result<(), CheckpointError> {
+fn fill(subject: &Subject<'_, '_>, described: &mut Socket) -> Result<(), CheckpointError> {
     let waiting = queue::queue(subject, described.shutdown | described.closed as u32)
         .map_err(|why| subject.refuse(&format!("socket pair: {why}"), "let it read that first"))?;
     (described.queue, described.senders) = (waiting.messages, waiting.senders);
@@ -109,7 +109,7 @@ fn fill(subject: &Subject<'_>, described: &mut Socket) -> Result<(), CheckpointE
 }
 
 /// What SO_PEERCRED and SO_PEERGROUPS say.
-fn credentials(subject: &Subject<'_>) -> Result<PeerCredentials, CheckpointError> {
+fn credentials(subject: &Subject<'_, '_>) -> Result<PeerCredentials, CheckpointError> {
     let read = |name| sockopt::get(&subject.lent, libc::SOL_SOCKET, name);
     let told = read(libc::SO_PEERCRED).map_err(subject.no_answer())?.unwrap_or_default();
     let word = |at: usize| told.get(at * 4..).and_then(<[u8]>::first_chunk::<4>).copied().map_or(0, u32::from_ne_bytes);
