@@ -76,7 +76,7 @@ fn address_at(group: &[u8]) -> usize {
     if group.len() == 4 { 4 } else { 8 }
 }
 
-/// Lines of a device (`2	eth0      :     1      V3`), each followed by its groups, which are
+/// Lines of a device (`2 eth0 : 1 V3`, with tabs), each followed by its groups, which are
 /// numbers in the order of bytes of this host.
 fn v4(text: &str) -> Vec<Candidate> {
     let (mut found, mut device) = (Vec::new(), None);
