@@ -183,7 +183,7 @@ fn terminals_and_clocks_are_checked() {
 
 #[test]
 fn file_values_are_checked() {
-    let changes: [(&str, Change); 29] = [
+    let changes: [(&str, Change); 40] = [
         ("descriptor 1", |m| m.descriptors[1].file = 14),
         ("descriptor 0", |m| m.descriptors[1].fd = 0),
         ("descriptor 4294967295", |m| m.descriptors[13].fd = u32::MAX),
@@ -250,7 +250,7 @@ fn every_kind_of_descriptor_may_be_there() {
     let mut manifest = sample::process();
     let owner = Some(FileOwner { uid: 33, gid: 33, mode: 0o620, attributes: Vec::new() });
     let packets = vec![b"one".to_vec(), b"two".to_vec()];
-    let pipe = PipeEnd { pipe: 5, packets: packets.clone(), capacity_bytes: 4096, owner, ..PipeEnd::default() };
+    let pipe = PipeEnd { pipe: 5, packets: packets.clone(), capacity_bytes: 4096, owner: owner.clone(), ..PipeEnd::default() };
     let named = NamedPipe { path: "/fifo".to_owned(), owner, capacity_bytes: 4096, packets, ..NamedPipe::default() };
     add(&mut manifest, Kind::Pipe(pipe));
     add(&mut manifest, Kind::NamedPipe(named));

@@ -278,7 +278,7 @@ fn files() -> Vec<Description> {
         options: vec![SocketOption { level: 1, name: 2, value: vec![1, 0, 0, 0] }],
         pair,
         queue: vec![b"waiting".to_vec()],
-        shutdown: 0,
+        ..Socket::default()
     };
     let kinds = [
         Kind::Terminal(Terminal::default()),
