@@ -3,11 +3,13 @@
 //! Redis, node and Python's threads are in `real_programs`, programs of a whole screen in `terminals`. Debian has no .NET.
 
 use anyhow::{Context as _, Result, ensure};
-use defrost_tests::{Server, Victim, binaries, checkpoint, defrost_ok, need_root, restore};
+use defrost_tests::{Server, Victim, binaries, checkpoint, defrost_ok, eventually, need_root, restore};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpStream;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
@@ -116,7 +118,20 @@ while True:
 
 #[test]
 fn python_with_threads_and_signal_handlers_goes_on() -> Result<()> {
-    let mut python = Victim::python(SIGNALS)?;
+    python_goes_on(SIGNALS)
+}
+
+/// As most are: without an alternate stack, which faulthandler sets.
+#[test]
+fn python_without_an_alternate_stack_goes_on() -> Result<()> {
+    python_goes_on(&SIGNALS.replace("faulthandler.enable()\nfaulthandler.register(signal.SIGUSR2)\n", TRACE))
+}
+
+/// What stands in for faulthandler: the same words, from a handler in Python.
+const TRACE: &str = "signal.signal(signal.SIGUSR2, lambda number, frame: print('Current thread', flush=True))\n";
+
+fn python_goes_on(text: &str) -> Result<()> {
+    let mut python = Victim::python(text)?;
     python.wait_for("right", 1)?;
     twice(&mut python, |python| {
         for signal in [Signal::SIGUSR1, Signal::SIGTERM, Signal::SIGHUP] {
@@ -247,4 +262,57 @@ fn go_goes_on() -> Result<()> {
         ensure!(line == "hello\n", "{line}");
         Ok(())
     })
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Fetch a file over HTTP.
+fn get(port: u16, path: &str) -> Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let body = answer.windows(4).position(|four| four == b"\r\n\r\n").context("a header")?;
+    Ok(answer.split_off(body + 4))
+}
+
+/// As systemd starts a service: another user, nothing to read, standard output and error a socket to the journal.
+#[test]
+fn nginx_without_a_master_goes_on() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+    let (port, root) = (free_port()?, folder.path().display().to_string());
+    let temporary: String =
+        ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].iter().map(|name| format!("{name}_temp_path {root}/{name};\n")).collect();
+    let config = format!(
+        "daemon off; master_process off; pid {root}/pid; error_log stderr notice;\nevents {{}}\n\
+         http {{ access_log {root}/access.log;\n{temporary}server {{ listen 127.0.0.1:{port}; root {root}/www; }} }}\n"
+    );
+    std::fs::write(folder.path().join("nginx.conf"), config)?;
+    std::fs::create_dir(folder.path().join("www"))?;
+    let contents: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(1 << 20).collect();
+    std::fs::write(folder.path().join("www/file"), &contents)?;
+    let (journal, theirs) = UnixStream::pair()?;
+    let theirs = OwnedFd::from(theirs);
+    let streams = [Stdio::null(), theirs.try_clone()?.into(), theirs.into()];
+    let config = format!("{root}/nginx.conf");
+    let user = ["--reuid=www-data", "--regid=www-data", "--clear-groups"];
+    let nginx = [&user[..], &["/usr/sbin/nginx", "-e", "stderr", "-c", &config]].concat();
+    let mut nginx = Victim::start_with_streams(streams, "/usr/bin/setpriv", &nginx)?;
+    eventually("nginx answers", || get(port, "/file").is_ok())?;
+    twice(&mut nginx, |_| {
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                let contents = contents.clone();
+                std::thread::spawn(move || (0..25).all(|_| get(port, "/file").is_ok_and(|found| found == contents)))
+            })
+            .collect();
+        ensure!(clients.into_iter().all(|client| client.join().unwrap_or(false)), "an answer was wrong");
+        Ok(())
+    })?;
+    drop(journal);
+    Ok(())
 }
