@@ -55,7 +55,8 @@ pub fn spawn_stopped_orphan(pid: u32, maker: Option<u32>) -> Result<Stopped, Spa
     };
     let stopped = match child {
         errno @ ..=0 => Err(not_made(pid)(Errno::from_raw(-errno))),
-        child => stop_new(Pid::from_raw(child)).and_then(|stopped| {
+        // The number that the maker has for it is another one in a pid namespace of its own.
+        _ => child_of(maker).ok_or_else(|| failed(Errno::ECHILD)).and_then(stop_new).and_then(|stopped| {
             keep_without_parent(&stopped).inspect_err(|_| kill_and_reap(stopped.tid()))?;
             Ok(stopped)
         }),
@@ -64,6 +65,12 @@ pub fn spawn_stopped_orphan(pid: u32, maker: Option<u32>) -> Result<Stopped, Spa
     // It is ours, and ends at once.
     while nix::sys::wait::waitpid(maker, None) == Err(Errno::EINTR) {}
     stopped
+}
+
+/// The one child of `parent`, as we number it.
+fn child_of(parent: Pid) -> Option<Pid> {
+    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok().map(Pid::from_raw)
 }
 
 fn not_made(pid: u32) -> impl Fn(Errno) -> SpawnError {

@@ -157,7 +157,9 @@ fn a_detached_process_outlives_the_restorer_whatever_its_parent_death_signal() -
         victim.check("").with_context(|| format!("its parent is {adopter}"))?;
         victim.end()?;
     }
-    Ok(())
+    let pid = defrost_ok(&["restore", "v", "--store", &store, "--detach", "--new-pid-namespace"])?;
+    victim.known_as(pid.trim().parse()?);
+    victim.check("").context("in a pid namespace of its own")
 }
 
 #[test]
