@@ -76,7 +76,10 @@ impl Waiting {
 fn peek(subject: &Subject<'_, '_>, largest: usize) -> Result<Option<Peeked>, String> {
     let mut bytes = vec![0; largest];
     let mut control = nix::cmsg_space!([RawFd; 253], libc::ucred, [u8; 256]); // SCM_MAX_FD
-    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_TRUNC;
+    let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    // The length of a message that is longer; but TCP would leave out the bytes (tcp(7)).
+    let unix = subject.family == libc::AF_UNIX;
+    let flags = if unix { look | MsgFlags::MSG_TRUNC } else { look };
     let mut parts = [IoSliceMut::new(&mut bytes)];
     let fd = subject.lent.as_raw_fd();
     let message = match recvmsg::<()>(fd, &mut parts, Some(&mut control), flags) {
