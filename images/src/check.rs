@@ -1,4 +1,5 @@
-//! What a manifest must keep to before anybody acts on it: [`memory`], [`process`], [`files`] with [`socket`], [`dump`] and [`memory_file`] in turn.
+//! What a manifest must keep to before anybody acts on it: [`objects`], [`memory`], [`process`], [`files`] with [`socket`], [`dump`] and
+//! [`memory_file`] in turn.
 //!
 //! A check is a rule that every kernel keeps (a signal is 1 to 64, regions do not overlap), so that no process that can be
 //! captured is refused, and whoever reads a checked manifest may index and add without looking again. What depends on the
@@ -10,6 +11,7 @@ mod dump;
 mod files;
 mod memory;
 mod memory_file;
+mod objects;
 mod process;
 mod socket;
 
@@ -28,11 +30,15 @@ const ADDRESS_END: u64 = 1 << 56;
 const LAST_SIGNAL: u32 = 64;
 /// Highest pid the kernel gives, PID_MAX_LIMIT.
 const LAST_PID: u32 = 1 << 22;
+/// BLAKE3-256.
+const DIGEST_BYTES: usize = 32;
+const NS_PER_S: u32 = 1_000_000_000;
 /// `siginfo_t`.
 const SIGINFO_BYTES: usize = 128;
 
 /// Check everything the types do not hold.
 pub fn check(manifest: &Manifest, chunks: u64) -> Result<(), ImageError> {
+    objects::check(manifest)?;
     memory::check(manifest, chunks)?;
     process::check(manifest)?;
     files::check(manifest)?;
@@ -58,5 +64,10 @@ fn text(text: &str, max: usize) -> bool {
 
 /// An absolute path and plausible times.
 fn identity(file: &FileIdentity) -> bool {
-    file.path.starts_with('/') && text(&file.path, PATH_MAX_BYTES) && file.mtime_ns < 1_000_000_000 && file.build_id.len() <= NAME_MAX_BYTES
+    file.path.starts_with('/')
+        && text(&file.path, PATH_MAX_BYTES)
+        && file.mtime_ns < NS_PER_S
+        && file.birth_ns < NS_PER_S
+        && file.build_id.len() <= NAME_MAX_BYTES
+        && [0, DIGEST_BYTES].contains(&file.digest.len())
 }

@@ -40,6 +40,20 @@ use pages::{ChunkId, PAGE_SIZE_BYTES};
 /// First page number past user space with five-level page tables: no image has pages from there on.
 pub(crate) const PAGES_END: u64 = (1 << 56) / PAGE_SIZE_BYTES;
 
+/// Where the objects of a manifest begin, above all addresses of processes.
+pub const OBJECTS_START: u64 = 1 << 56;
+/// Where they end.
+pub(crate) const OBJECTS_END: u64 = 1 << 62;
+/// Objects begin at multiples of the largest chunk, so that chunks are cut at offsets in the file.
+pub(crate) const OBJECT_ALIGNMENT: u64 = 1 << 20;
+
+/// How much of their space an object of this size takes: never all of its last MiB, so that the
+/// extents of two objects do not touch.
+#[must_use]
+pub fn object_span(size_bytes: u64) -> u64 {
+    (size_bytes.saturating_add(PAGE_SIZE_BYTES)).checked_next_multiple_of(OBJECT_ALIGNMENT).unwrap_or(OBJECTS_END)
+}
+
 /// The name of a chunk: BLAKE3-256 of its raw pages.
 #[must_use]
 pub fn chunk_id(raw: &[u8]) -> ChunkId {

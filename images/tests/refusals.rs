@@ -162,6 +162,75 @@ fn process_values_are_checked() {
     refuse_all(&changes);
 }
 
+/// The sample with a deleted file, a memfd, a deleted directory, and all that may name them.
+fn with_objects() -> Manifest {
+    let object = |kind: ObjectKind, path: &str, size_bytes, mib: u64| Object {
+        kind: kind as i32,
+        path: path.to_owned(),
+        size_bytes,
+        start: images::OBJECTS_START + (mib << 20),
+        mode: 0o640,
+        ..Object::default()
+    };
+    let mut manifest = sample::process();
+    manifest.objects = vec![
+        object(ObjectKind::DeletedFile, "/tmp/gone", 5000, 0),
+        object(ObjectKind::Memfd, "two\nlines", 1 << 20, 1),
+        object(ObjectKind::DeletedDirectory, "/tmp/none", 0, 3),
+        object(ObjectKind::NamedFile, "/dev/shm/x", 4096, 4),
+    ];
+    manifest.extents.truncate(1);
+    manifest.extents.push(Extent { start: images::OBJECTS_START, pages: 2, first_chunk: 1 });
+    manifest.extents.push(Extent { start: images::OBJECTS_START + (4 << 20), pages: 1, first_chunk: 2 });
+    let start = manifest.regions.last().expect("is in the sample").end + 0x10_0000;
+    let kept = |start, backing: Backing, kept| Region { start, end: start + 4096, backing: backing as i32, kept, ..Region::default() };
+    manifest.regions.push(kept(start, Backing::KeptShared, 2));
+    manifest.regions.push(kept(start + 4096, Backing::KeptPrivate, 1));
+    manifest.files.push(Description { kind: Some(Kind::Kept(KeptFile { object: 2 })), ..Description::default() });
+    process(&mut manifest).cwd_object = 3;
+    manifest
+}
+
+#[test]
+fn objects_are_checked() {
+    let parse = |manifest: &Manifest| Image::parse(&Image::encode(manifest, &sample::table(3)));
+    assert_eq!(parse(&with_objects()).map(|image| image.manifest), Ok(with_objects()));
+    let changes: [(&str, Change); 24] = [
+        ("object 0", |m| m.objects[0].start -= 1 << 20),
+        ("object 0", |m| m.objects[0].start += 4096),
+        ("object 1", |m| m.objects[0].size_bytes = 1 << 20),
+        ("object 1", |m| m.objects[1].size_bytes = u64::MAX),
+        ("object 0", |m| m.objects[0].kind = 0),
+        ("object 0", |m| m.objects[0].kind = 99),
+        ("object 0", |m| m.objects[0].path = "gone".to_owned()),
+        ("object 0", |m| m.objects[0].path.push('\0')),
+        ("object 1", |m| m.objects[1].path = "m".repeat(250)),
+        ("object 0", |m| m.objects[0].mode = 0o10_000),
+        ("object 0", |m| m.objects[0].mtime_ns = 1_000_000_000),
+        ("object 0", |m| m.objects[0].seals = 1),
+        ("object 1", |m| m.objects[1].seals = 0x40),
+        ("object 2", |m| m.objects[2].size_bytes = 1),
+        ("object 0", |m| m.objects[0].xattrs = vec![Xattr::default()]),
+        ("object 0", |m| m.objects[0].xattrs = vec![Xattr { name: "user.x".to_owned(), value: vec![0; 65_537] }]),
+        ("extent at 100000000000000", |m| m.extents[1].pages = 3),
+        ("object of region", |m| m.regions.last_mut().expect("is in the sample").kept = 5),
+        ("object of region", |m| m.regions.last_mut().expect("is in the sample").kept = 3),
+        ("region", |m| m.regions.last_mut().expect("is in the sample").kept = 0),
+        ("object of file", |m| m.files.iter_mut().for_each(|file| file.kind = Some(Kind::Kept(KeptFile { object: 4 })))),
+        ("object of cwd", |m| process(m).cwd_object = 1),
+        ("object of exe", |m| process(m).exe_object = 3),
+        ("file of region", |m| m.regions[0].file.as_mut().expect("is in the sample").kept = 4),
+    ];
+    for (what, change) in changes {
+        let mut manifest = with_objects();
+        change(&mut manifest);
+        match parse(&manifest) {
+            Err(ImageError::Manifest(text)) => assert!(text.contains(what), "{what}: {text}"),
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+}
+
 #[test]
 fn terminals_and_clocks_are_checked() {
     let taken = |change: Change| {

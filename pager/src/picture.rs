@@ -247,7 +247,8 @@ fn name(region: &Region, mm: Option<&MemoryMap>) -> String {
 }
 
 fn prot(region: &Region) -> String {
-    let shared = [Backing::FileShared as i32, Backing::SharedAnonymous as i32].contains(&region.backing) || region.object != 0;
+    let shared = [Backing::FileShared as i32, Backing::SharedAnonymous as i32, Backing::KeptShared as i32].contains(&region.backing);
+    let shared = shared || region.object != 0;
     let bit = |bit: i32, letter| if region.prot & bit as u32 == 0 { '-' } else { letter };
     use nix::libc::{PROT_EXEC, PROT_READ, PROT_WRITE};
     [bit(PROT_READ, 'r'), bit(PROT_WRITE, 'w'), bit(PROT_EXEC, 'x'), if shared { 's' } else { 'p' }].iter().collect()

@@ -9,6 +9,7 @@ mod capture;
 mod describe;
 mod error;
 mod freeze;
+mod identity;
 mod proc;
 mod resets;
 
@@ -16,6 +17,8 @@ pub use crate::intake::Compression;
 pub use error::CheckpointError;
 
 use crate::process::stat::Stat;
+use describe::Described;
+pub use describe::objects::MAX_DELETED_BYTES;
 use freeze::Frozen;
 use images::Image;
 use kernel::memory::ProcessMemory;
@@ -37,6 +40,8 @@ pub struct Request {
     pub leave_running: bool,
     /// What may become of connections to other processes.
     pub connections: Connections,
+    /// Contents of a deleted file are kept up to this size.
+    pub max_deleted_bytes: u64,
     /// Level and chunk size.
     pub compression: Compression,
 }
@@ -108,9 +113,19 @@ fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
         range: "all of it".to_owned(),
         why: error.to_string(),
     })?;
-    let (mut manifest, maps) = describe::describe(&frozen, &memory, request.connections, request.compression.chunk_size_bytes)?;
+    let Described { mut manifest, maps, held } = describe::describe(&frozen, &memory, request)?;
     phases.done("describe");
-    let captured = capture::capture(request.pid, &manifest.regions, &maps, request.compression, store, progress)?;
+    let (captured, told) = std::thread::scope(|scope| {
+        let telling = std::thread::Builder::new().spawn_scoped(scope, || identity::tell(&manifest));
+        let captured = capture::capture(request.pid, &manifest.regions, &maps, &held, request.compression, store, progress);
+        let told = telling.map_or_else(|_| Ok(identity::tell(&manifest)), |thread| thread.join());
+        (captured, told)
+    });
+    let captured = captured?;
+    match told {
+        Ok(told) => identity::note(&mut manifest, &told),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
     manifest.extents = captured.extents;
     phases.done("capture");
     let memory_pages: u64 = manifest.extents.iter().map(|extent| extent.pages).sum();

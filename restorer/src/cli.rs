@@ -1,6 +1,7 @@
 //! The command line: what scripts depend on.
 
 use clap::{Args, Parser, Subcommand};
+use defrost_restorer::checkpoint::MAX_DELETED_BYTES;
 use pager::{LOST_AFTER_S, Latency, OnLost, Recording};
 use pages::SnapshotName;
 use std::path::PathBuf;
@@ -47,6 +48,9 @@ pub struct CheckpointArgs {
     /// Let the process go on afterwards
     #[arg(long)]
     pub leave_running: bool,
+    /// Keep the contents of a deleted file that is still open or mapped, up to this size
+    #[arg(long, value_name = "BYTES", default_value_t = MAX_DELETED_BYTES)]
+    pub max_deleted_bytes: u64,
     #[command(flatten)]
     pub connections: ConnectionArgs,
     #[command(flatten)]
@@ -329,6 +333,12 @@ pub struct RestoreArgs {
     /// Leave the process in the control groups of this command instead of joining those that it was in
     #[arg(long)]
     pub inherit_cgroups: bool,
+    /// Take this file as it is, though it has changed since the checkpoint (repeatable)
+    #[arg(long, value_name = "PATH")]
+    pub accept_changed: Vec<String>,
+    /// Use the file OTHER wherever the process had PATH (repeatable)
+    #[arg(long, value_name = "PATH=OTHER", value_parser = replacement)]
+    pub replace: Vec<(String, PathBuf)>,
     /// In a pid namespace of its own, where its pid is free
     #[arg(long)]
     pub new_pid_namespace: bool,
@@ -434,6 +444,11 @@ pub enum Verb {
     /// The first process of a pid namespace
     #[command(hide = true, name = defrost_restorer::restore::namespace::INIT_VERB)]
     NamespaceInit,
+}
+
+fn replacement(text: &str) -> Result<(String, PathBuf), String> {
+    let (path, other) = text.split_once('=').ok_or("it has the form PATH=OTHER")?;
+    Ok((path.to_owned(), PathBuf::from(other)))
 }
 
 fn chunk_size(text: &str) -> Result<u32, String> {

@@ -57,8 +57,21 @@ pub fn begin() {
 
 /// The last words of a command that failed.
 pub fn failed(why: &str) {
+    let why = on_one_line(why);
     match is_like_criu() {
         true => tracing::error!("{why}"),
         false => eprintln!("defrost: {why}"),
     }
+}
+
+/// A name in a sentence may hold anything; who reads our lines counts on one for each sentence.
+fn on_one_line(sentence: &str) -> String {
+    let mut line = String::new();
+    for c in sentence.chars() {
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line
 }

@@ -14,6 +14,7 @@ mod descriptors;
 mod eager;
 mod error;
 mod files;
+mod found;
 mod host_memory;
 mod inherited;
 mod interests;
@@ -21,6 +22,7 @@ mod locks;
 mod memory;
 pub mod namespace;
 mod numbers;
+mod objects;
 mod own_files;
 mod plan;
 mod shared_memory;
@@ -30,6 +32,7 @@ mod threads;
 
 pub use error::RestoreError;
 pub use files::Stdio;
+pub use found::Changes;
 pub(crate) use shared_memory::is_in_one_piece;
 
 use builder::{Builder, Step};
@@ -77,6 +80,8 @@ pub struct Request {
     pub replay: bool,
     /// What to do with what this one touches.
     pub recording: pager::Recording,
+    /// What the user says of files that are not as they were.
+    pub changes: Changes,
     /// Where the daemon writes a report: a place that was checked.
     pub report: Option<PathBuf>,
     /// The file of the authority that servers must be known to, as the daemon can find it.
@@ -110,7 +115,8 @@ pub fn restore(
     let image = Image::of_head(&head)?;
     let manifest = &image.manifest;
     plan::whole(manifest)?;
-    plan::check_files(manifest)?;
+    let (found, obstacles) = found::find(manifest, &request.changes);
+    obstacles.into_iter().next().map_or(Ok(()), Err)?;
     host_memory::obstacles(manifest, true).into_iter().next().map_or(Ok(()), Err)?;
     clocks::check(manifest.clocks.as_ref())?;
     let mut obstacles: Vec<RestoreError> = files::here::obstacles(manifest).into_iter().chain(locks::obstacles(manifest, false)).collect();
@@ -127,13 +133,19 @@ pub fn restore(
     }
     phases.done("plan");
     // Before there is another thread: a table of descriptors that two have grows slowly.
-    let made = files::make(manifest, request.stdio)?;
+    let mut made = files::make(manifest, request.stdio, &found)?;
     phases.done("make files");
     std::thread::scope(|scope| {
-        let eager = Eager::fetch(scope, &image, store)?;
+        let mut eager = Eager::fetch(scope, &image, store)?;
         let daemon = Daemon::start(request, &head, process.pid, plan::first_touched(manifest), phases.origin_us())?;
         phases.done("start the pager");
-        bring_back(Job { request, image: &image, made: &made }, process, leader, eager, daemon, phases, before_run)
+        eager.fill(manifest, &made.objects)?;
+        made.objects.settle(manifest)?;
+        files::watch(manifest, &mut made)?;
+        phases.done("fill files");
+        let restored = bring_back(Job { request, image: &image, made: &made }, process, leader, eager, daemon, phases, before_run)?;
+        made.objects.keep();
+        Ok(restored)
     })
 }
 
@@ -262,14 +274,15 @@ fn build(
     threads::login(&mut b, process)?;
     memory::clear(&mut b)?;
     memory::map_vdso(&mut b, &manifest.regions)?;
-    memory::map_regions(&mut b, &manifest.regions, |region| made.mapped_fd(&region.file.as_ref()?.path, memory::may_write(region)))?;
+    memory::map_regions(&mut b, &manifest.regions, |region| made.region_fd(region))?;
     shared_memory::map(&mut b, &manifest.regions, (workplace, workplace + builder::WORKPLACE_PAGES * pages::PAGE_SIZE_BYTES))?;
     threads::unmerge(&mut b, process, &manifest.regions)?;
     if let Some(mm) = &process.mm {
-        let exe = made.mapped_fd(&process.exe, false).unwrap_or(-1);
+        let exe = made.exe_fd(process).unwrap_or(-1);
         memory::set_layout(&mut b, mm, exe)?;
     }
     b.flush()?;
+    made.objects.seal(manifest)?;
     phases.done("map memory");
     eager.write(&proc_memory)?;
     phases.done("write eager pages");
@@ -277,6 +290,10 @@ fn build(
     memory::guard_and_lock(&mut b, &manifest.regions)?;
     groups(&mut b, process)?;
     sockets::build(&mut b, manifest, made, pidfd)?;
+    // By number, while the child has ours.
+    if let Some(cwd) = process.cwd_object.checked_sub(1).and_then(|object| made.objects.fd(u64::from(object), false)) {
+        b.later("working directory", libc::SYS_fchdir, [cwd as u64, 0, 0, 0, 0, 0])?;
+    }
     descriptors::number(&mut b, manifest, made)?;
     b.flush()?;
     phases.done("descriptors");
@@ -289,8 +306,10 @@ fn build(
     // As late as can be, and before there is another thread or any timer.
     clocks::go_on(&mut b, stopped.tid(), manifest.clocks.as_ref())?;
     files::arm_timers(&mut b, manifest)?;
-    let place = b.put_text(&process.cwd)?;
-    b.later("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
+    if process.cwd_object == 0 {
+        let place = b.put_text(&process.cwd)?;
+        b.later("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
+    }
     b.later("umask", libc::SYS_umask, [u64::from(process.umask), 0, 0, 0, 0, 0])?;
     threads::before_threads(&mut b, process)?;
     b.flush()?; // what follows looks at what was put off
@@ -310,6 +329,11 @@ fn build(
         threads::queue_signals(&mut builder, process.pid, Some(thread.tid), &thread.pending)?;
         threads::state(&mut builder, thread, process, &inherited)?;
         builder.flush()?;
+    }
+    if !process.root.is_empty() {
+        // From here on no path leads where it did; those threads that have a root of their own have it.
+        let place = b.put_text(&process.root)?;
+        b.later("root directory", libc::SYS_chroot, [place, 0, 0, 0, 0, 0])?;
     }
     threads::queue_signals(&mut b, process.pid, Some(leader.tid), &leader.pending)?;
     threads::state(&mut b, leader, process, &inherited)?;

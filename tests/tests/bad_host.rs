@@ -35,8 +35,10 @@ fn a_mapped_file_that_changed_is_refused() -> Result<()> {
     let mapped = victim.folder().join("mapped");
     let (contents, path) = (fs::read(&mapped)?, mapped.to_string_lossy().into_owned());
     let modified = fs::metadata(&mapped)?.modified()?;
-    fs::write(&mapped, &contents)?;
-    refused(&victim, &store, &[&path, "was modified since the checkpoint", "bring back the file as it was"])?;
+    let mut other = contents.clone();
+    other[0] ^= 1;
+    fs::write(&mapped, &other)?;
+    refused(&victim, &store, &[&path, "was modified since the checkpoint: it has other contents", "bring back the file as it was"])?;
     fs::write(&mapped, &contents[1..])?;
     refused(&victim, &store, &[&path, "bytes instead of", "bring back the file as it was"])?;
     fs::remove_file(&mapped)?;
@@ -80,7 +82,7 @@ fn a_folder_that_is_gone_is_refused() -> Result<()> {
     checkpoint(&mut victim, "x", &store)?;
     let (folder, away) = (victim.folder().join("folder"), victim.folder().join("away"));
     fs::rename(&folder, &away)?;
-    refused(&victim, &store, &["reopen fd 3", &folder.to_string_lossy(), "No such file"])?;
+    refused(&victim, &store, &[&folder.to_string_lossy(), "is no directory any more"])?;
     fs::rename(&away, &folder)?;
     restore(&victim, "x", &store)?;
     victim.check("")

@@ -57,11 +57,9 @@ refusals! {
     packets_and_bytes_in_one_pipe_are_refused: "mixed", "fd 3: pipe:[", "packets (O_DIRECT) and other bytes", "let it read";
     a_userfaultfd_of_its_own_that_watches_nothing_is_refused: "idle_uffd", "fd 3: a userfaultfd of its own", "let it close";
     a_pipe_shared_with_another_process_is_refused: "shared_pipe", "fd 3: pipe:[", "leads to another process: ", "(refused)";
-    a_memfd_is_refused: "memfd", "fd 3: /memfd:victim", "start it without shared memory";
     an_established_tcp_connection_is_refused: "tcp", "fd 4: an established TCP connection from 127.0.0.1:", "stop its clients", "--tcp-close";
     a_unix_socket_to_another_process_is_refused: "unix", "fd 3: a unix socket connected to one", "let it close this connection";
     a_pipe_to_another_process_is_refused: "pipe", "fd 4: pipe:", "leads to another process: ", "(refused)", "let it close";
-    a_deleted_open_file_is_refused: "deleted", "fd 3: ", "gone (deleted)", "let it close or reopen it";
     a_named_pipe_to_another_process_is_refused: "fifo", "/fifo leads to another process: ", "(refused)", "let it close";
     a_device_is_refused: "device", "fd 3: /dev/kmsg", "the state of a device cannot be read back";
     a_child_process_is_refused: "child", "it has a child process", "without children";

@@ -67,11 +67,6 @@ static void io_uring_before(void) {
 static void inotify_before(void) { MUST((fds[0] = inotify_init1(IN_NONBLOCK)) >= 0 && inotify_add_watch(fds[0], ".", IN_CREATE) >= 0); }
 static void pidfd_before(void) { MUST((fds[0] = (int)syscall(SYS_pidfd_open, getppid(), 0)) >= 0); }
 static void pidfd_after(void) { MUST(syscall(SYS_pidfd_send_signal, fds[0], 0, NULL, 0) == 0); }
-static void memfd_before(void) { MUST((fds[0] = memfd_create("victim", 0)) >= 0 && write(fds[0], "through", 7) == 7); }
-static void memfd_after(void) {
-    char got[16];
-    MUST(pread(fds[0], got, sizeof got, 0) == 7);
-}
 
 static void tcp_before(void) {
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -97,11 +92,6 @@ static void pipe_before(void) {
 }
 static void pipe_after(void) { MUST(write(fds[1], "through", 7) == 7); }
 
-static void deleted_before(void) { MUST((fds[0] = open("gone", O_RDWR | O_CREAT, 0600)) >= 0 && unlink("gone") == 0 && write(fds[0], "x", 1) == 1); }
-static void deleted_after(void) {
-    char byte;
-    MUST(pread(fds[0], &byte, 1, 0) == 1 && byte == 'x');
-}
 static void fifo_before(void) {
     MUST(mkfifo("fifo", 0600) == 0 && (fds[1] = open("fifo", O_RDONLY | O_NONBLOCK)) >= 0 && (fds[0] = open("fifo", O_WRONLY)) >= 0 && fcntl(fds[1], F_SETFL, 0) == 0);
     held_by_an_orphan(fds[1], 0);
@@ -231,9 +221,9 @@ static void nothing(void) {}
 
 static const struct { const char *name; void (*before)(void), (*after)(void); } kinds[] = {
     {"pty", pty_before, pty_after}, {"io_uring", io_uring_before, nothing}, {"inotify", inotify_before, nothing},
-    {"pidfd", pidfd_before, pidfd_after}, {"memfd", memfd_before, memfd_after}, {"tcp", tcp_before, tcp_after},
+    {"pidfd", pidfd_before, pidfd_after}, {"tcp", tcp_before, tcp_after},
     {"raw", raw_before, nothing}, {"netlink", netlink_before, nothing}, {"unix", unix_before, unix_after},
-    {"pipe", pipe_before, pipe_after}, {"deleted", deleted_before, deleted_after}, {"fifo", fifo_before, fifo_after},
+    {"pipe", pipe_before, pipe_after}, {"fifo", fifo_before, fifo_after},
     {"device", device_before, nothing}, {"child", child_before, child_after},
     {"seccomp", seccomp_before, seccomp_after}, {"huge", huge_before, nothing}, {"huge-file", huge_file_before, nothing},
     {"secret", secret_before, secret_after}, {"sysv", sysv_before, sysv_after},

@@ -83,7 +83,8 @@ fn is_whole(file: &Description, files: usize) -> bool {
             // One more and the counter would overflow.
             Some(Kind::Eventfd(event)) => event.count < u64::MAX,
             Some(Kind::Timerfd(timer)) => timer_is_whole(timer),
-            Some(Kind::Signalfd(_)) => true,
+            // Which object a kept file is, `objects` checks.
+            Some(Kind::Signalfd(_) | Kind::Kept(_)) => true,
             Some(Kind::Socket(socket)) => socket::is_whole(socket),
         }
 }

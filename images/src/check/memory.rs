@@ -1,6 +1,7 @@
 //! Regions and extents: aligned, ascending, apart, and as many chunks as the table has.
 
 use super::{ADDRESS_END, NAME_MAX_BYTES, ensure, identity, text};
+use crate::OBJECTS_START;
 use crate::cut::count;
 use crate::error::ImageError;
 use crate::manifest::{Backing, Extent, Manifest, MemoryPolicy, Region, RegionFlag};
@@ -48,6 +49,7 @@ fn region_range(region: &Region) -> Option<PageRange> {
         && region.file_offset.is_multiple_of(PAGE_SIZE_BYTES)
         && region.file.is_some() == of_file
         && (region.object == 0 || matches!(backing, Backing::SharedAnonymous | Backing::Hugetlb))
+        && (region.kept != 0) == matches!(backing, Backing::KeptPrivate | Backing::KeptShared)
         && (of_file || region.file_offset <= ADDRESS_END)
         && region.file.as_ref().is_none_or(identity)
         && (may_be_lazy || !region.lazy)
@@ -74,8 +76,8 @@ fn huge_runs(region: &Region, backing: Backing) -> bool {
 /// Flags that only some mappings have.
 fn flags(region: &Region, backing: Backing) -> bool {
     let has = |flag: RegionFlag| region.advice & flag as u32 != 0;
-    (backing == Backing::FileShared || !has(RegionFlag::MayWrite))
-        && (backing == Backing::FilePrivate || !has(RegionFlag::Accounted))
+    (matches!(backing, Backing::FileShared | Backing::KeptShared) || !has(RegionFlag::MayWrite))
+        && (matches!(backing, Backing::FilePrivate | Backing::KeptPrivate) || !has(RegionFlag::Accounted))
         && (has(RegionFlag::Locked) || !has(RegionFlag::LockOnFault))
 }
 
@@ -103,7 +105,7 @@ fn huge_page(region: &Region, backing: Backing) -> bool {
 fn check_extents(manifest: &Manifest, chunks: u64) -> Result<(), ImageError> {
     let (mut end, mut next_chunk) = (0, 0_u64);
     for extent in &manifest.extents {
-        let range = extent_range(extent, &manifest.regions).filter(|range| range.start().addr() >= end);
+        let range = extent_range(extent, manifest).filter(|range| range.start().addr() >= end);
         let range = range.filter(|_| extent.first_chunk == next_chunk);
         let range = range.ok_or_else(|| ImageError::Manifest(format!("extent at {:x}", extent.start)))?;
         end = range.end().addr();
@@ -112,14 +114,19 @@ fn check_extents(manifest: &Manifest, chunks: u64) -> Result<(), ImageError> {
     ensure(next_chunk == chunks && u32::try_from(chunks).is_ok(), || format!("extents of {next_chunk} chunks with a table of {chunks}"))
 }
 
-/// The extent's pages; `None` unless they lie in one region that can have contents of its own, and are no guards: behind those
-/// of shared memory alone there may be contents.
-fn extent_range(extent: &Extent, regions: &[Region]) -> Option<PageRange> {
+/// The extent's pages; `None` unless they lie in one object, or in one region that can have contents of its own, and are no guards:
+/// behind those of shared memory alone there may be contents.
+fn extent_range(extent: &Extent, manifest: &Manifest) -> Option<PageRange> {
+    let Manifest { regions, objects, .. } = manifest;
     let range = PageRange::with_len(PageAddr::new(extent.start)?, extent.pages).filter(|range| !range.is_empty())?;
+    if extent.start >= OBJECTS_START {
+        return super::objects::holds(objects, range).then_some(range);
+    }
     let region = region_at(regions, extent.start)?;
     let inside = range.end().addr() <= region.end;
     let backing = Backing::try_from(region.backing);
-    let own = matches!(backing, Ok(Backing::Anonymous | Backing::SharedAnonymous | Backing::FilePrivate | Backing::Hugetlb));
+    let private = matches!(backing, Ok(Backing::Anonymous | Backing::FilePrivate | Backing::KeptPrivate));
+    let own = private || matches!(backing, Ok(Backing::SharedAnonymous | Backing::Hugetlb));
     let first = region.guards.partition_point(|run| run.start + run.pages * PAGE_SIZE_BYTES <= extent.start);
     let guarded = region.object == 0 && region.guards.get(first).is_some_and(|run| run.start < range.end().addr());
     (inside && own && !guarded).then_some(range)

@@ -65,6 +65,8 @@ fn check_process(process: &Process) -> Result<(), ImageError> {
     rule((1..=LAST_PID).contains(&process.pid), "the number")?;
     rule(text(&process.exe, PATH_MAX_BYTES) && process.exe_identity.as_ref().is_none_or(identity), "the executable")?;
     rule(text(&process.cwd, PATH_MAX_BYTES), "the working directory")?;
+    let root = process.root.is_empty() || process.root.starts_with('/');
+    rule(root && text(&process.root, PATH_MAX_BYTES), "the root directory")?;
     rule(text(&process.comm, NAME_MAX_BYTES), "the name")?;
     rule(process.umask <= 0o777, "the umask")?;
     rule(process.mm.as_ref().is_some_and(layout_is_whole), "the memory layout")?;

@@ -154,12 +154,19 @@ pub fn process() -> Manifest {
         criu_dump: None,
         memory_file: None,
         state_version: 0,
-        clocks: None,
+        ..Manifest::default()
     }
 }
 
 fn identity(path: &str) -> FileIdentity {
-    FileIdentity { path: path.to_owned(), size_bytes: 12345, mtime_s: -1, mtime_ns: 999_999_999, build_id: vec![9; 20] }
+    FileIdentity {
+        path: path.to_owned(),
+        size_bytes: 12345,
+        mtime_s: -1,
+        mtime_ns: 999_999_999,
+        build_id: vec![9; 20],
+        ..FileIdentity::default()
+    }
 }
 
 fn one_process() -> Process {

@@ -1,10 +1,12 @@
 //! Capture: which pages of a process have contents, and their way into the store ([`crate::intake`]).
 //!
 //! PAGEMAP_SCAN lists populated pages (of shared memory SEEK_DATA does); process_vm_readv brings them. Shared memory is read as a file
-//! where that does not do: behind guards, and of huge pages, which a look from outside would allocate.
+//! where that does not do: behind guards, and of huge pages, which a look from outside would allocate. Objects are read from their
+//! files ([`super::describe::objects`]); they follow the memory.
 
 use super::CheckpointError;
-use crate::intake::{Compression, IntakeError, Source, Taken, take_in};
+use super::describe::objects::Held;
+use crate::intake::{Compression, IntakeError, Source, Taken, read_stored, take_in};
 use crate::process::maps::Mapping;
 use images::manifest::{Backing, Region};
 use images::region_at;
@@ -14,6 +16,7 @@ use nix::unistd::{Whence, lseek};
 use pages::PageRange;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use store::Store;
 
 /// Capture all contents of `regions` into `store`; `progress` is told of bytes read.
@@ -21,24 +24,36 @@ pub fn capture(
     pid: u32,
     regions: &[Region],
     maps: &[Mapping],
+    held: &[Held],
     compression: Compression,
     store: &dyn Store,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Taken, CheckpointError> {
-    let runs = populated(pid, regions, maps)?;
+    let mut runs = populated(pid, regions, maps)?;
+    for held in held {
+        let failed = |errno: nix::Error| CheckpointError::Memory { pid, range: held.object.path.clone(), why: errno.to_string() };
+        runs.extend(held.runs().map_err(failed)?);
+    }
     // The region of a range that is read as a file, and where in the file.
     let as_file = |range: &PageRange| {
         let start = range.start().addr();
         let region = region_at(regions, start).filter(|region| is_read_as_file(region))?;
         Some((region, region.file_offset + (start - region.start)))
     };
+    let of_object = |range: &PageRange| range.start().addr() >= images::OBJECTS_START;
+    let alone = |range: &PageRange| of_object(range) || as_file(range).is_some();
     let source = || -> Source<'_> {
         let memory = ProcessMemory::open(nix::unistd::Pid::from_raw(pid as i32)).map_err(|error| error.to_string());
         Box::new(move |ranges: &[PageRange], raw: &mut [u8]| {
             let memory = memory.as_ref().map_err(String::clone)?;
             let mut rest = raw;
-            for run in ranges.chunk_by(|one, next| as_file(one).is_none() && as_file(next).is_none()) {
+            for run in ranges.chunk_by(|one, next| !alone(one) && !alone(next)) {
                 let (part, behind) = rest.split_at_mut(run.iter().map(|range| range.bytes() as usize).sum());
+                if let Some(range) = run.first().filter(|range| of_object(range)) {
+                    read_held(held, *range, part)?;
+                    rest = behind;
+                    continue;
+                }
                 match run.first().and_then(as_file) {
                     Some((region, offset)) => {
                         let file = file_of(pid, region).map_err(|error| error.to_string())?;
@@ -56,6 +71,14 @@ pub fn capture(
         IntakeError::NoThread => CheckpointError::NoThread(pid),
         IntakeError::Store(error) => error.into(),
     })
+}
+
+/// Pages of an object, read from its file.
+fn read_held(held: &[Held], range: PageRange, raw: &mut [u8]) -> Result<(), String> {
+    let address = range.start().addr();
+    let at = held.partition_point(|held| held.object.start <= address).checked_sub(1).ok_or("no object is there")?;
+    let Held { object, file: Some(file), .. } = &held[at] else { return Err(format!("{} has no contents", held[at].object.path)) };
+    read_stored(Path::new(&object.path), file, object.size_bytes, address - object.start, raw)
 }
 
 /// Populated runs of pages, region after region.
@@ -77,7 +100,7 @@ fn populated(pid: u32, regions: &[Region], maps: &[Mapping]) -> Result<Vec<PageR
         }
         let only_copied = match Backing::try_from(region.backing) {
             Ok(Backing::Anonymous | Backing::Hugetlb) => false,
-            Ok(Backing::FilePrivate) => true,
+            Ok(Backing::FilePrivate | Backing::KeptPrivate) => true,
             // Shared files keep their own contents; the kernel provides vDSO and vvar; what is droppable may be gone at any moment.
             _ => continue,
         };

@@ -2,7 +2,7 @@
 //!
 //! First everything that cannot be captured is refused, from /proc alone and before a single call runs in the process; then
 //! /proc, ptrace and injected calls fill the manifest: [`regions`] the memory map, [`threads`] what each thread owns,
-//! [`files`] the descriptors.
+//! [`files`] the descriptors, [`objects`] what only the process holds.
 
 pub mod files;
 mod guards;
@@ -11,8 +11,11 @@ mod landlock;
 mod mapped_file;
 mod membership;
 mod numa;
+pub mod objects;
+mod place;
 pub mod regions;
 mod settings;
+mod sharers;
 mod sharing;
 pub mod sockets;
 pub mod threads;
@@ -21,29 +24,40 @@ mod twins;
 use super::ask::Asker;
 use super::freeze::Frozen;
 use super::proc::Proc;
-use super::{CheckpointError, Connections};
+use super::{CheckpointError, Request};
 use crate::process::maps::{Mapping, parse_smaps};
 use crate::process::stat::Stat;
 use crate::process::status::Status;
 use crate::process::timers::{lost_clock, parse_timers};
 use images::manifest::{Host, Manifest, MemoryMap, Process, Rlimit};
 use kernel::memory::ProcessMemory;
+use objects::{Held, Objects};
+use place::Place;
+use std::fs::Metadata;
 use std::time::SystemTime;
 
-/// The manifest of `frozen` and its memory map.
-pub fn describe(
-    frozen: &Frozen,
-    memory: &ProcessMemory,
-    connections: Connections,
-    chunk_size_bytes: u32,
-) -> Result<(Manifest, Vec<Mapping>), CheckpointError> {
+/// What is known of a frozen process before its pages are read.
+#[derive(Debug)]
+pub struct Described {
+    /// All but extents.
+    pub manifest: Manifest,
+    /// Its memory map.
+    pub maps: Vec<Mapping>,
+    /// What only it holds.
+    pub held: Vec<Held>,
+}
+
+/// Describe `frozen`.
+pub fn describe(frozen: &Frozen, memory: &ProcessMemory, request: &Request) -> Result<Described, CheckpointError> {
     let proc = frozen.proc();
     let maps = parse_smaps(&proc.text("smaps")?).ok_or_else(|| proc.malformed("smaps"))?;
     refuse_what_is_shared(proc)?;
-    let mut regions = regions::regions(proc, &maps)?;
-    let (files, descriptors) = files::files(proc, connections)?;
+    let mut objects = Objects::new(proc, request.max_deleted_bytes)?;
+    let mut regions = regions::regions(proc, &maps, &mut objects)?;
+    let (files, descriptors) = files::files(proc, request.connections, &mut objects)?;
     let (asker, vdso) = Asker::new(frozen, memory, &maps)?;
-    let mut process = process_of_proc(proc)?;
+    let mut process = process_of_proc(proc, &mut objects)?;
+    objects.refuse_shared()?;
     let tids: Vec<u32> = frozen.threads().iter().map(|thread| thread.tid().as_raw() as u32).collect();
     for timer in &process.posix_timers {
         if let Some(of) = lost_clock(timer.clock, &tids) {
@@ -88,21 +102,19 @@ pub fn describe(
         extents: Vec::new(),
         files,
         descriptors,
-        chunk_size_bytes,
+        chunk_size_bytes: request.compression.chunk_size_bytes,
         created_unix_s: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs()),
         criu_dump: None,
         memory_file: None,
         state_version: images::STATE_VERSION,
         clocks,
+        objects: objects.manifest(),
     };
-    Ok((manifest, maps))
+    Ok(Described { manifest, maps, held: objects.into_held() })
 }
 
 fn refuse_what_is_shared(proc: Proc) -> Result<(), CheckpointError> {
     sharing::refuse_namespaces(proc)?;
-    if proc.link("root")? != "/" {
-        return Err(proc.refuse("its root directory is not /", "run defrost inside that chroot"));
-    }
     for tid in proc.numbers("task")? {
         let children = proc.text(&format!("task/{tid}/children"))?;
         if let Some(child) = children.split_whitespace().next() {
@@ -112,24 +124,49 @@ fn refuse_what_is_shared(proc: Proc) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-fn process_of_proc(proc: Proc) -> Result<Process, CheckpointError> {
+/// A file that a process has but by a descriptor: its executable, its directories.
+struct Seat {
+    path: String,
+    /// 1 + the number of the object that it is, if it is one.
+    object: u32,
+    meta: Metadata,
+}
+
+impl Seat {
+    fn of(proc: Proc, objects: &mut Objects, handle: &str, what: &str) -> Result<Self, CheckpointError> {
+        let meta = std::fs::metadata(proc.path(handle)).map_err(proc.failed(handle))?;
+        let place = objects.place(handle, what, &meta)?;
+        let (path, object) = match &place {
+            Place::Named(path) => (path.clone(), 0),
+            Place::Deleted(path) | Place::Memory(path) => {
+                (path.clone(), objects.hold(handle, what, &meta, place.clone(), false)? as u32 + 1)
+            }
+        };
+        Ok(Self { path, object, meta })
+    }
+}
+
+fn process_of_proc(proc: Proc, objects: &mut Objects) -> Result<Process, CheckpointError> {
     let stat = Stat::parse(&proc.text("stat")?).ok_or_else(|| proc.malformed("stat"))?;
     let text = proc.text("status")?;
     let status = Status::new(&text);
     let address = |field: usize| stat.field(field) as u64;
-    let exe = proc.link("exe")?;
-    let exe_identity = files::identity(proc, &exe)?;
-    let cwd = proc.link("cwd")?;
-    if cwd.ends_with(" (deleted)") {
-        return Err(proc.refuse(format!("its working directory was removed: {cwd}"), "let it change to another directory"));
+    let exe = Seat::of(proc, objects, "exe", "its executable")?;
+    let cwd = Seat::of(proc, objects, "cwd", "its working directory")?;
+    let root = Seat::of(proc, objects, "root", "its root directory")?;
+    if root.object != 0 {
+        return Err(proc.refuse("its root directory was deleted", "let it end"));
     }
     let posix_timers = parse_timers(&proc.text("timers")?).ok_or_else(|| proc.malformed("timers"))?;
     let oom_score_adj = proc.text("oom_score_adj")?.trim().parse().map_err(|_| proc.malformed("oom_score_adj"))?;
     Ok(Process {
         pid: proc.pid,
-        exe_identity: Some(exe_identity),
-        exe,
-        cwd,
+        exe_identity: Some(files::regular::identity_of(&exe.path, &exe.meta)),
+        exe: exe.path,
+        exe_object: exe.object,
+        cwd: cwd.path,
+        cwd_object: cwd.object,
+        root: if root.path == "/" { String::new() } else { root.path },
         umask: status.umask().ok_or_else(|| proc.malformed("status"))?,
         comm: proc.text("comm")?.trim_end_matches('\n').to_owned(),
         mm: Some(MemoryMap {

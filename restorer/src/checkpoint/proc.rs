@@ -12,7 +12,8 @@ pub struct Proc {
 }
 
 impl Proc {
-    fn failed(self, name: &str) -> impl FnOnce(std::io::Error) -> CheckpointError {
+    /// An error of reading a file of it, for `map_err`.
+    pub fn failed(self, name: &str) -> impl FnOnce(std::io::Error) -> CheckpointError {
         let (pid, path) = (self.pid, format!("/proc/{}/{name}", self.pid));
         move |source| match source.raw_os_error() {
             Some(libc::ESRCH) => CheckpointError::Vanished(pid),

@@ -20,6 +20,8 @@ pub struct Mapping {
     pub shared: bool,
     /// Offset into the file, in bytes.
     pub offset: u64,
+    /// Device of the file, as `st_dev` has it.
+    pub device: u64,
     /// Inode of the file; 0 for anonymous memory.
     pub inode: u64,
     /// Path, `[heap]` and the like, or empty.
@@ -99,7 +101,7 @@ fn bytes(size: &str) -> Option<u64> {
 
 fn parse_head(line: &str, start: &str, end: &str) -> Option<Mapping> {
     let mut fields = line.splitn(6, ' ');
-    let (_, perms, offset, _dev, inode) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let (_, perms, offset, device, inode) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?, fields.next()?);
     let perms = perms.as_bytes();
     let bit = |index: usize, letter: u8, bit: i32| if perms.get(index) == Some(&letter) { bit as u32 } else { 0 };
     Some(Mapping {
@@ -108,6 +110,7 @@ fn parse_head(line: &str, start: &str, end: &str) -> Option<Mapping> {
         prot: bit(0, b'r', libc::PROT_READ) | bit(1, b'w', libc::PROT_WRITE) | bit(2, b'x', libc::PROT_EXEC),
         shared: perms.get(3) == Some(&b's'),
         offset: u64::from_str_radix(offset, 16).ok()?,
+        device: device_of(device)?,
         inode: inode.parse().ok()?,
         path: fields.next().unwrap_or("").trim_start().to_owned(),
         huge_bytes: 0,
@@ -115,6 +118,12 @@ fn parse_head(line: &str, start: &str, end: &str) -> Option<Mapping> {
         protection_key: 0,
         flags: VmFlags::default(),
     })
+}
+
+/// `major:minor` in hexadecimal digits.
+fn device_of(text: &str) -> Option<u64> {
+    let (major, minor) = text.split_once(':')?;
+    Some(nix::sys::stat::makedev(u64::from_str_radix(major, 16).ok()?, u64::from_str_radix(minor, 16).ok()?))
 }
 
 #[cfg(test)]
@@ -129,6 +138,7 @@ mod tests {
         assert_eq!(maps.len(), 2);
         assert_eq!((maps[0].prot, maps[0].offset, maps[0].path.as_str(), maps[0].is_file()), (5, 0x1000, "/usr/bin/a b", true));
         assert_eq!(maps[1].advice(), RegionFlag::GrowsDown as u32 | RegionFlag::NoHugepage as u32);
+        assert_eq!((maps[0].device, maps[0].inode), (nix::sys::stat::makedev(0xfe, 0), 1234));
         assert!(!maps[1].is_file());
         assert_eq!((maps[0].huge_bytes, maps[1].huge_bytes), (0, 2 << 20));
         assert_eq!((maps[0].page_bytes, maps[1].protection_key), (4096, 0));

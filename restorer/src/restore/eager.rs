@@ -1,10 +1,11 @@
-//! Contents that cannot come lazily: changed pages of private file mappings, locked memory, arguments and environment.
+//! Contents that cannot come lazily: objects, changed pages of private file mappings, locked memory, arguments and environment.
 //!
 //! They are fetched and decoded on a thread of their own from the moment the image is known, while the pager is started and the child is
-//! made; [`Eager::write`] takes them up where the child has its memory.
+//! made; [`Eager::fill`] takes up those of objects, [`Eager::write`] the rest where the child has its memory.
 
 use super::builder::Step;
 use super::error::{RestoreError, not_started, outside};
+use super::objects::Objects;
 use images::codec::{Decoder, Verified};
 use images::manifest::{Extent, Manifest};
 use images::{Image, PageMap, region_at};
@@ -24,7 +25,11 @@ type Written = Step<(PageRange, Verified)>;
 
 /// What is on its way.
 #[derive(Debug)]
-pub struct Eager(Receiver<Written>);
+pub struct Eager {
+    came: Receiver<Written>,
+    /// The first that is no object's.
+    first: Option<(PageRange, Verified)>,
+}
 
 impl Eager {
     /// Fetch all of it.
@@ -36,12 +41,25 @@ impl Eager {
             }
         });
         fetching.map_err(|error| not_started("a thread", image.manifest.process.as_ref().map_or(0, |process| process.pid), error))?;
-        Ok(Self(receive))
+        Ok(Self { came: receive, first: None })
     }
 
-    /// Write it, as it comes.
+    /// Write what objects hold, which comes first.
+    pub fn fill(&mut self, manifest: &Manifest, objects: &Objects) -> Step<()> {
+        for came in &self.came {
+            let (range, bytes) = came?;
+            if range.start().addr() < images::OBJECTS_START {
+                self.first = Some((range, bytes));
+                break;
+            }
+            objects.write(manifest, range, &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Write the rest, as it comes.
     pub fn write(self, memory: &ProcessMemory) -> Step<()> {
-        self.0.into_iter().try_for_each(|came| {
+        self.first.into_iter().map(Ok).chain(self.came).try_for_each(|came| {
             let (range, bytes) = came?;
             memory.write(VirtAddr(range.start().addr()), &bytes).map_err(outside(format!("write {range}")))
         })
@@ -89,11 +107,12 @@ fn fetch_run(run: &[(ChunkId, PageRange)], store: &dyn Store, send: &SyncSender<
     Ok(())
 }
 
-/// Page numbers of what must be there before the process runs.
+/// Page numbers of what must be there before the process runs, those of objects first.
 fn extents(manifest: &Manifest) -> Vec<(u64, u64)> {
     let lazy = |start: u64| region_at(&manifest.regions, start).is_some_and(|region| region.lazy);
-    let eager = manifest.extents.iter().filter(|extent| !lazy(extent.start)).map(number);
-    eager.chain(arguments(manifest)).collect()
+    let eager = manifest.extents.iter().filter(|extent| !lazy(extent.start));
+    let (objects, memory): (Vec<&Extent>, Vec<&Extent>) = eager.partition(|extent| extent.start >= images::OBJECTS_START);
+    objects.into_iter().chain(memory).map(number).chain(arguments(manifest)).collect()
 }
 
 /// Of arguments and environment: /proc/PID/cmdline reads them in a way that cannot wait for a pager.

@@ -17,7 +17,10 @@ pub enum RestoreError {
         holder: String,
     },
     /// A file the process had mapped or open.
-    #[error("file {path} {what}: bring back the file as it was at the checkpoint, or checkpoint again")]
+    #[error(
+        "file {path} {what}: bring back the file as it was at the checkpoint, or take it as it is with --accept-changed, \
+         or name another with --replace"
+    )]
     File {
         /// The file.
         path: String,
@@ -31,6 +34,17 @@ pub enum RestoreError {
         path: String,
         /// Who holds the lock.
         holder: String,
+    },
+    /// The user names a file that the snapshot does not have.
+    #[error("the snapshot has no file {0}: `defrost inspect` lists those it has")]
+    NoSuchFile(String),
+    /// Something whose contents are in the image cannot be made again.
+    #[error("make {what} again: {why}")]
+    Object {
+        /// What it is.
+        what: String,
+        /// Why not.
+        why: String,
     },
     /// Kernel or CPU differ in what the process may have cached.
     #[error("this host cannot run the snapshot: {0}")]

@@ -18,10 +18,12 @@ mod timer;
 pub use timer::arm as arm_timers;
 
 use super::error::RestoreError;
+use super::found::Found;
 use super::memory::may_write;
+use super::objects::Objects;
 use super::sockets;
 use images::manifest::description::Kind;
-use images::manifest::{Description, Manifest};
+use images::manifest::{Backing, Description, Manifest, Process, Region};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use pager::mailbox::Mailbox;
 use std::collections::HashMap;
@@ -44,6 +46,8 @@ pub struct Made {
     pub files: Vec<Option<OwnedFd>>,
     /// By path: mapped files and the executable.
     pub mapped: HashMap<(String, bool), OwnedFd>,
+    /// What has its contents from the image.
+    pub objects: Objects,
     /// First of the numbers that are ours in the child: none of the process's, and none that an epoll of its knows.
     pub base: RawFd,
     /// Whether some stream now leads to /dev/null.
@@ -53,7 +57,7 @@ pub struct Made {
 }
 
 /// Open all that `manifest` names.
-pub fn make(manifest: &Manifest, stdio: Stdio) -> Result<Made, RestoreError> {
+pub fn make(manifest: &Manifest, stdio: Stdio, found: &Found) -> Result<Made, RestoreError> {
     let limit = kernel::descriptions::raise_descriptor_limit().map_err(|errno| descriptor_limit(0, errno))?;
     let base = room(manifest, u32::try_from(limit).unwrap_or(u32::MAX));
     let new_mailbox = || {
@@ -62,27 +66,33 @@ pub fn make(manifest: &Manifest, stdio: Stdio) -> Result<Made, RestoreError> {
         Ok(Mailbox::over(raise(receiving?, base)?, raise(sending?, base)?))
     };
     let mailbox = new_mailbox().map_err(|errno| descriptor_limit(0, errno))?;
-    let mut made = Made { files: Vec::new(), mapped: HashMap::new(), base, nulled: false, mailbox };
+    let objects = Objects::make(manifest, found, base)?;
+    let mut made = Made { files: Vec::new(), mapped: HashMap::new(), base, nulled: false, mailbox, objects };
     let mut pipes = pipe::Pipes::default();
     let watched = super::interests::watched(manifest);
     let fds = lowest(manifest);
     for (at, (file, &fd)) in (0..).zip(manifest.files.iter().zip(&fds)) {
-        let opened = open_one(file, stdio, &mut pipes, &mut made.nulled, watched.contains(&at))
+        let opened = open_one(file, stdio, &mut pipes, (found, &made.objects), &mut made.nulled, watched.contains(&at))
             .map_err(|(what, why)| RestoreError::Descriptor { fd, what, why })?;
         let raised = opened.map(|opened| raise(opened, base)).transpose();
         made.files.push(raised.map_err(|errno| descriptor_limit(fd, errno))?);
     }
-    let exe = manifest.process.as_ref().and_then(|process| process.exe_identity.as_ref());
+    let exe = manifest.process.as_ref().filter(|process| process.exe_object == 0).and_then(|process| process.exe_identity.as_ref());
     let mapped = manifest.regions.iter().filter_map(|r| r.file.as_ref().map(|file| (file, may_write(r))));
     for (file, write) in mapped.chain(exe.map(|file| (file, false))) {
         let key = (file.path.clone(), write);
         if let Entry::Vacant(place) = made.mapped.entry(key) {
             let flags = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
-            let opened = regular::open_path(&file.path, flags)?;
+            let opened = regular::open_path(found.path(&file.path), flags)?;
             place.insert(raise(opened, base).map_err(|errno| descriptor_limit(0, errno))?);
         }
     }
-    // All that we open ourselves is open by now: they shall not tell of it.
+    Ok(made)
+}
+
+/// Begin to watch what the process watched, once all that we open and write ourselves is done: that is not to be told of.
+pub fn watch(manifest: &Manifest, made: &mut Made) -> Result<(), RestoreError> {
+    let (base, fds) = (made.base, lowest(manifest));
     for (at, file) in manifest.files.iter().enumerate() {
         let watches = match &file.kind {
             Some(Kind::Inotify(inotify)) => anonymous::inotify(inotify),
@@ -95,7 +105,7 @@ pub fn make(manifest: &Manifest, stdio: Stdio) -> Result<Made, RestoreError> {
         fcntl(&watches, FcntlArg::F_SETFL(status)).map_err(failed("flags")).map_err(failure)?;
         made.files[at] = Some(raise(watches, base).map_err(|errno| descriptor_limit(fds[at], errno))?);
     }
-    Ok(made)
+    Ok(())
 }
 
 /// The lowest number of each description; 0 where it has none.
@@ -121,7 +131,8 @@ fn room(manifest: &Manifest, limit: u32) -> RawFd {
     let mut used: Vec<u32> = manifest.descriptors.iter().map(|d| d.fd).chain(watched).collect();
     used.sort_unstable();
     let mapped = manifest.regions.iter().filter(|region| region.file.is_some()).count();
-    let wanted = (manifest.files.len() + mapped) as u32 + 4 * SPARE;
+    // An object has two.
+    let wanted = (manifest.files.len() + mapped + 2 * manifest.objects.len()) as u32 + 4 * SPARE;
     let above = used.last().copied().unwrap_or(0) + SPARE;
     if above.saturating_add(wanted) <= limit {
         return above as RawFd;
@@ -155,6 +166,7 @@ fn open_one(
     file: &Description,
     stdio: Stdio,
     pipes: &mut pipe::Pipes,
+    (found, objects): (&Found, &Objects),
     nulled: &mut bool,
     is_watched: bool,
 ) -> Result<Option<OwnedFd>, Failure> {
@@ -162,7 +174,8 @@ fn open_one(
     let status = OFlag::from_bits_truncate(file.flags as i32) & !OFlag::O_ASYNC;
     let Some(kind) = &file.kind else { return Err(("unknown".to_owned(), "a kind of a later version".to_owned())) };
     let opened: OwnedFd = match kind {
-        Kind::Regular(regular) => regular::open_regular(regular.identity.as_ref(), status, file.offset)?,
+        Kind::Regular(regular) => regular::open_regular(regular.identity.as_ref(), found, status, file.offset)?,
+        Kind::Kept(kept) => regular::open_kept(kept, objects, status, file.offset)?,
         Kind::Directory(directory) => regular::open_directory(directory, status, file.offset)?,
         Kind::Device(wanted) => device::open_device(wanted, status)?,
         Kind::PathOnly(only) => device::open_path_only(only, status)?,
@@ -182,7 +195,7 @@ fn open_one(
         Kind::Socket(socket) => sockets::placeholder(socket).map_err(failed("socket"))?,
         Kind::OutsideSocket(end) => pipe::outside(end.fd, &[], stdio, nulled)?,
     };
-    let opened_with = matches!(kind, Kind::Regular(_) | Kind::Directory(_) | Kind::PathOnly(_) | Kind::Socket(_));
+    let opened_with = matches!(kind, Kind::Regular(_) | Kind::Directory(_) | Kind::PathOnly(_) | Kind::Socket(_) | Kind::Kept(_));
     if !(opened_with || matches!(kind, Kind::Terminal(_) | Kind::OutsidePipe(_) | Kind::OutsideSocket(_))) {
         fcntl(&opened, FcntlArg::F_SETFL(status & SETTABLE)).map_err(failed("flags"))?;
     }
@@ -198,5 +211,24 @@ impl Made {
     #[must_use]
     pub fn mapped_fd(&self, path: &str, write: bool) -> Option<RawFd> {
         self.mapped.get(&(path.to_owned(), write)).map(AsRawFd::as_raw_fd)
+    }
+
+    /// The same for a region, of a file or of an object.
+    #[must_use]
+    pub fn region_fd(&self, region: &Region) -> Option<RawFd> {
+        let write = may_write(region);
+        match Backing::try_from(region.backing) {
+            Ok(Backing::KeptPrivate | Backing::KeptShared) => self.objects.fd(u64::from(region.kept.saturating_sub(1)), write),
+            _ => self.mapped_fd(&region.file.as_ref()?.path, write),
+        }
+    }
+
+    /// The same for the executable.
+    #[must_use]
+    pub fn exe_fd(&self, process: &Process) -> Option<RawFd> {
+        match process.exe_object.checked_sub(1) {
+            Some(object) => self.objects.fd(u64::from(object), false),
+            None => self.mapped_fd(&process.exe, false),
+        }
     }
 }

@@ -33,7 +33,8 @@ fn has(region: &Region, flag: RegionFlag) -> bool {
 #[must_use]
 pub fn may_write(region: &Region) -> bool {
     let writable = region.prot & libc::PROT_WRITE as u32 != 0 || has(region, RegionFlag::MayWrite);
-    region.backing == Backing::FileShared as i32 && writable
+    let shared = matches!(Backing::try_from(region.backing), Ok(Backing::FileShared | Backing::KeptShared));
+    shared && writable
 }
 
 /// MAP_HUGETLB with the size of its pages, for such memory.
@@ -72,8 +73,8 @@ pub fn map_regions(builder: &mut Builder<'_>, regions: &[Region], file_fd: impl 
     for region in regions {
         let (backing, fd) = match Backing::try_from(region.backing) {
             Ok(Backing::Anonymous) => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
-            Ok(Backing::FilePrivate) => (libc::MAP_PRIVATE, file_fd(region).unwrap_or(-1)),
-            Ok(Backing::FileShared) => (libc::MAP_SHARED, file_fd(region).unwrap_or(-1)),
+            Ok(Backing::FilePrivate | Backing::KeptPrivate) => (libc::MAP_PRIVATE, file_fd(region).unwrap_or(-1)),
+            Ok(Backing::FileShared | Backing::KeptShared) => (libc::MAP_SHARED, file_fd(region).unwrap_or(-1)),
             Ok(Backing::Droppable) => (MAP_DROPPABLE | libc::MAP_ANONYMOUS, -1),
             Ok(Backing::Hugetlb) if region.object == 0 => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | huge_flags(region), -1),
             Ok(Backing::Vdso | Backing::Vvar | Backing::SharedAnonymous | Backing::Hugetlb) => continue, // not mapped one by one

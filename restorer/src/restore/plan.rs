@@ -1,14 +1,11 @@
 //! Plan: what must hold on this host before anything is made, and where the rebuild may work.
 //!
-//! The functions that decide are pure; [`check_files`] alone looks at the file system.
+//! The functions that decide are pure; [`super::found`] looks at the file system.
 
 use super::error::RestoreError;
-use images::manifest::description::Kind;
-use images::manifest::{Backing, FileIdentity, Manifest, Region};
+use images::manifest::{Manifest, Region};
 use images::region_at;
 use pages::{PAGE_SIZE_BYTES, PageAddr};
-use std::collections::HashSet;
-use std::os::unix::fs::MetadataExt;
 
 /// Lowest address a mapping may have: vm.mmap_min_addr is at most 64 KiB.
 const LOWEST: u64 = 0x1_0000;
@@ -55,49 +52,6 @@ pub fn check_host(manifest: &Manifest, vdso_digest: &[u8], kernel_release: &str)
         )));
     }
     Ok(())
-}
-
-/// Every file the process had mapped or was started from is there and as it was, and those that it had open are there.
-pub fn check_files(manifest: &Manifest) -> Result<(), RestoreError> {
-    let exe = manifest.process.as_ref().and_then(|process| process.exe_identity.as_ref());
-    // A shared mapping is the file's own contents, which may rightly have changed; private ones rest on it byte for byte.
-    let private = manifest.regions.iter().filter(|region| region.backing == Backing::FilePrivate as i32);
-    let mut seen: HashSet<&str> = HashSet::new();
-    for identity in private.filter_map(|region| region.file.as_ref()).chain(exe) {
-        if seen.insert(&identity.path) {
-            check_file(identity)?;
-        }
-    }
-    let open = manifest.files.iter().filter_map(|file| match &file.kind {
-        Some(Kind::Regular(regular)) => regular.identity.as_ref(),
-        _ => None,
-    });
-    let shared = manifest.regions.iter().filter(|region| region.backing == Backing::FileShared as i32);
-    shared.filter_map(|region| region.file.as_ref()).chain(open).try_for_each(check_shared_file)
-}
-
-/// A file that others may write to is there and not smaller: positions and shared mappings may rest on what it had.
-fn check_shared_file(identity: &FileIdentity) -> Result<(), RestoreError> {
-    let changed = |what: String| Err(RestoreError::File { path: identity.path.clone(), what });
-    match std::fs::metadata(&identity.path) {
-        Err(error) => changed(format!("cannot be found ({error})")),
-        Ok(meta) if !meta.is_file() => changed("is no regular file any more".to_owned()),
-        Ok(meta) if meta.size() < identity.size_bytes => changed(format!("has {} bytes instead of {}", meta.size(), identity.size_bytes)),
-        Ok(_) => Ok(()),
-    }
-}
-
-/// One file is there and as it was.
-fn check_file(identity: &FileIdentity) -> Result<(), RestoreError> {
-    let changed = |what: String| Err(RestoreError::File { path: identity.path.clone(), what });
-    match std::fs::metadata(&identity.path) {
-        Err(error) => changed(format!("cannot be found ({error})")),
-        Ok(meta) if meta.size() != identity.size_bytes => changed(format!("has {} bytes instead of {}", meta.size(), identity.size_bytes)),
-        Ok(meta) if (meta.mtime(), meta.mtime_nsec() as u32) != (identity.mtime_s, identity.mtime_ns) => {
-            changed("was modified since the checkpoint".to_owned())
-        }
-        Ok(_) => Ok(()),
-    }
 }
 
 /// Pages of arguments and environment that the pager is told of: 2 MiB, what a stack of 8 MiB leaves them (execve(2)). An image may claim more.

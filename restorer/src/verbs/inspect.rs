@@ -5,7 +5,7 @@ use crate::cli::OneSnapshot;
 use anyhow::{Context as _, Result};
 use images::criu::Dump;
 use images::manifest::description::Kind;
-use images::manifest::{Backing, Description, Manifest, Region};
+use images::manifest::{Backing, Description, Manifest, Object, ObjectKind, Region};
 use images::working_set::WorkingSet;
 use images::{Image, PageMap};
 use pages::{PAGE_SIZE_BYTES, SnapshotId};
@@ -28,6 +28,7 @@ struct Summary {
     memory: Memory,
     regions: Vec<RegionLine>,
     files: Vec<FileLine>,
+    objects: Vec<ObjectLine>,
     #[serde(skip_serializing_if = "Option::is_none")]
     criu_dump: Option<CriuDump>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,6 +93,14 @@ struct FileLine {
     kind: String,
 }
 
+/// What has its contents in the image.
+#[derive(Serialize)]
+struct ObjectLine {
+    name: String,
+    size_bytes: u64,
+    contents_bytes: u64,
+}
+
 /// Show one snapshot.
 pub fn inspect(one: OneSnapshot) -> Result<()> {
     let (name, store) = (one.name, open_named(one.store, Access::Read)?);
@@ -138,6 +147,7 @@ fn summary(name: String, id: SnapshotId, image: &Image) -> Summary {
         },
         regions,
         files: manifest.files.iter().enumerate().map(|(index, file)| file_line(index as u32, file, manifest)).collect(),
+        objects: manifest.objects.iter().map(|object| object_line(object, manifest)).collect(),
         // A checked image's dump is whole.
         criu_dump: manifest.criu_dump.as_ref().and_then(|kept| Dump::of(kept).ok()).map(|dump| CriuDump {
             tasks: dump.tasks().to_vec(),
@@ -162,6 +172,8 @@ fn region_line(region: &Region, manifest: &Manifest) -> RegionLine {
             Ok(Backing::FilePrivate) => "private file",
             Ok(Backing::FileShared) => "shared file",
             Ok(Backing::SharedAnonymous) => "shared anonymous",
+            Ok(Backing::KeptPrivate) => "private, kept here",
+            Ok(Backing::KeptShared) => "shared, kept here",
             Ok(Backing::Vdso) => "vdso",
             Ok(Backing::Vvar) => "vvar",
             Ok(Backing::Droppable) => "droppable",
@@ -169,9 +181,32 @@ fn region_line(region: &Region, manifest: &Manifest) -> RegionLine {
             Ok(Backing::Hugetlb) => "shared huge pages",
             _ => "unknown",
         },
-        path: region.file.as_ref().map_or_else(|| region.name.clone(), |file| file.path.clone()),
+        path: match (&region.file, Backing::try_from(region.backing)) {
+            (Some(file), _) => file.path.clone(),
+            (None, Ok(Backing::KeptPrivate | Backing::KeptShared)) => {
+                manifest.objects.get(region.kept.saturating_sub(1) as usize).map_or_else(String::new, object_name)
+            }
+            _ => region.name.clone(),
+        },
         contents_bytes: contents,
         lazy: region.lazy,
+    }
+}
+
+fn object_line(object: &Object, manifest: &Manifest) -> ObjectLine {
+    let end = object.start + object.size_bytes;
+    let first = manifest.extents.partition_point(|extent| extent.start < object.start);
+    let extents = manifest.extents[first..].iter().take_while(|extent| extent.start < end);
+    let contents_bytes = extents.map(|extent| extent.pages * PAGE_SIZE_BYTES).sum();
+    ObjectLine { name: object_name(object), size_bytes: object.size_bytes, contents_bytes }
+}
+
+fn object_name(object: &Object) -> String {
+    match ObjectKind::try_from(object.kind) {
+        Ok(ObjectKind::Memfd) => format!("memfd {}", object.path),
+        Ok(ObjectKind::DeletedFile) => format!("deleted file {}", object.path),
+        Ok(ObjectKind::DeletedDirectory) => format!("deleted directory {}", object.path),
+        _ => format!("file {}", object.path),
     }
 }
 
@@ -182,6 +217,10 @@ fn file_line(index: u32, file: &Description, manifest: &Manifest) -> FileLine {
             format!("file {path} at {}", file.offset)
         }
         Some(Kind::Directory(directory)) => format!("directory {}", directory.path),
+        Some(Kind::Kept(kept)) => {
+            let object = manifest.objects.get(kept.object as usize);
+            format!("{} at {}, kept here", object.map_or_else(String::new, object_name), file.offset)
+        }
         Some(Kind::Device(device)) => format!("device {}", device.path),
         Some(Kind::Terminal(terminal)) if terminal.gone => "terminal that is gone".to_owned(),
         Some(Kind::Terminal(terminal)) if terminal.controlling => "controlling terminal".to_owned(),
@@ -237,6 +276,12 @@ impl fmt::Display for Summary {
         for file in &self.files {
             let fds: Vec<String> = file.fds.iter().map(u32::to_string).collect();
             writeln!(f, "  {} {}", fds.join(","), file.kind)?;
+        }
+        if !self.objects.is_empty() {
+            writeln!(f, "contents kept here:")?;
+        }
+        for object in &self.objects {
+            writeln!(f, "  {} of {} bytes, {} with contents", object.name, object.size_bytes, object.contents_bytes)?;
         }
         Ok(())
     }

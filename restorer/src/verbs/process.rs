@@ -7,7 +7,7 @@ use anyhow::Result;
 use defrost_restorer::checkpoint;
 use defrost_restorer::report;
 use defrost_restorer::restore::terminals::Terminals;
-use defrost_restorer::restore::{self, RestoreError, Stdio};
+use defrost_restorer::restore::{self, Changes, RestoreError, Stdio};
 use pager::Policy;
 use pager::phases::Phase;
 use serde_json::json;
@@ -21,6 +21,7 @@ pub fn checkpoint(args: CheckpointArgs) -> Result<()> {
         name: args.name,
         leave_running: args.leave_running,
         connections: args.connections.into(),
+        max_deleted_bytes: args.max_deleted_bytes,
         compression: args.compression.into(),
     };
     let store = open_named(args.store, Access::Write)?;
@@ -47,6 +48,7 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
         policy: Policy { on_lost: args.on_lost, lost_after_s: args.lost_after },
         replay: !args.recall.no_replay && (!args.no_background || args.replay),
         recording: args.recall.record,
+        changes: Changes { accept: args.accept_changed, replace: args.replace },
         report: args.report.as_deref().map(report::place).transpose()?,
         authority: authority()?,
     };

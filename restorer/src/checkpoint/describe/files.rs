@@ -12,14 +12,13 @@ mod inotify;
 mod kernel_files;
 mod outside;
 mod pipe;
-mod regular;
+pub mod regular;
 mod signal_owner;
 mod terminal;
 mod timer;
 mod watched;
 
-pub use regular::identity;
-
+use super::objects::Objects;
 use super::sockets::{SocketTables, socket};
 use super::twins::Twins;
 use crate::checkpoint::proc::Proc;
@@ -99,7 +98,7 @@ impl<'p> Context<'p> {
 }
 
 /// All of a process's descriptions and descriptors.
-pub fn files(proc: Proc, connections: Connections) -> Result<(Vec<Description>, Vec<Descriptor>), CheckpointError> {
+pub fn files(proc: Proc, connections: Connections, objects: &mut Objects) -> Result<(Vec<Description>, Vec<Descriptor>), CheckpointError> {
     let (mut open, mut userfaultfds) = (Vec::new(), Vec::new());
     for fd in proc.numbers("fd")? {
         let link = proc.link(&format!("fd/{fd}"))?;
@@ -128,7 +127,7 @@ pub fn files(proc: Proc, connections: Connections) -> Result<(Vec<Description>, 
         let file = match twins.find_or_add(&entry.link, entry.fd, files.len()) {
             Some(index) => index,
             None => {
-                files.push(description(&context, entry, &info)?);
+                files.push(description(&context, objects, entry, &info)?);
                 files.len() - 1
             }
         };
@@ -179,7 +178,7 @@ fn without_mailbox(mut files: Vec<Description>, mut descriptors: Vec<Descriptor>
     (files.into_iter().filter(stays).collect(), descriptors, true)
 }
 
-fn description(context: &Context<'_>, entry: &Open, info: &FdInfo<'_>) -> Result<Description, CheckpointError> {
+fn description(context: &Context<'_>, objects: &mut Objects, entry: &Open, info: &FdInfo<'_>) -> Result<Description, CheckpointError> {
     let proc = context.proc;
     let refuse = |advice| proc.refuse(format!("fd {}: {}", entry.fd, entry.link), advice);
     let malformed = || proc.malformed(&format!("fdinfo/{}", entry.fd));
@@ -202,14 +201,11 @@ fn description(context: &Context<'_>, entry: &Open, info: &FdInfo<'_>) -> Result
         "anon_inode:[pidfd]" => kernel_files::pidfd(context, entry, info.field("Pid"), flags)?,
         link if link.starts_with("pipe:") => pipe::end(context, entry)?,
         link if link.starts_with("socket:") => socket(context, entry.fd, link)?,
-        link if link.starts_with("/memfd:") => return Err(refuse("start it without shared memory")),
         // Namespaces have names of their own, whatever their kind; all else has a path.
         link if !link.starts_with('/') && known.is_some() => kernel_files::namespace(context, entry)?,
-        link if terminal::is_gone_by_name(link) => path_kind(context, entry)?,
         _ => match kernel_files::made_up(context, entry, flags)? {
             Some(kind) => kind,
-            None if entry.link.ends_with(" (deleted)") => return Err(refuse("the file was deleted: let it close or reopen it")),
-            None => path_kind(context, entry)?,
+            None => path_kind(context, objects, entry)?,
         },
     };
     let outside = matches!(kind, Kind::Terminal(_) | Kind::OutsidePipe(_) | Kind::OutsideSocket(_));
@@ -231,18 +227,15 @@ fn description(context: &Context<'_>, entry: &Open, info: &FdInfo<'_>) -> Result
 }
 
 /// What lies behind a descriptor that /proc names with a path.
-fn path_kind(context: &Context<'_>, entry: &Open) -> Result<Kind, CheckpointError> {
+fn path_kind(context: &Context<'_>, objects: &mut Objects, entry: &Open) -> Result<Kind, CheckpointError> {
     let (proc, fd, link) = (context.proc, entry.fd, entry.link.as_str());
     let refuse = |advice| proc.refuse(format!("fd {fd}: {link}"), advice);
     let Ok(meta) = std::fs::metadata(proc.path(&format!("fd/{fd}"))) else {
         return Err(refuse("let it close this descriptor first"));
     };
     let kind = meta.file_type();
-    if kind.is_file() {
-        return regular::file(context, link);
-    }
-    if kind.is_dir() {
-        return regular::directory(link);
+    if kind.is_file() || kind.is_dir() {
+        return regular::file(objects, entry, &meta);
     }
     if kind.is_char_device() {
         return device::character(context, fd, link, &meta);

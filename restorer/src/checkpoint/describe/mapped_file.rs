@@ -1,30 +1,37 @@
-//! Which file a mapping shows: the path of smaps, checked against the file itself.
+//! Which file a mapping shows: one that a restore finds under its path, or an object of the image.
 //!
-//! smaps writes a newline in a path as `\012`, and ` (deleted)` behind the path of a file that has no name any more; both
-//! may be part of a real name. /proc/PID/map_files has the file itself: its link is the path as it is, and following it
-//! yields the inode that the path must lead to. Only a privileged reader may follow it; for others the inode of smaps is
-//! all there is, which some file systems (overlayfs) number differently, so that a difference proves nothing then.
+//! smaps writes a newline in a path as `\012`, and ` (deleted)` behind the path of a file that has
+//! no name any more; both may be part of a real name. /proc/PID/map_files has the file itself
+//! ([`super::place`]). Only a privileged reader may follow its links; for others path and inode of
+//! smaps are all there is, which some file systems (overlayfs) number differently, so that a
+//! difference proves nothing then.
 
-use super::files::identity;
+use super::files::regular::identity_of;
+use super::objects::Objects;
+use super::place::Place;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use crate::process::maps::Mapping;
 use images::manifest::FileIdentity;
 use std::collections::HashMap;
-use std::fs::metadata;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 
-/// How the kernel marks a file without a name.
-const DELETED: &str = " (deleted)";
-/// How it writes a newline.
-const NEWLINE: &str = "\\012";
+/// What a mapping shows.
+#[derive(Clone, Debug)]
+pub enum Shown {
+    /// The file under a path.
+    File(FileIdentity),
+    /// An object, by its number.
+    Object(u64),
+}
 
-/// The files of a process's mappings, each looked at once.
+/// The files of a process's mappings; those with a name are looked at once each.
 #[derive(Debug)]
 pub struct MappedFiles {
     proc: Proc,
-    /// By path and inode of smaps.
-    known: HashMap<(String, u64), FileIdentity>,
+    /// By path, device and inode of smaps, and whether it is mapped to be written.
+    known: HashMap<(String, u64, u64, bool), FileIdentity>,
 }
 
 impl MappedFiles {
@@ -34,54 +41,47 @@ impl MappedFiles {
         Self { proc, known: HashMap::new() }
     }
 
-    fn file(&self, map: &Mapping) -> std::path::PathBuf {
-        self.proc.path(&format!("map_files/{:x}-{:x}", map.start, map.end))
-    }
-
-    /// The path that leads to the mapped file, as the kernel tells it.
-    fn path(&self, map: &Mapping) -> Option<String> {
-        if !map.path.contains(NEWLINE) && !map.path.ends_with(DELETED) {
-            return Some(map.path.clone());
-        }
-        match std::fs::read_link(self.file(map)) {
-            Ok(link) => link.into_os_string().into_string().ok(),
-            Err(_) => Some(map.path.replace(NEWLINE, "\n")),
-        }
-    }
-
-    /// Whether `path` leads to the mapped file.
-    fn leads_there(&self, path: &str, map: &Mapping) -> bool {
-        let Ok(found) = metadata(path) else { return false };
-        match metadata(self.file(map)) {
-            Ok(mapped) => (mapped.dev(), mapped.ino()) == (found.dev(), found.ino()),
-            Err(_) => found.ino() == map.inode || !path.ends_with(DELETED),
-        }
-    }
-
-    /// Whether the mapped file has no name any more.
-    #[must_use]
-    pub fn is_deleted(&self, map: &Mapping) -> bool {
-        map.path.ends_with(DELETED) && !self.path(map).is_some_and(|path| self.leads_there(&path, map))
-    }
-
-    /// The mapped file, which was not deleted.
-    pub fn identity(&mut self, map: &Mapping) -> Result<FileIdentity, CheckpointError> {
-        let key = (map.path.clone(), map.inode);
+    /// What `map`, which is of a file, shows.
+    pub fn look(&mut self, map: &Mapping, objects: &mut Objects) -> Result<Shown, CheckpointError> {
+        let write = map.shared && (map.has("mw") || map.prot & libc::PROT_WRITE as u32 != 0);
+        let key = (map.path.clone(), map.device, map.inode, write);
         if let Some(known) = self.known.get(&key) {
-            return Ok(known.clone());
+            return Ok(Shown::File(known.clone()));
         }
-        let refuse = |what: &str, advice| self.proc.refuse(format!("memory at {:x}-{:x} is {what}", map.start, map.end), advice);
-        let path = self.path(map).filter(|path| !path.contains(char::REPLACEMENT_CHARACTER));
-        let path = path.ok_or_else(|| refuse(&format!("of a file whose path is not UTF-8: {}", map.path), "rename the file"))?;
-        let found = identity(self.proc, &path)?;
-        if !self.leads_there(&path, map) {
-            let what = format!("of another file than {path}, which a mount or a newer file hides");
-            return Err(refuse(&what, "restart it on files that its paths lead to"));
+        let handle = format!("map_files/{:x}-{:x}", map.start, map.end);
+        let what = format!("memory at {:x}-{:x}", map.start, map.end);
+        let identity = match std::fs::metadata(self.proc.path(&handle)) {
+            Ok(meta) => match objects.place(&handle, &what, &meta)? {
+                // A private mapping of /dev/zero is memory that begins with zeros.
+                Place::Named(path) if meta.is_file() || path == "/dev/zero" => {
+                    let mut identity = identity_of(&path, &meta);
+                    if write && meta.is_file() {
+                        identity.kept = objects.hold_named(&handle, &path, &meta).map_or(0, |index| index as u32 + 1);
+                    }
+                    identity
+                }
+                Place::Named(path) => {
+                    let object = format!("{what} is of {path}, which is no regular file");
+                    return Err(self.proc.refuse(object, "let it unmap this memory first"));
+                }
+                place => return objects.hold(&handle, &what, &meta, place, write).map(Shown::Object),
+            },
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => self.by_name(map, &what)?,
+            Err(error) => return Err(self.proc.failed(&handle)(error)),
+        };
+        self.known.insert(key, identity.clone());
+        Ok(Shown::File(identity))
+    }
+
+    /// For those who may not follow the links of map_files.
+    fn by_name(&self, map: &Mapping, what: &str) -> Result<FileIdentity, CheckpointError> {
+        let path = map.path.replace("\\012", "\n");
+        match std::fs::metadata(&path) {
+            Ok(meta) if meta.ino() == map.inode || !path.ends_with(" (deleted)") => Ok(identity_of(&path, &meta)),
+            _ => {
+                let object = format!("{what} is of {path}, which only root can follow there");
+                Err(self.proc.refuse(object, "run defrost as root"))
+            }
         }
-        if !metadata(&path).is_ok_and(|meta| meta.is_file()) && path != "/dev/zero" {
-            return Err(refuse(&format!("of {path}, which is no regular file"), "let it unmap this memory first"));
-        }
-        self.known.insert(key, found.clone());
-        Ok(found)
     }
 }

@@ -3,7 +3,8 @@
 //! What a flag of a mapping means for it is in `kernel::known::vm_flags`; what kind of memory it is, its path tells.
 
 use super::guards;
-use super::mapped_file::MappedFiles;
+use super::mapped_file::{MappedFiles, Shown};
+use super::objects::Objects;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use crate::process::maps::Mapping;
@@ -25,10 +26,10 @@ const KERNELS: [&str; 3] = ["[vdso]", "[vvar]", "[vvar_vclock]"];
 const KERNELS_FLAGS: [&str; 2] = ["pf", "io"];
 
 /// Regions of `maps`; `[vsyscall]` belongs to the kernel and is left out.
-pub fn regions(proc: Proc, maps: &[Mapping]) -> Result<Vec<Region>, CheckpointError> {
+pub fn regions(proc: Proc, maps: &[Mapping], objects: &mut Objects) -> Result<Vec<Region>, CheckpointError> {
     let mut files = MappedFiles::of(proc);
     let own = maps.iter().filter(|map| map.path != "[vsyscall]");
-    let mut regions = own.map(|map| region(proc, map, &mut files)).collect::<Result<Vec<_>, _>>()?;
+    let mut regions = own.map(|map| region(proc, map, &mut files, objects)).collect::<Result<Vec<_>, _>>()?;
     guards::note(proc, maps, &mut regions)?;
     refuse_huge_pieces(proc, &regions)?;
     Ok(regions)
@@ -59,10 +60,11 @@ fn refuse_flags(proc: Proc, map: &Mapping) -> Result<(), CheckpointError> {
     }
 }
 
-fn backing(proc: Proc, map: &Mapping, files: &MappedFiles) -> Result<Backing, CheckpointError> {
+/// What memory is, and what it shows where that is a file.
+fn backing(proc: Proc, map: &Mapping, files: &mut MappedFiles, objects: &mut Objects) -> Result<(Backing, Option<Shown>), CheckpointError> {
     let at = format!("{:x}-{:x} {}", map.start, map.end, map.path);
     let refuse = |what: &str, advice| Err(proc.refuse(format!("memory at {at} is {what}"), advice));
-    Ok(match map.path.as_str() {
+    let backing = match map.path.as_str() {
         "[vdso]" => Backing::Vdso,
         path if KERNELS.contains(&path) => Backing::Vvar,
         path if map.has("dp") && !map.is_file() && is_plain(path) => Backing::Droppable,
@@ -81,13 +83,20 @@ fn backing(proc: Proc, map: &Mapping, files: &MappedFiles) -> Result<Backing, Ch
             }
             Backing::SharedAnonymous
         }
-        path if path.starts_with("/memfd:") => return refuse("a memfd", "start it without shared memory"),
         _ if map.has("ht") => return refuse("of huge pages of a file", "let it use MAP_ANONYMOUS or transparent huge pages"),
-        _ if files.is_deleted(map) => return refuse("a file that was deleted", "restart it on files that exist"),
         path if !path.starts_with('/') => return refuse("of a kind that cannot be captured", "let it unmap this first"),
-        _ if map.shared => Backing::FileShared,
-        _ => Backing::FilePrivate,
-    })
+        _ => {
+            let shown = files.look(map, objects)?;
+            let backing = match (&shown, map.shared) {
+                (Shown::File(_), true) => Backing::FileShared,
+                (Shown::File(_), false) => Backing::FilePrivate,
+                (Shown::Object(_), true) => Backing::KeptShared,
+                (Shown::Object(_), false) => Backing::KeptPrivate,
+            };
+            return Ok((backing, Some(shown)));
+        }
+    };
+    Ok((backing, None))
 }
 
 /// Shared huge pages are made by one mapping of all of them: the kernel has no other that shows a part.
@@ -115,17 +124,24 @@ fn refuse_shared<T>(proc: Proc, at: &str, other: u32) -> Result<T, CheckpointErr
     Err(proc.refuse(what, "end that process, or start it without shared memory"))
 }
 
-fn region(proc: Proc, map: &Mapping, files: &mut MappedFiles) -> Result<Region, CheckpointError> {
+fn region(proc: Proc, map: &Mapping, files: &mut MappedFiles, objects: &mut Objects) -> Result<Region, CheckpointError> {
     refuse_flags(proc, map)?;
-    let backing = backing(proc, map, files)?;
-    let file = matches!(backing, Backing::FilePrivate | Backing::FileShared);
+    let (backing, shown) = backing(proc, map, files, objects)?;
+    let of_file = shown.is_some();
+    let (file, kept) = match shown {
+        Some(Shown::File(identity)) => (Some(identity), 0),
+        Some(Shown::Object(number)) => (None, number as u32 + 1),
+        None => (None, 0),
+    };
+    let shared_file = matches!(backing, Backing::FileShared | Backing::KeptShared);
+    let private_file = matches!(backing, Backing::FilePrivate | Backing::KeptPrivate);
     let has_object = backing == Backing::SharedAnonymous || (backing == Backing::Hugetlb && map.shared);
     let name = name_of(&map.path);
     let of_its_kind = [
-        (backing == Backing::FileShared && map.has("mw"), RegionFlag::MayWrite),
+        (shared_file && map.has("mw"), RegionFlag::MayWrite),
         (name == Some(""), RegionFlag::EmptyName),
         // It keeps such mappings, a linker's read-only relocations, apart from their neighbours.
-        (backing == Backing::FilePrivate && map.has("ac") && !map.has("wr"), RegionFlag::Accounted),
+        (private_file && map.has("ac") && !map.has("wr"), RegionFlag::Accounted),
     ];
     let of_its_kind: u32 = of_its_kind.iter().filter(|(set, _)| *set).map(|(_, flag)| *flag as u32).sum();
     // What droppable memory has by being that.
@@ -139,8 +155,8 @@ fn region(proc: Proc, map: &Mapping, files: &mut MappedFiles) -> Result<Region, 
         end: map.end,
         prot: map.prot,
         backing: backing as i32,
-        file: if file { Some(files.identity(map)?) } else { None },
-        file_offset: if file || has_object { map.offset } else { 0 },
+        file,
+        file_offset: if of_file || has_object { map.offset } else { 0 },
         advice: map.advice() & !implied | of_its_kind,
         name: name.unwrap_or_default().to_owned(),
         // What a fork must wipe may not be missing then: the kernel has the child's pages asked for as the parent's are.
@@ -150,6 +166,7 @@ fn region(proc: Proc, map: &Mapping, files: &mut MappedFiles) -> Result<Region, 
         guards: Vec::new(),
         huge_page_bits: if backing == Backing::Hugetlb { map.page_bytes.trailing_zeros() } else { 0 },
         policy: None,
+        kept,
     })
 }
 

@@ -1,31 +1,53 @@
-//! Regular files and directories: the name and the identity by which a restore finds them again.
+//! Regular files and directories: the name and the identity by which a restore finds them again, or
+//! the object that has their contents.
 
-use super::Context;
+use super::Open;
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::proc::Proc;
+use crate::checkpoint::describe::objects::Objects;
+use crate::checkpoint::describe::place::Place;
+use crate::process::fdinfo::FdInfo;
 use images::manifest::description::Kind;
-use images::manifest::{Directory, FileIdentity, RegularFile};
+use images::manifest::{Directory, FileIdentity, KeptFile, RegularFile};
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
+use std::time::UNIX_EPOCH;
 
-/// Identity of the file at `path`, as the process's namespace shows it.
-pub fn identity(proc: Proc, path: &str) -> Result<FileIdentity, CheckpointError> {
-    let meta = std::fs::metadata(path)
-        .map_err(|_| proc.refuse(format!("its file {path} is no longer there"), "restart it on files that exist"))?;
-    Ok(FileIdentity {
+/// Where POSIX shared memory lies, which a reboot loses.
+const SHARED_MEMORY: &str = "/dev/shm/";
+
+/// Identity of the file at `path`, as far as its inode tells; what it contains comes later.
+#[must_use]
+pub fn identity_of(path: &str, meta: &Metadata) -> FileIdentity {
+    let birth = meta.created().ok().and_then(|birth| birth.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    FileIdentity {
         path: path.to_owned(),
         size_bytes: meta.size(),
         mtime_s: meta.mtime(),
         mtime_ns: meta.mtime_nsec() as u32,
-        build_id: Vec::new(),
-    })
+        device: meta.dev(),
+        inode: meta.ino(),
+        birth_s: birth.as_secs() as i64,
+        birth_ns: birth.subsec_nanos(),
+        ..FileIdentity::default()
+    }
 }
 
-/// The regular file that /proc names `link`.
-pub(super) fn file(context: &Context<'_>, link: &str) -> Result<Kind, CheckpointError> {
-    Ok(Kind::Regular(RegularFile { identity: Some(identity(context.proc, link)?) }))
-}
-
-/// The directory that /proc names `link`.
-pub(super) fn directory(link: &str) -> Result<Kind, CheckpointError> {
-    Ok(Kind::Directory(Directory { path: link.to_owned() }))
+/// The regular file or directory behind `entry`.
+pub(super) fn file(objects: &mut Objects, entry: &Open, meta: &Metadata) -> Result<Kind, CheckpointError> {
+    let (handle, what) = (format!("fd/{}", entry.fd), format!("fd {}", entry.fd));
+    match objects.place(&handle, &what, meta)? {
+        Place::Named(path) if meta.is_dir() => Ok(Kind::Directory(Directory { path })),
+        Place::Named(path) => {
+            let mut identity = identity_of(&path, meta);
+            if path.starts_with(SHARED_MEMORY) {
+                identity.kept = objects.hold_named(&handle, &path, meta).map_or(0, |index| index as u32 + 1);
+            }
+            Ok(Kind::Regular(RegularFile { identity: Some(identity) }))
+        }
+        place => {
+            let write = FdInfo::new(&entry.info).flags() & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
+            let object = objects.hold(&handle, &what, meta, place, write)? as u32;
+            Ok(Kind::Kept(KeptFile { object }))
+        }
+    }
 }

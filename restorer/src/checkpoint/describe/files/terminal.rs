@@ -19,11 +19,6 @@ use std::os::fd::OwnedFd;
 const TEXT_SCREEN: i32 = 0;
 const TEXT_KEYBOARD: [i32; 2] = [1, 3];
 
-/// How /proc names a descriptor of a pty whose master was closed.
-pub(super) fn is_gone_by_name(link: &str) -> bool {
-    link.starts_with("/dev/pts/") && link.ends_with(" (deleted)")
-}
-
 /// What to say of the character device at `fd` if it is a terminal.
 pub(super) fn terminal(context: &Context<'_>, fd: u32, link: &str) -> Result<Option<Kind>, CheckpointError> {
     let proc = context.proc;
