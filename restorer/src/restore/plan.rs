@@ -1,6 +1,6 @@
 //! Plan: what must hold on this host before anything is made, and where the rebuild may work.
 //!
-//! The functions that decide are pure; [`check_files`] alone looks at the file system.
+//! The functions that decide are pure; [`check_files`] alone looks at the file system. [`super::obstacles`] joins them.
 
 use super::error::RestoreError;
 use images::manifest::description::Kind;
@@ -45,6 +45,21 @@ pub fn free_gap(regions: &[Region], ours: &[(u64, u64)], pages: u64) -> Option<u
     (HIGHEST > free_from + wanted + 2 * margin).then_some(free_from + margin)
 }
 
+/// The kernel that runs here.
+pub fn kernel_release() -> String {
+    nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Kinds of memory and of descriptions that this version does not build.
+pub fn unknown_kinds(manifest: &Manifest) -> Vec<RestoreError> {
+    let unknown = |what: String| RestoreError::Image(format!("{what} of a later version"));
+    let backing = |region: &&Region| Backing::try_from(region.backing).map_or(true, |backing| backing == Backing::Unknown);
+    let regions = manifest.regions.iter().filter(backing);
+    let regions = regions.map(|region| unknown(format!("region {:x} has a backing", region.start)));
+    let files = manifest.files.iter().enumerate().filter(|(_, file)| file.kind.is_none());
+    regions.chain(files.map(|(index, _)| unknown(format!("file {index} is of a kind")))).collect()
+}
+
 /// The vDSO and vector state must be this host's own.
 pub fn check_host(manifest: &Manifest, vdso_digest: &[u8], kernel_release: &str) -> Result<(), RestoreError> {
     let Some(host) = &manifest.host else { return whole(manifest) };
@@ -58,14 +73,15 @@ pub fn check_host(manifest: &Manifest, vdso_digest: &[u8], kernel_release: &str)
 }
 
 /// Every file the process had mapped or was started from is there and as it was, and those that it had open are there.
-pub fn check_files(manifest: &Manifest) -> Result<(), RestoreError> {
+pub fn check_files(manifest: &Manifest) -> Vec<RestoreError> {
+    let mut found = Vec::new();
     let exe = manifest.process.as_ref().and_then(|process| process.exe_identity.as_ref());
     // A shared mapping is the file's own contents, which may rightly have changed; private ones rest on it byte for byte.
     let private = manifest.regions.iter().filter(|region| region.backing == Backing::FilePrivate as i32);
     let mut seen: HashSet<&str> = HashSet::new();
     for identity in private.filter_map(|region| region.file.as_ref()).chain(exe) {
         if seen.insert(&identity.path) {
-            check_file(identity)?;
+            found.extend(check_file(identity).err());
         }
     }
     let open = manifest.files.iter().filter_map(|file| match &file.kind {
@@ -73,7 +89,8 @@ pub fn check_files(manifest: &Manifest) -> Result<(), RestoreError> {
         _ => None,
     });
     let shared = manifest.regions.iter().filter(|region| region.backing == Backing::FileShared as i32);
-    shared.filter_map(|region| region.file.as_ref()).chain(open).try_for_each(check_shared_file)
+    found.extend(shared.filter_map(|region| region.file.as_ref()).chain(open).filter_map(|file| check_shared_file(file).err()));
+    found
 }
 
 /// A file that others may write to is there and not smaller: positions and shared mappings may rest on what it had.

@@ -64,7 +64,7 @@ fn connected(subject: &Subject<'_, '_>, described: &mut Socket, peer: u32, shutd
     let back = subject.context.sockets.unix(peer).ok().and_then(|facts| facts.peer);
     let name = subject.peer().map(|peer| address(&peer)).unwrap_or_default();
     let datagrams = subject.kind == libc::SOCK_DGRAM;
-    if inside && back == Some(subject.inode) && !(datagrams && !name.is_empty()) {
+    if inside && back == Some(subject.inode) && (!datagrams || name.is_empty()) {
         described.pair = u64::from(subject.inode.min(peer));
         described.shutdown = u32::from(shutdown);
         fill(subject, described)?;
