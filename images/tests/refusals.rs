@@ -130,7 +130,7 @@ fn memory_values_are_checked() {
 
 #[test]
 fn process_values_are_checked() {
-    let changes: [(&str, Change); 27] = [
+    let changes: [(&str, Change); 29] = [
         ("no process", |m| m.process = None),
         ("not the leader", |m| m.threads.swap(0, 1)),
         ("not the leader", |m| m.threads.clear()),
@@ -152,6 +152,8 @@ fn process_values_are_checked() {
         ("interval timer", |m| process(m).interval_timers[0].which = 3),
         ("POSIX timer", |m| process(m).posix_timers[0].signal = 65),
         ("OOM score", |m| process(m).oom_score_adj = 1001),
+        ("a stop signal", |m| process(m).stop_signal = 18),
+        ("a stop signal", |m| process(m).stop_signal = 23),
         ("registers of thread 4713", |m| m.threads[1].registers.truncate(215)),
         ("vector registers of thread 4713", |m| m.threads[1].xstate = vec![0; 512]),
         ("pending signal of thread 4711", |m| m.threads[0].pending[1].clear()),

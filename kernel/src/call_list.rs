@@ -106,7 +106,8 @@ impl Remote<'_> {
                 }
                 // Somebody's SIGSTOP, or SIGTRAP, means a process that is not there yet.
                 Stop::Signal(libc::SIGSTOP | libc::SIGTRAP) | Stop::Interrupt | Stop::Event(_) => {}
-                Stop::Signal(_) | Stop::Group | Stop::Syscall => return Err(lost(TraceError::GroupStopped(tid))),
+                Stop::Signal(signal) => return Err(lost(TraceError::Interrupted(tid, signal))),
+                Stop::Group(_) | Stop::Syscall => return Err(lost(TraceError::Interrupted(tid, 0))),
             }
         }
     }

@@ -1,9 +1,10 @@
 //! Everything defrost asks of Linux, and the only crate that contains `unsafe`.
 //!
 //! One system call to a function, errno translated here into named outcomes, so that no caller ever sees a raw errno it has to
-//! know the meaning of. [`tracee`] owns the states of a traced thread, [`remote`] runs system calls in one, [`spawn`] makes the
+//! know the meaning of. [`tracee`] owns the states of a traced thread, [`remote`] runs system calls in one, [`return_stub`] brings it
+//! back should the tracer die meanwhile, [`wait_limit`] ends waits for one that never stops, [`spawn`] makes the
 //! process that a restore fills; [`memory`] and [`pagemap`] look into a process, [`uffd`] answers its missing pages, [`handoff`]
-//! moves descriptors between processes, [`hangup`] leaves a signal to the kernel, [`sockopt`] looks at sockets, [`mapped_file`]
+//! moves descriptors between processes, [`kinship`] tells what two processes share, [`hangup`] leaves a signal to the kernel, [`sockopt`] looks at sockets, [`mapped_file`]
 //! lends out a pack or an image, [`huge`] makes small pages huge, [`terminal`] and [`timer`] carry what those are set to, [`task`],
 //! [`rseq`] and [`bystander`] know a thread's lesser settings, [`shared_words`] keep what must outlive us and [`lazy_memory`] is filled
 //! by others.
@@ -14,6 +15,7 @@ pub mod descriptions;
 pub mod handoff;
 pub mod hangup;
 pub mod huge;
+pub mod kinship;
 pub mod known;
 pub mod lazy_memory;
 pub mod mapped_file;
@@ -21,6 +23,7 @@ pub mod memory;
 pub mod pagemap;
 pub mod regs;
 pub mod remote;
+pub mod return_stub;
 pub mod rseq;
 #[cfg(feature = "testing")]
 pub mod scratch;
@@ -33,3 +36,4 @@ pub mod terminal;
 pub mod timer;
 pub mod tracee;
 pub mod uffd;
+pub mod wait_limit;

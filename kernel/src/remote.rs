@@ -4,13 +4,17 @@
 //!   T: SETREGS (rip = a `syscall` instruction, rax = number, orig_rax = -1)   → T: PTRACE_SYSCALL
 //!   t: stops at the entry → T: PTRACE_SYSCALL → t: stops at the exit → T: GETREGS, rax is the answer
 //! Two stops cost 6 µs where both share a CPU and 100 µs where they do not, so callers pin themselves beside the tracee.
-//! A [`Borrowed`] session blocks the thread's signals, remembers registers and mask, and puts both back; while it is open
-//! our death kills the tracee, as its registers are not its own then. SIGSTOP cannot be blocked: one that arrives is kept and sent
-//! again at the end, so that whoever stopped the process finds it stopped.
+//! A [`Borrowed`] session blocks the thread's signals, remembers registers and mask, and puts both back. Its calls are made from a
+//! [`ReturnStub`], so that a thread whose tracer dies in the middle of a session brings itself back. SIGSTOP cannot be blocked: one
+//! that arrives takes effect at once; a thread of a stopped process makes calls all the same, and is stopped again at the end.
+//!
+//! At the end the thread is brought to a stop at which the kernel settles an interrupted call itself ([`Stopped::trap`]): a signal
+//! that arrived meanwhile ends the call with EINTR where it would have done so without us.
 
 use crate::regs::{Registers, RestartBlock};
+use crate::return_stub::ReturnStub;
 use crate::task::UserDispatch;
-use crate::tracee::{ContMode, Result as TraceResult, Running, Stop, Stopped, TraceError, wait_stop};
+use crate::tracee::{ContMode, Result as TraceResult, Running, Stop, Stopped, TraceError, failed, wait_stop};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use pages::VirtAddr;
@@ -35,14 +39,13 @@ pub struct Remote<'t> {
     thread: &'t Stopped,
     syscall_at: VirtAddr,
     base: Registers,
-    stop_due: bool,
 }
 
 impl<'t> Remote<'t> {
     /// Drive `thread` through the instruction at `syscall_at`. Its registers are not kept.
     pub fn new(thread: &'t Stopped, syscall_at: VirtAddr) -> TraceResult<Self> {
         let base = thread.registers()?;
-        Ok(Self { thread, syscall_at, base, stop_due: false })
+        Ok(Self { thread, syscall_at, base })
     }
 
     /// The thread driven.
@@ -89,6 +92,7 @@ impl<'t> Remote<'t> {
         self.thread.cont(ContMode::ToSyscall, 0)?;
         loop {
             let (stopped, stop) = wait_stop(tid)?;
+            let mut signal = 0;
             match stop {
                 Stop::Syscall => {
                     stops_left -= 1;
@@ -97,12 +101,12 @@ impl<'t> Remote<'t> {
                     }
                 }
                 Stop::Event(libc::PTRACE_EVENT_CLONE) => cloned = Some(stopped.event_message()?),
-                Stop::Interrupt | Stop::Event(_) => {}
-                Stop::Signal(libc::SIGSTOP) => self.stop_due = true,
+                Stop::Interrupt | Stop::Event(_) | Stop::Group(_) => {}
+                Stop::Signal(libc::SIGSTOP) => signal = libc::SIGSTOP,
                 // All that can be blocked is: only a fault of our own making arrives here.
-                Stop::Signal(_) | Stop::Group => return Err(TraceError::GroupStopped(tid).into()),
+                Stop::Signal(other) => return Err(TraceError::Interrupted(tid, other).into()),
             }
-            self.thread.cont(ContMode::ToSyscall, 0)?;
+            self.thread.cont(ContMode::ToSyscall, signal)?;
         }
         let answer = self.thread.registers()?.0.rax;
         let is_error = (answer as i64) < 0 && (answer as i64) >= -4095;
@@ -117,6 +121,7 @@ impl<'t> Remote<'t> {
 #[derive(Debug)]
 pub struct Borrowed<'t> {
     remote: Remote<'t>,
+    stub: &'t ReturnStub<'t>,
     registers: Registers,
     mask: u64,
     /// Would turn our calls into SIGSYS.
@@ -125,20 +130,50 @@ pub struct Borrowed<'t> {
 
 impl<'t> Borrowed<'t> {
     /// Begin a session.
-    pub fn begin(thread: &'t Stopped, syscall_at: VirtAddr) -> TraceResult<Self> {
+    pub fn begin(thread: &'t Stopped, stub: &'t ReturnStub<'t>) -> TraceResult<Self> {
         let (registers, mask) = (thread.registers()?, thread.signal_mask()?);
-        thread.set_exit_kill(true, false)?;
-        thread.set_signal_mask(ALL_SIGNALS)?;
+        let unwritten =
+            |error: std::io::Error| failed("write the way back", thread.tid())(Errno::from_raw(error.raw_os_error().unwrap_or(0)));
         let dispatch = thread.user_dispatch()?;
+        let settled = registers.settled(RestartBlock::Resume);
+        stub.lead_to(&settled, mask, &dispatch.unwrap_or_default()).map_err(unwritten)?;
+        // From here on the thread brings itself back: first its registers, then its mask.
+        let mut on_stub = registers;
+        (on_stub.0.rip, on_stub.0.orig_rax) = (stub.way_back().0, u64::MAX);
+        thread.set_registers(&on_stub)?;
+        thread.set_signal_mask(ALL_SIGNALS)?;
+        // Were we to die before this, the way back would meet it.
         if dispatch.is_some() {
             thread.set_user_dispatch(&UserDispatch::default())?;
         }
-        Ok(Self { remote: Remote::new(thread, syscall_at)?, registers, mask, dispatch })
+        Ok(Self { remote: Remote::new(thread, stub.syscall_at())?, stub, registers, mask, dispatch })
     }
 
     /// Run one system call.
     pub fn call(&mut self, number: i64, args: [u64; 6]) -> Result<u64, CallError> {
         self.remote.call(number, args)
+    }
+
+    /// Make a page for what calls write. It goes with the session, also where our death ends it.
+    pub fn map_scratch(&mut self, bytes: u64) -> Result<u64, CallError> {
+        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+        let at = self.call(libc::SYS_mmap, [0, bytes, prot, flags, u64::MAX, 0])?;
+        self.note_scratch(at, bytes)?;
+        Ok(at)
+    }
+
+    /// Unmap it again. It is not noted any more before it goes: another thread may have its place the moment after. A thread that does
+    /// not stop keeps it.
+    pub fn unmap_scratch(&mut self, at: u64, bytes: u64) -> Result<(), CallError> {
+        self.remote.thread.registers()?;
+        self.note_scratch(0, 0)?;
+        self.call(libc::SYS_munmap, [at, bytes, 0, 0, 0, 0]).map(drop)
+    }
+
+    fn note_scratch(&self, at: u64, bytes: u64) -> TraceResult<()> {
+        let unwritten = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
+        self.stub.unmap_on_return(at, bytes).map_err(unwritten).map_err(failed("note the scratch page", self.remote.tid()))
     }
 
     /// Registers as they were when the session began.
@@ -162,15 +197,15 @@ impl<'t> Borrowed<'t> {
     /// Put everything back. An interrupted call of the thread's own goes on when it runs again.
     pub fn give_back(self) -> TraceResult<()> {
         let thread = self.remote.thread;
-        thread.set_registers(&self.registers.settled(RestartBlock::Resume))?;
+        thread.trap()?;
+        // While its registers are on the way back a mask alone is no harm; the other way round it would stay blocked if we died.
         thread.set_signal_mask(self.mask)?;
+        thread.set_registers(&self.registers)?;
         if let Some(dispatch) = &self.dispatch {
             thread.set_user_dispatch(dispatch)?;
         }
-        if self.remote.stop_due {
-            crate::sys::stop_thread(thread.tid()).map_err(crate::tracee::failed("stop", thread.tid()))?;
-        }
-        thread.set_exit_kill(false, false)
+        self.stub.left();
+        Ok(())
     }
 }
 

@@ -2,11 +2,10 @@
 
 use crate::regs::SYSCALL_BYTES;
 use crate::remote::{CallError, Remote};
-use crate::tracee::{Running, Stopped, TraceError};
+use crate::tracee::{Running, Status, Stopped, TraceError};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use pages::VirtAddr;
 use std::os::fd::AsFd as _;
@@ -102,6 +101,15 @@ fn keep_without_parent(child: &Stopped) -> Result<(), SpawnError> {
     })
 }
 
+/// Whether we may choose the number of a task, as a restore does for `pid`: tried with a number that is certainly taken, our own.
+pub fn may_choose(pid: u32) -> Result<(), SpawnError> {
+    match crate::sys::clone_with_own_pid() {
+        Errno::EEXIST => Ok(()),
+        Errno::EPERM => Err(SpawnError::NotPermitted(pid)),
+        errno => Err(SpawnError::Failed(pid, errno)),
+    }
+}
+
 /// Run `body` in a child that has a copy of our memory and *shares our table of descriptors*: what it opens is open here too and stays
 /// so if it is killed. Only for a process that has no other thread; `body`'s number is the child's exit status.
 pub fn run_sharing_descriptors(body: impl FnOnce() -> i32) -> Result<Pid, Errno> {
@@ -120,7 +128,7 @@ pub fn kill_and_reap(child: Pid) {
     // Fails where the child is gone already, which is what is wanted.
     let _ = kill(child, Signal::SIGKILL);
     while let Ok(status) = crate::tracee::next_status(child) {
-        if matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..)) {
+        if status == Status::Ended {
             break;
         }
     }

@@ -86,6 +86,37 @@ pub(crate) fn cont(tid: Pid, to_syscall: bool, signal: i32) -> Result<(), Errno>
     request(how, tid, 0, signal as usize as *mut c_void).map(drop)
 }
 
+/// A status of `tid` (0: of any child or tracee of the calling thread), or `None` where `at_once` finds none. `Err(ECHILD)`: there
+/// is nothing to wait for.
+pub(crate) fn wait(tid: Option<Pid>, at_once: bool) -> Result<Option<(Pid, i32)>, Errno> {
+    let mut status = 0;
+    let flags = libc::__WALL | if at_once { libc::WNOHANG } else { 0 } | if tid.is_none() { libc::__WNOTHREAD } else { 0 };
+    // SAFETY: the kernel writes one int.
+    let pid = Errno::result(unsafe { libc::waitpid(tid.map_or(-1, Pid::as_raw), &raw mut status, flags) })?;
+    Ok((pid != 0).then(|| (Pid::from_raw(pid), status)))
+}
+
+/// The signal that interrupts a wait: a real-time one that nothing else of ours uses.
+fn interruption() -> i32 {
+    libc::SIGRTMIN() + 5
+}
+
+/// Let [`interrupt_thread`] interrupt the calls of any thread of ours.
+pub(crate) fn make_interruptible() -> Result<(), Errno> {
+    extern "C" fn nothing(_: i32) {}
+    // SAFETY: all zeros are a valid sigaction: no flags (not SA_RESTART) and an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as extern "C" fn(i32) as usize;
+    // SAFETY: the handler touches nothing.
+    Errno::result(unsafe { libc::sigaction(interruption(), &raw const action, std::ptr::null_mut()) }).map(drop)
+}
+
+/// Interrupt the call that a thread of ours is in.
+pub(crate) fn interrupt_thread(tid: Pid) {
+    // SAFETY: integers in. One that has ended needs no interruption.
+    unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), tid.as_raw(), interruption()) };
+}
+
 /// Send SIGSTOP by way of one thread: it stops the whole process, once the thread runs.
 pub(crate) fn stop_thread(tid: Pid) -> Result<(), Errno> {
     // SAFETY: two integers in, nothing out.
@@ -223,6 +254,19 @@ pub(crate) fn clone_maker(
         unsafe { libc::_exit(0) }
     }
     Errno::result(made).map(|maker| Pid::from_raw(maker as i32))
+}
+
+/// Why a child cannot have our own pid: EEXIST where we could choose one, EPERM where we may not.
+pub(crate) fn clone_with_own_pid() -> Errno {
+    let wanted = [std::process::id() as libc::pid_t];
+    let args = CloneArgs { exit_signal: libc::SIGCHLD as u64, set_tid: wanted.as_ptr() as u64, set_tid_size: 1, ..CloneArgs::default() };
+    // SAFETY: the number is taken by ourselves, so that no child is ever made.
+    let answer = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    if answer == 0 {
+        // SAFETY: ends a child that cannot be, without running anything of ours.
+        unsafe { libc::_exit(1) }
+    }
+    Errno::last()
 }
 
 /// A child with a copy of our memory that does nothing but pause, under the pid asked for, with default signal handlers. It ends with

@@ -2,8 +2,8 @@
 //!
 //! Data flow: [`Running::seize`] attaches without stopping; [`Running::interrupt`] consumes the running thread and yields a
 //! stopped one; [`Stopped::detach`] or dropping our process lets it go. Both types are move-only and not `Send`: the kernel
-//! takes ptrace requests from the attaching thread only. Sessions begin without `PTRACE_O_EXITKILL`, so that the death of a
-//! tracer merely lets an untouched tracee run on; [`Stopped::set_exit_kill`] brackets the time in which its registers are ours.
+//! takes ptrace requests from the attaching thread only. Only a child that is being built dies with us (`PTRACE_O_EXITKILL`): any
+//! other tracee runs on, and [`crate::return_stub`] sees to it that it does so as itself.
 //!
 //! Known hole: a tracee of another tracer answers EPERM like one that is not ours; `/proc/PID/status` (TracerPid) tells which.
 
@@ -11,8 +11,6 @@ use crate::regs::{Registers, XState};
 use crate::task::UserDispatch;
 use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options};
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -27,9 +25,12 @@ pub enum TraceError {
     /// The kernel refuses to let us trace it.
     #[error("thread {0} may not be traced by this user")]
     NotPermitted(Pid),
-    /// Stopped by SIGSTOP or a terminal: such a thread is not ours to wake.
-    #[error("thread {0} is stopped by a signal: continue it (kill -CONT) first")]
-    GroupStopped(Pid),
+    /// A signal came where all are blocked: a fault of the thread's own.
+    #[error("thread {0} was interrupted by signal {1}")]
+    Interrupted(Pid, i32),
+    /// It did not stop within the limit ([`crate::wait_limit`]).
+    #[error("thread {0} does not stop")]
+    Stuck(Pid),
     /// Any other answer of the kernel.
     #[error("ptrace {op} of thread {tid}: {errno}")]
     Failed {
@@ -49,6 +50,7 @@ pub(crate) fn failed(op: &'static str, tid: Pid) -> impl FnOnce(Errno) -> TraceE
     move |errno| match errno {
         Errno::ESRCH => TraceError::Gone(tid),
         Errno::EPERM | Errno::EACCES => TraceError::NotPermitted(tid),
+        Errno::ETIMEDOUT => TraceError::Stuck(tid),
         errno => TraceError::Failed { op, tid, errno },
     }
 }
@@ -66,6 +68,7 @@ pub struct Running {
 #[derive(Debug)]
 pub struct Stopped {
     tid: Pid,
+    group_stop: Option<i32>,
     _not_send: NotSend,
 }
 
@@ -80,18 +83,11 @@ pub enum Stop {
     Event(i32),
     /// About to be handed this signal.
     Signal(i32),
-    /// With its whole group, by a stop signal.
-    Group,
+    /// With its whole process, by this stop signal.
+    Group(i32),
 }
 
 const BASE_OPTIONS: Options = Options::PTRACE_O_TRACESYSGOOD;
-
-fn options(exit_kill: bool, trace_clone: bool) -> Options {
-    let mut options = BASE_OPTIONS;
-    options.set(Options::PTRACE_O_EXITKILL, exit_kill);
-    options.set(Options::PTRACE_O_TRACECLONE, trace_clone);
-    options
-}
 
 impl Running {
     /// Attach to `tid` without stopping it.
@@ -101,7 +97,7 @@ impl Running {
 
     /// Attach to a child that is ours to build: our death kills it from here on, and threads that it starts stop under us as well.
     pub(crate) fn seize_to_build(tid: Pid) -> Result<Self> {
-        Self::seize_with(tid, options(true, true))
+        Self::seize_with(tid, BASE_OPTIONS | Options::PTRACE_O_EXITKILL | Options::PTRACE_O_TRACECLONE)
     }
 
     fn seize_with(tid: Pid, options: Options) -> Result<Self> {
@@ -127,16 +123,13 @@ impl Running {
         self.stopped()
     }
 
-    /// Wait for a stop that was asked for.
+    /// Wait for a stop that was asked for. Where the whole process is stopped by a signal, its thread has only to say so; once it is let
+    /// go of, it is stopped again.
     pub fn stopped(self) -> Result<Stopped> {
         loop {
             let (stopped, stop) = self.wait()?;
             match stop {
-                Stop::Interrupt => return Ok(stopped),
-                Stop::Group => {
-                    stopped.detach()?;
-                    return Err(TraceError::GroupStopped(self.tid));
-                }
+                Stop::Interrupt | Stop::Group(_) => return Ok(stopped),
                 Stop::Signal(signal) => stopped.cont(ContMode::Free, signal)?,
                 Stop::Syscall | Stop::Event(_) => stopped.cont(ContMode::Free, 0)?,
             }
@@ -168,24 +161,49 @@ pub(crate) enum ContMode {
 
 /// Wait until `tid` stops.
 pub(crate) fn wait_stop(tid: Pid) -> Result<(Stopped, Stop)> {
-    let stopped = Stopped { tid, _not_send: PhantomData };
     match next_status(tid).map_err(failed("wait", tid))? {
-        WaitStatus::PtraceSyscall(_) => Ok((stopped, Stop::Syscall)),
-        // PTRACE_EVENT_STOP is 128; its signal is SIGTRAP for an interrupt, the stop signal for a group stop.
-        WaitStatus::PtraceEvent(_, Signal::SIGTRAP, 128) => Ok((stopped, Stop::Interrupt)),
-        WaitStatus::PtraceEvent(_, _, 128) => Ok((stopped, Stop::Group)),
-        WaitStatus::PtraceEvent(_, _, event) => Ok((stopped, Stop::Event(event))),
-        WaitStatus::Stopped(_, signal) => Ok((stopped, Stop::Signal(signal as i32))),
-        _ => {
+        Status::Stopped(stop) => {
+            let group_stop = if let Stop::Group(signal) = stop { Some(signal) } else { None };
+            Ok((Stopped { tid, group_stop, _not_send: PhantomData }, stop))
+        }
+        Status::Ended => {
             forget(tid);
             Err(TraceError::Gone(tid))
         }
     }
 }
 
+/// What the kernel says of a tracee.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// It stopped.
+    Stopped(Stop),
+    /// It exited or was killed.
+    Ended,
+}
+
+impl Status {
+    /// Decode what waitpid says. Real-time signals, which nix does not know, stop a tracee as well.
+    fn of(status: i32) -> Self {
+        /// PTRACE_EVENT_STOP; its signal is SIGTRAP for an interrupt, the stop signal for a group stop.
+        const EVENT_STOP: i32 = 128;
+        const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
+        if !libc::WIFSTOPPED(status) {
+            return Self::Ended;
+        }
+        Self::Stopped(match (libc::WSTOPSIG(status), status >> 16) {
+            (libc::SIGTRAP, EVENT_STOP) => Stop::Interrupt,
+            (signal, EVENT_STOP) => Stop::Group(signal),
+            (SYSCALL_STOP, 0) => Stop::Syscall,
+            (signal, 0) => Stop::Signal(signal),
+            (_, event) => Stop::Event(event),
+        })
+    }
+}
+
 thread_local! {
     /// The threads that this one traces, each with what the kernel told of it while another was waited for.
-    static TRACEES: RefCell<HashMap<Pid, VecDeque<WaitStatus>>> = RefCell::default();
+    static TRACEES: RefCell<HashMap<Pid, VecDeque<Status>>> = RefCell::default();
 }
 
 fn forget(tid: Pid) {
@@ -194,10 +212,9 @@ fn forget(tid: Pid) {
 
 /// Keep what was told of another thread: one of ours, or one that is just being started and stops for the first time. The end of
 /// another child (the pager's daemon) is nobody's to wait for.
-fn keep(status: WaitStatus) {
-    let Some(tid) = status.pid() else { return };
+fn keep(tid: Pid, status: Status) {
     TRACEES.with_borrow_mut(|all| {
-        if all.contains_key(&tid) || !matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..)) {
+        if all.contains_key(&tid) || status != Status::Ended {
             all.entry(tid).or_default().push_back(status);
         }
     });
@@ -208,24 +225,32 @@ fn keep(status: WaitStatus) {
 /// Where several threads are traced, the leader is waited for by taking the statuses of all: the kernel does not tell of a leader's
 /// death before its other threads were reaped, which is up to us, so that waiting for the leader alone would never end. For that
 /// the kernel looks at every tracee, so a caller that has much to do leaves it to another thread than the leader.
-pub(crate) fn next_status(tid: Pid) -> nix::Result<WaitStatus> {
+pub(crate) fn next_status(tid: Pid) -> nix::Result<Status> {
+    crate::wait_limit::limited(|| wait_for(tid))
+}
+
+fn wait_for(tid: Pid) -> nix::Result<Status> {
     loop {
         let kept = TRACEES.with_borrow_mut(|all| all.get_mut(&tid).and_then(VecDeque::pop_front));
         if let Some(status) = kept {
             return Ok(status);
         }
         let alone = TRACEES.with_borrow(|all| all.len() <= 1 && all.keys().all(|other| *other == tid));
-        let at_once = if alone || !crate::sys::is_first_thread(tid) { WaitPidFlag::empty() } else { WaitPidFlag::WNOHANG };
-        match waitpid(tid, Some(WaitPidFlag::__WALL | at_once)) {
-            Err(Errno::EINTR) => continue,
+        match crate::sys::wait(Some(tid), !alone && crate::sys::is_first_thread(tid)) {
+            Err(Errno::EINTR) => {
+                crate::wait_limit::interrupted()?;
+                continue;
+            }
             Err(Errno::ECHILD) => return Err(Errno::ESRCH),
-            Ok(WaitStatus::StillAlive) => {}
-            other => return other,
+            Err(errno) => return Err(errno),
+            Ok(Some((_, status))) => return Ok(Status::of(status)),
+            Ok(None) => {}
         }
-        match waitpid(None, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD)) {
-            Ok(status) if status.pid() == Some(tid) => return Ok(status),
-            Ok(status) => keep(status),
-            Err(Errno::EINTR) => {}
+        match crate::sys::wait(None, false) {
+            Ok(Some((of, status))) if of == tid => return Ok(Status::of(status)),
+            Ok(Some((of, status))) => keep(of, Status::of(status)),
+            Ok(None) => {}
+            Err(Errno::EINTR) => crate::wait_limit::interrupted()?,
             Err(_) => return Err(Errno::ESRCH),
         }
     }
@@ -238,9 +263,42 @@ impl Stopped {
         self.tid
     }
 
-    /// While `on`, our death kills the tracee. `trace_clone` makes threads that it starts stop under us as well.
-    pub fn set_exit_kill(&self, on: bool, trace_clone: bool) -> Result<()> {
-        ptrace::setoptions(self.tid, options(on, trace_clone)).map_err(failed("set options", self.tid))
+    /// The signal by which its whole process was stopped already when it was asked to stop.
+    #[must_use]
+    pub fn group_stop(&self) -> Option<i32> {
+        self.group_stop
+    }
+
+    /// Stop its whole process by SIGSTOP, as of the moment when all threads are let go of. All signals must be blocked.
+    pub fn stop_process(&self) -> Result<()> {
+        crate::sys::stop_thread(self.tid).map_err(failed("stop", self.tid))?;
+        self.cont(ContMode::Free, 0)?;
+        loop {
+            match wait_stop(self.tid)?.1 {
+                Stop::Group(_) => return Ok(()),
+                Stop::Signal(libc::SIGSTOP) => self.cont(ContMode::Free, libc::SIGSTOP)?,
+                Stop::Signal(signal) => return Err(TraceError::Interrupted(self.tid, signal)),
+                Stop::Interrupt | Stop::Syscall | Stop::Event(_) => self.cont(ContMode::Free, 0)?,
+            }
+        }
+    }
+
+    /// Bring it into a stop from which the kernel goes on with an interrupted call: it runs nothing of its own on the way there.
+    pub(crate) fn trap(&self) -> Result<()> {
+        ptrace::interrupt(self.tid).map_err(failed("interrupt", self.tid))?;
+        match self.cont(ContMode::Free, 0) {
+            // One that was waited for in vain runs still: it stops as it is interrupted.
+            Err(TraceError::Gone(_)) => {}
+            other => other?,
+        }
+        loop {
+            match wait_stop(self.tid)?.1 {
+                Stop::Interrupt | Stop::Group(_) => return Ok(()),
+                Stop::Signal(libc::SIGSTOP) => self.cont(ContMode::Free, libc::SIGSTOP)?,
+                Stop::Signal(signal) => return Err(TraceError::Interrupted(self.tid, signal)),
+                Stop::Syscall | Stop::Event(_) => self.cont(ContMode::Free, 0)?,
+            }
+        }
     }
 
     /// General registers.

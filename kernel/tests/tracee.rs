@@ -5,6 +5,7 @@ use defrost_kernel::call_list::{CallList, STUB};
 use defrost_kernel::memory::ProcessMemory;
 use defrost_kernel::regs::REGISTERS_BYTES;
 use defrost_kernel::remote::{Borrowed, CallError, Remote, block_signals};
+use defrost_kernel::return_stub::ReturnStub;
 use defrost_kernel::spawn::{SpawnError, kill_and_reap, spawn_stopped};
 use defrost_kernel::tracee::{Running, TraceError};
 use nix::errno::Errno;
@@ -50,17 +51,26 @@ impl Victim {
         text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim_start_matches(':').trim().to_owned()
     }
 
-    /// A `syscall` instruction of its vDSO.
-    fn syscall_at(&self) -> VirtAddr {
-        let maps = std::fs::read_to_string(self.proc("maps")).expect("maps");
-        let line = maps.lines().find(|line| line.ends_with("[vdso]")).expect("it has a vDSO");
-        let (start, end) = line.split_once(' ').and_then(|(range, _)| range.split_once('-')).expect("a range");
-        let hex = |digits| u64::from_str_radix(digits, 16).expect("hexadecimal");
-        let mut text = vec![0; (hex(end) - hex(start)) as usize];
-        ProcessMemory::open(self.pid()).expect("open").read(VirtAddr(hex(start)), &mut text).expect("read");
-        let at = text.windows(2).position(|pair| pair == [0x0f, 0x05]).expect("the vDSO falls back to system calls");
-        VirtAddr(hex(start) + at as u64)
+    fn memory(&self) -> ProcessMemory {
+        ProcessMemory::open(self.pid()).expect("open")
     }
+
+    /// A return stub in its vDSO.
+    fn stub<'m>(&self, memory: &'m ProcessMemory) -> ReturnStub<'m> {
+        let (at, text) = vdso_of(self.pid());
+        ReturnStub::place(memory, at, &text).expect("write").expect("there is room")
+    }
+}
+
+/// Where the vDSO of a process lies, and its text.
+fn vdso_of(pid: Pid) -> (VirtAddr, Vec<u8>) {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
+    let line = maps.lines().find(|line| line.ends_with("[vdso]")).expect("it has a vDSO");
+    let (start, end) = line.split_once(' ').and_then(|(range, _)| range.split_once('-')).expect("a range");
+    let hex = |digits| u64::from_str_radix(digits, 16).expect("hexadecimal");
+    let mut text = vec![0; (hex(end) - hex(start)) as usize];
+    ProcessMemory::open(pid).expect("open").read(VirtAddr(hex(start)), &mut text).expect("read");
+    (VirtAddr(hex(start)), text)
 }
 
 impl Drop for Victim {
@@ -110,7 +120,9 @@ fn a_borrowed_session_puts_everything_back() {
         if sessions == 0 {
             assert_eq!(registers.to_bytes().len(), REGISTERS_BYTES);
         }
-        let mut session = Borrowed::begin(&stopped, victim.syscall_at()).expect("begin");
+        let memory = victim.memory();
+        let stub = victim.stub(&memory);
+        let mut session = Borrowed::begin(&stopped, &stub).expect("begin");
         assert_eq!(session.signal_mask(), mask);
         assert_eq!(session.registers().to_bytes(), registers.to_bytes());
         for _ in 0..5 {
@@ -142,7 +154,9 @@ fn a_borrowed_session_puts_everything_back() {
 fn an_error_of_a_call_is_an_errno() {
     let sleep = Victim::sleep();
     let stopped = Running::seize(sleep.pid()).and_then(Running::interrupt).expect("stop");
-    let mut session = Borrowed::begin(&stopped, sleep.syscall_at()).expect("begin");
+    let memory = sleep.memory();
+    let stub = sleep.stub(&memory);
+    let mut session = Borrowed::begin(&stopped, &stub).expect("begin");
     let cases: [(i64, [u64; 6], Errno); 5] = [
         (libc::SYS_close, [12345, 0, 0, 0, 0, 0], Errno::EBADF),
         (libc::SYS_openat, [u64::MAX, 1, 0, 0, 0, 0], Errno::EFAULT),
@@ -246,7 +260,9 @@ fn an_interrupted_sleep_goes_on_to_its_end() {
     let mut sleep = Victim::start("/usr/bin/sleep", &["1"]);
     eventually("it sleeps", || sleep.state() == Some('S'));
     let stopped = Running::seize(sleep.pid()).and_then(Running::interrupt).expect("stop");
-    let mut session = Borrowed::begin(&stopped, sleep.syscall_at()).expect("begin");
+    let memory = sleep.memory();
+    let stub = sleep.stub(&memory);
+    let mut session = Borrowed::begin(&stopped, &stub).expect("begin");
     session.call(libc::SYS_getuid, [0; 6]).expect("getuid");
     session.give_back().expect("give back");
     stopped.detach().expect("detach");
@@ -258,7 +274,9 @@ fn an_interrupted_sleep_goes_on_to_its_end() {
 fn a_stop_signal_during_a_session_is_kept() {
     let sleep = Victim::sleep();
     let stopped = Running::seize(sleep.pid()).and_then(Running::interrupt).expect("stop");
-    let mut session = Borrowed::begin(&stopped, sleep.syscall_at()).expect("begin");
+    let memory = sleep.memory();
+    let stub = sleep.stub(&memory);
+    let mut session = Borrowed::begin(&stopped, &stub).expect("begin");
     kill(sleep.pid(), Signal::SIGSTOP).expect("kill");
     for _ in 0..3 {
         assert_eq!(session.call(libc::SYS_getpid, [0; 6]).expect("getpid"), sleep.pid().as_raw() as u64);
@@ -271,15 +289,42 @@ fn a_stop_signal_during_a_session_is_kept() {
 }
 
 #[test]
-fn a_group_stopped_thread_is_left_stopped() {
+fn a_stopped_process_makes_calls_and_is_left_stopped() {
     let sleep = Victim::sleep();
     kill(sleep.pid(), Signal::SIGSTOP).expect("kill");
     eventually("it stops", || sleep.state() == Some('T'));
-    let outcome = Running::seize(sleep.pid()).and_then(Running::interrupt);
-    assert!(matches!(outcome, Err(TraceError::GroupStopped(pid)) if pid == sleep.pid()), "{outcome:?}");
-    // Detached, it passes through the kernel once more on its way to the stop it was in, without coming to run.
+    let stopped = Running::seize(sleep.pid()).and_then(Running::interrupt).expect("stop");
+    assert_eq!(stopped.group_stop(), Some(libc::SIGSTOP));
+    let memory = sleep.memory();
+    let stub = sleep.stub(&memory);
+    let mut session = Borrowed::begin(&stopped, &stub).expect("begin");
+    for _ in 0..3 {
+        assert_eq!(session.call(libc::SYS_getpid, [0; 6]).expect("getpid"), sleep.pid().as_raw() as u64);
+    }
+    session.give_back().expect("give back");
+    stopped.detach().expect("detach");
     eventually("it is stopped", || sleep.state() == Some('T'));
     assert_eq!(sleep.status("TracerPid"), "0");
+    kill(sleep.pid(), Signal::SIGCONT).expect("kill");
+    eventually("it sleeps again", || sleep.state() == Some('S'));
+}
+
+/// A signal that comes during a session ends a call that it would have ended without: `pause` returns.
+#[test]
+fn a_signal_during_a_session_interrupts_the_threads_own_call() {
+    let text = "import signal, sys\nsignal.signal(signal.SIGUSR1, lambda *_: None)\nsignal.pause()\nsys.exit(7)";
+    let mut python = Victim(Command::new("/usr/bin/python3").args(["-c", text]).spawn().expect("start"));
+    eventually("it pauses", || std::fs::read_to_string(python.proc("syscall")).is_ok_and(|call| call.starts_with("34 ")));
+    let stopped = Running::seize(python.pid()).and_then(Running::interrupt).expect("stop");
+    let memory = python.memory();
+    let stub = python.stub(&memory);
+    let mut session = Borrowed::begin(&stopped, &stub).expect("begin");
+    kill(python.pid(), Signal::SIGUSR1).expect("kill");
+    session.call(libc::SYS_getpid, [0; 6]).expect("getpid");
+    session.give_back().expect("give back");
+    stopped.detach().expect("detach");
+    eventually("it ends by itself", || python.0.try_wait().is_ok_and(|ended| ended.is_some()));
+    assert_eq!(python.0.wait().expect("wait").code(), Some(7));
 }
 
 #[test]
@@ -298,45 +343,59 @@ fn threads_that_are_gone_or_not_ours_are_told_apart() {
 
     let sleep = Victim::sleep();
     let stopped = Running::seize(sleep.pid()).and_then(Running::interrupt).expect("stop");
-    let mut session = Borrowed::begin(&stopped, sleep.syscall_at()).expect("begin");
+    let memory = sleep.memory();
+    let stub = sleep.stub(&memory);
+    let mut session = Borrowed::begin(&stopped, &stub).expect("begin");
     kill(sleep.pid(), Signal::SIGKILL).expect("kill");
     eventually("it is dead", || matches!(sleep.state(), None | Some('Z' | 'X')));
     let outcome = session.call(libc::SYS_getpid, [0; 6]);
     assert!(matches!(outcome, Err(CallError::Trace(TraceError::Gone(_)))), "{outcome:?}");
 }
 
-/// Run as another process by [`a_tracers_death_lets_go_or_kills`]: seize the pid given, in a session if so told, and wait.
+/// Run as another process by [`a_tracers_death_lets_go`]: seize the pid given, get as far as told, and wait.
 #[test]
 fn somebody_elses_tracer() {
     let Ok(words) = std::env::var("DEFROST_TRACE") else { return };
-    let (pid, in_session) = words.split_once(' ').expect("a pid and a word");
+    let (pid, until) = words.split_once(' ').expect("a pid and a word");
     let pid = Pid::from_raw(pid.parse().expect("a pid"));
     let stopped = Running::seize(pid).and_then(Running::interrupt).expect("stop");
-    if in_session == "session" {
-        stopped.set_exit_kill(true, false).expect("set options");
+    let memory = ProcessMemory::open(pid).expect("open");
+    let (at, text) = vdso_of(pid);
+    let stub = ReturnStub::place(&memory, at, &text).expect("write").expect("there is room");
+    if until != "outside" {
+        let mut session = Borrowed::begin(&stopped, &stub).expect("begin");
+        if until != "begun" {
+            session.map_scratch(4096).expect("a scratch page");
+        }
+        println!("\ntracing");
+        std::thread::sleep(Duration::from_secs(1000));
     }
-    println!("\ntracing");
     std::thread::sleep(Duration::from_secs(1000));
 }
 
 #[test]
-fn a_tracers_death_lets_go_or_kills() {
-    for session in [false, true] {
+fn a_tracers_death_lets_go() {
+    for until in ["outside", "begun", "mapped"] {
         let sleep = Victim::sleep();
+        let before = std::fs::read_to_string(sleep.proc("maps")).expect("maps");
+        let call = std::fs::read_to_string(sleep.proc("syscall")).expect("syscall");
         let mut command = Command::new(std::env::current_exe().expect("our path"));
         command.args(["--exact", "somebody_elses_tracer", "--nocapture"]).stdout(Stdio::null());
-        command.env("DEFROST_TRACE", format!("{} {}", sleep.pid(), if session { "session" } else { "outside" }));
+        command.env("DEFROST_TRACE", format!("{} {until}", sleep.pid()));
         let mut tracer = command.spawn().expect("start");
         eventually("it is stopped", || sleep.state() == Some('t'));
-        std::thread::sleep(Duration::from_millis(100)); // to where it has set its options
+        std::thread::sleep(Duration::from_millis(200)); // to where it waits
         tracer.kill().expect("kill");
         tracer.wait().expect("wait");
-        if session {
-            eventually("the kernel ends it", || matches!(sleep.state(), None | Some('Z')));
-        } else {
-            eventually("it sleeps again", || sleep.state() == Some('S'));
-            assert_eq!(sleep.status("TracerPid"), "0");
-        }
+        eventually("it sleeps again", || sleep.state() == Some('S'));
+        assert_eq!(sleep.status("TracerPid"), "0");
+        assert_eq!(sleep.status("SigBlk"), "0000000000000000", "{until}");
+        let after = std::fs::read_to_string(sleep.proc("maps")).expect("maps");
+        assert_eq!(before, after, "{until}");
+        // The same call with the same stack and instruction pointer; a sleep goes on by restart_syscall (219).
+        let words = |text: &str| text.split_whitespace().rev().take(2).map(str::to_owned).collect::<Vec<_>>();
+        let now = std::fs::read_to_string(sleep.proc("syscall")).expect("syscall");
+        assert_eq!(words(&now), words(&call), "{until}: {now} instead of {call}");
     }
 }
 

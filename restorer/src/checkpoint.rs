@@ -1,27 +1,34 @@
 //! Checkpoint: freeze a process, describe it, capture its pages into a store, commit the manifest, end it or let it go on.
 //!
-//! [`freeze`] → [`describe`] → [`capture`] → commit. The process is stopped throughout and nothing of it is changed for good: on
+//! [`freeze`] → [`describe`] → [`capture`] → check → commit. The check plans the restore from the image's bytes on this host
+//! ([`crate::restore::obstacles`]): a process that would not come back is not ended, and no name is left behind. The process is stopped throughout and nothing of it is changed for good: on
 //! any error, and with `leave_running`, it runs on from where it stopped. The name appears in the store only with the commit, after
 //! every chunk is durable, and the process is killed only after that.
 
 mod ask;
+mod awake;
 mod capture;
 mod describe;
 mod error;
 mod freeze;
 mod identity;
+mod kin;
 mod proc;
 mod resets;
 
 pub use crate::intake::Compression;
+pub use awake::Awake;
 pub use error::CheckpointError;
 
 use crate::process::stat::Stat;
+use crate::restore::{self, Outlook, Plan, RestoreError};
 use describe::Described;
 pub use describe::objects::MAX_DELETED_BYTES;
 use freeze::Frozen;
 use images::Image;
 use kernel::memory::ProcessMemory;
+use kernel::remote::CallError;
+use kernel::tracee::TraceError;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pager::phases::Phases;
@@ -38,6 +45,8 @@ pub struct Request {
     pub name: SnapshotName,
     /// Let the process go on afterwards.
     pub leave_running: bool,
+    /// End the process only if a restore would bring it back here and now.
+    pub restore_check: bool,
     /// What may become of connections to other processes.
     pub connections: Connections,
     /// Contents of a deleted file are kept up to this size.
@@ -100,8 +109,22 @@ pub fn checkpoint(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
         }
         // What a process that is ending has given up already cannot be captured either.
         CheckpointError::Refused { .. } if is_gone_or(request.pid, Stat::is_ending) => CheckpointError::Vanished(request.pid),
+        CheckpointError::Trace { source: TraceError::Stuck(tid), .. }
+        | CheckpointError::Ask { source: CallError::Trace(TraceError::Stuck(tid)), .. } => stuck(request.pid, tid),
         error => error,
     })
+}
+
+/// Why a thread does not stop, as far as the kernel tells.
+fn stuck(pid: u32, tid: Pid) -> CheckpointError {
+    if let Some(file) = crate::process::cgroup::frozen_by(pid) {
+        return CheckpointError::Paused { pid, file };
+    }
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/{name}")).unwrap_or_default();
+    let state = Stat::parse(&read("stat")).map_or('?', |stat| stat.state());
+    let place = read("wchan");
+    let place = if matches!(place.as_str(), "" | "0") { "the kernel".to_owned() } else { place };
+    CheckpointError::Stuck { pid, tid: tid.as_raw() as u32, state, place }
 }
 
 fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) + Sync)) -> Result<Report, CheckpointError> {
@@ -129,7 +152,12 @@ fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
     manifest.extents = captured.extents;
     phases.done("capture");
     let memory_pages: u64 = manifest.extents.iter().map(|extent| extent.pages).sum();
-    let snapshot = store.commit(Image::encode(&manifest, &captured.table), &request.name)?;
+    let image = Image::encode(&manifest, &captured.table);
+    if request.restore_check && !request.leave_running {
+        would_come_back(request.pid, &image)?;
+        phases.done("check the restore");
+    }
+    let snapshot = store.commit(image, &request.name)?;
     phases.done("commit");
     if !request.leave_running {
         resets::reset_at_end(request.pid, &manifest);
@@ -149,6 +177,14 @@ fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
         sent_bytes: captured.sent_bytes,
         frozen_us: started.elapsed().as_micros() as u64,
     })
+}
+
+/// A restore from these bytes would meet no obstacle here once the process is gone.
+fn would_come_back(pid: u32, image: &[u8]) -> Result<(), CheckpointError> {
+    let failed = |source: RestoreError| CheckpointError::NoWayBack { pid, source: Box::new(source) };
+    let image = Image::parse(image).map_err(|error| failed(error.into()))?;
+    let plan = Plan { outlook: Outlook::Frozen, new_pid_namespace: false, inherit_cgroups: false, changes: restore::Changes::default() };
+    restore::obstacles(&image.manifest, &plan).into_iter().next().map_or(Ok(()), |first| Err(failed(first)))
 }
 
 fn end(pid: u32) {

@@ -51,6 +51,9 @@ pub struct CheckpointArgs {
     /// Keep the contents of a deleted file that is still open or mapped, up to this size
     #[arg(long, value_name = "BYTES", default_value_t = MAX_DELETED_BYTES)]
     pub max_deleted_bytes: u64,
+    /// End the process even if a restore on this host would fail now: it will be restored elsewhere
+    #[arg(long)]
+    pub no_restore_check: bool,
     #[command(flatten)]
     pub connections: ConnectionArgs,
     #[command(flatten)]
@@ -299,8 +302,11 @@ pub struct RestoreArgs {
     pub name: SnapshotName,
     #[command(flatten)]
     pub store: StoreArg,
+    /// Restore nothing: print every obstacle that a restore here would meet, one line each, and exit with 1 if there is one
+    #[arg(long, group = "how")]
+    pub dry_run: bool,
     /// Return once it runs, and print its pid
-    #[arg(long)]
+    #[arg(long, group = "how")]
     pub detach: bool,
     /// Write its pid there
     #[arg(long)]
@@ -345,8 +351,8 @@ pub struct RestoreArgs {
     /// Tell on standard error what took how long; with --json in the report
     #[arg(long)]
     pub timings: bool,
-    /// With --detach: print a report as JSON
-    #[arg(long, requires = "detach")]
+    /// With --detach or --dry-run: print a report as JSON
+    #[arg(long, requires = "how")]
     pub json: bool,
 }
 

@@ -5,6 +5,7 @@
 //! what a file has beside its mode. `checkpoint::describe` reads the files and calls these.
 
 pub mod attributes;
+pub mod cgroup;
 pub mod fdinfo;
 pub mod hierarchy;
 pub mod locks;

@@ -15,6 +15,7 @@ mod eager;
 mod error;
 mod files;
 mod found;
+mod host;
 mod host_memory;
 mod inherited;
 mod interests;
@@ -23,8 +24,10 @@ mod memory;
 pub mod namespace;
 mod numbers;
 mod objects;
+mod obstacles;
 mod own_files;
 mod plan;
+mod rights;
 mod shared_memory;
 mod sockets;
 pub mod terminals;
@@ -33,6 +36,7 @@ mod threads;
 pub use error::RestoreError;
 pub use files::Stdio;
 pub use found::Changes;
+pub use obstacles::{Outlook, Plan};
 pub(crate) use shared_memory::is_in_one_piece;
 
 use builder::{Builder, Step};
@@ -114,23 +118,17 @@ pub fn restore(
     let head = store.image_head(&id)?;
     let image = Image::of_head(&head)?;
     let manifest = &image.manifest;
-    plan::whole(manifest)?;
-    let (found, obstacles) = found::find(manifest, &request.changes);
-    obstacles.into_iter().next().map_or(Ok(()), Err)?;
-    host_memory::obstacles(manifest, true).into_iter().next().map_or(Ok(()), Err)?;
-    clocks::check(manifest.clocks.as_ref())?;
-    let mut obstacles: Vec<RestoreError> = files::here::obstacles(manifest).into_iter().chain(locks::obstacles(manifest, false)).collect();
-    obstacles.extend(inherited::obstacles(manifest));
-    if !request.inherit_cgroups {
-        obstacles.extend(cgroups::obstacles(manifest));
-    }
+    let how = Plan {
+        outlook: Outlook::Gone,
+        new_pid_namespace: request.new_pid_namespace,
+        inherit_cgroups: request.inherit_cgroups,
+        changes: request.changes.clone(),
+    };
+    let (found, obstacles) = obstacles::of_image(manifest, &how);
     obstacles.into_iter().next().map_or(Ok(()), Err)?;
     let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {
         return Err(RestoreError::Image("has no process".to_owned()));
     };
-    if !request.new_pid_namespace {
-        numbers::check_free(manifest)?;
-    }
     phases.done("plan");
     // Before there is another thread: a table of descriptors that two have grows slowly.
     let mut made = files::make(manifest, request.stdio, &found)?;
@@ -151,6 +149,18 @@ pub fn restore(
 
 /// Timer slack of the first process of a host.
 const INITIAL_SLACK_NS: u64 = 50_000;
+
+/// Every obstacle that a restore of the image would meet here; none where it would succeed. Nothing is made.
+#[must_use]
+pub fn obstacles(manifest: &Manifest, plan: &Plan) -> Vec<RestoreError> {
+    obstacles::all(manifest, plan)
+}
+
+/// The same for a snapshot that a store has.
+pub fn rehearse(name: &SnapshotName, store: &dyn Store, plan: &Plan) -> Result<Vec<RestoreError>, RestoreError> {
+    let head = store.image_head(&store.resolve(name)?)?;
+    Ok(obstacles(&Image::of_head(&head)?.manifest, plan))
+}
 
 /// With everything at hand: make the child, build it, let it run.
 fn bring_back(
@@ -341,6 +351,10 @@ fn build(
     threads::trap_action(&mut b, process)?;
     memory::seal(&mut b, &manifest.regions)?;
     b.call("leave the workplace", libc::SYS_munmap, [workplace, builder::WORKPLACE_PAGES * pages::PAGE_SIZE_BYTES, 0, 0, 0, 0])?;
+    if process.stop_signal != 0 {
+        // With any of these signals it is stopped alike; this one no handler takes.
+        stopped.stop_process()?;
+    }
     for (stopped, thread) in others.iter().chain([stopped]).zip(manifest.threads[1..].iter().chain([leader])) {
         threads::set_registers(stopped, thread)?;
     }
@@ -368,8 +382,7 @@ fn check_vdso(manifest: &Manifest, maps: &[crate::process::maps::Mapping], memor
     let vdso = vdso.ok_or_else(|| RestoreError::Host("it has no vDSO: boot without vdso=0".to_owned()))?;
     let mut text = vec![0; (vdso.end - vdso.start) as usize];
     memory.read(VirtAddr(vdso.start), &mut text).map_err(outside("read the vDSO"))?;
-    let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
-    plan::check_host(manifest, &images::chunk_id(&text).0, &release)?;
+    plan::check_host(manifest, &images::chunk_id(&text).0, &plan::kernel_release())?;
     let syscall = kernel::regs::syscall_in(&text);
     syscall.map(|at| VirtAddr(vdso.start + at)).ok_or_else(|| RestoreError::Host("its vDSO has no syscall instruction".to_owned()))
 }
@@ -394,14 +407,17 @@ fn groups(b: &mut Builder<'_>, process: &Process) -> Step<()> {
     Ok(())
 }
 
+fn limit_too_low(limit: &images::manifest::Rlimit) -> RestoreError {
+    RestoreError::Host(format!(
+        "resource {} was limited to {} and may not be here: raise the hard limit (ulimit -H) first",
+        limit.resource, limit.hard
+    ))
+}
+
 fn limits(b: &mut Builder<'_>, pid: Pid, process: &Process) -> Step<()> {
     for limit in &process.rlimits {
         let at = b.put(&builder::words(&[limit.soft, limit.hard]))?;
-        let may_not = RestoreError::Host(format!(
-            "resource {} was limited to {} and may not be here: raise the hard limit (ulimit -H) first",
-            limit.resource, limit.hard
-        ));
-        b.later_or(may_not, libc::SYS_prlimit64, [0, u64::from(limit.resource), at, 0, 0, 0])?;
+        b.later_or(limit_too_low(limit), libc::SYS_prlimit64, [0, u64::from(limit.resource), at, 0, 0, 0])?;
     }
     let path = format!("/proc/{pid}/oom_score_adj");
     let now = std::fs::read_to_string(&path).map_err(outside("read oom_score_adj"))?;

@@ -79,6 +79,12 @@ pub fn checkpoint(victim: &mut Victim, name: &str, store: &str) -> Result<()> {
     victim.reap()
 }
 
+/// Checkpoint a victim, which ends it, although a restore would fail now.
+pub fn checkpoint_for_elsewhere(victim: &mut Victim, name: &str, store: &str) -> Result<()> {
+    defrost_ok(&["checkpoint", &victim.pid().to_string(), name, "--store", store, "--no-restore-check"])?;
+    victim.reap()
+}
+
 /// Bring a victim back lazily.
 pub fn restore(victim: &Victim, name: &str, store: &str) -> Result<()> {
     restore_with(victim, name, store, &[])

@@ -21,6 +21,8 @@ const INTERVAL_TIMERS: u32 = 3;
 const SIGEV_BITS: u32 = 7;
 /// SCHED_EXT, the highest policy.
 const LAST_POLICY: u32 = 7;
+/// SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU.
+const STOP_SIGNALS: std::ops::RangeInclusive<u32> = 19..=22;
 /// sched_setaffinity takes at most 8192 CPUs (NR_CPUS).
 const AFFINITY_MAX_BYTES: usize = 1024;
 /// NGROUPS_MAX.
@@ -83,6 +85,7 @@ fn check_process(process: &Process) -> Result<(), ImageError> {
     let timers = &process.posix_timers;
     let in_bounds = timers.iter().all(|t| t.signal <= LAST_SIGNAL && t.notify & !SIGEV_BITS == 0 && t.notify_tid <= LAST_PID);
     rule(in_bounds && distinct(timers.iter().map(|timer| timer.id)), "a POSIX timer")?;
+    rule(process.stop_signal == 0 || STOP_SIGNALS.contains(&process.stop_signal), "the stop signal")?;
     rule((-1000..=1000).contains(&process.oom_score_adj), "the OOM score")?;
     rule(process.membarrier & !MEMBARRIER_REGISTER_BITS == 0, "the membarrier registrations")?;
     rule(matches!(process.mlock_future, 0 | 2 | 6), "the lock of future memory")?;

@@ -1,7 +1,8 @@
 //! Asking the frozen process for what no file of /proc tells, by calls run in its own threads.
 //!
 //! A scratch mapping holds what the calls write; it is unmapped and every register put back before anything else happens to
-//! the thread. The `syscall` instruction used is one that the vDSO has anyway, so no byte of the process is changed.
+//! the thread. The calls are made from a stub in the padding behind the vDSO's image ([`kernel::return_stub`]): were we to die, the
+//! thread would put everything back itself.
 
 use super::CheckpointError;
 use super::freeze::Frozen;
@@ -11,6 +12,7 @@ use kernel::known::prctl;
 use kernel::memory::ProcessMemory;
 use kernel::regs::Registers;
 use kernel::remote::{Borrowed, CallError};
+use kernel::return_stub::ReturnStub;
 use kernel::task::UserDispatch;
 use kernel::tracee::Stopped;
 use nix::errno::Errno;
@@ -29,7 +31,7 @@ const MOST_NODES: u64 = 1024;
 #[derive(Debug)]
 pub struct Asker<'f> {
     pid: u32,
-    syscall_at: VirtAddr,
+    stub: ReturnStub<'f>,
     memory: &'f ProcessMemory,
 }
 
@@ -43,29 +45,28 @@ pub struct Session<'f> {
 }
 
 impl<'f> Asker<'f> {
-    /// Find a `syscall` instruction in the vDSO of `frozen`; also yields the vDSO's text.
+    /// Put a return stub behind the vDSO of `frozen`; also yields the vDSO's text.
     pub fn new(frozen: &Frozen, memory: &'f ProcessMemory, maps: &[Mapping]) -> Result<(Self, Vec<u8>), CheckpointError> {
         let proc = frozen.proc();
         let vdso = maps.iter().find(|m| m.path == "[vdso]");
         let vdso = vdso.ok_or_else(|| proc.refuse("it has no vDSO", "boot without vdso=0"))?;
-        let mut text = vec![0; (vdso.end - vdso.start) as usize];
-        memory.read(VirtAddr(vdso.start), &mut text).map_err(|e| CheckpointError::Memory {
+        let failed = |error: std::io::Error| CheckpointError::Memory {
             pid: proc.pid,
-            range: format!("{:x}", vdso.start),
-            why: e.to_string(),
-        })?;
-        let at = kernel::regs::syscall_in(&text);
-        let at = at.ok_or_else(|| proc.refuse("its vDSO has no syscall instruction", "report this kernel"))?;
-        let asker = Self { pid: proc.pid, syscall_at: VirtAddr(vdso.start + at), memory };
-        Ok((asker, text))
+            range: format!("{:x}-{:x} [vdso]", vdso.start, vdso.end),
+            why: error.to_string(),
+        };
+        let mut text = vec![0; (vdso.end - vdso.start) as usize];
+        memory.read(VirtAddr(vdso.start), &mut text).map_err(failed)?;
+        let stub = ReturnStub::place(memory, VirtAddr(vdso.start), &text).map_err(failed)?;
+        let stub = stub.ok_or_else(|| proc.refuse("its vDSO has no room for calls of ours", "report this kernel"))?;
+        kernel::return_stub::clear_padding(&mut text);
+        Ok((Self { pid: proc.pid, stub, memory }, text))
     }
 
     /// Borrow `thread`.
-    pub fn borrow(&self, thread: &'f Stopped) -> Result<Session<'f>, CheckpointError> {
-        let mut borrowed = Borrowed::begin(thread, self.syscall_at).map_err(CheckpointError::trace(self.pid))?;
-        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-        match borrowed.call(libc::SYS_mmap, [0, PAGE_SIZE_BYTES, prot, flags, u64::MAX, 0]) {
+    pub fn borrow<'a>(&'a self, thread: &'a Stopped) -> Result<Session<'a>, CheckpointError> {
+        let mut borrowed = Borrowed::begin(thread, &self.stub).map_err(CheckpointError::trace(self.pid))?;
+        match borrowed.map_scratch(PAGE_SIZE_BYTES) {
             Ok(scratch) => Ok(Session { pid: self.pid, borrowed, scratch, memory: self.memory }),
             Err(error) => {
                 borrowed.give_back().map_err(CheckpointError::trace(self.pid))?;
@@ -232,8 +233,8 @@ impl Session<'_> {
 
     /// Unmap the scratch page and put the thread back as it was.
     pub fn end(mut self) -> Result<(), CheckpointError> {
-        let unmapped = self.borrowed.call(libc::SYS_munmap, [self.scratch, PAGE_SIZE_BYTES, 0, 0, 0, 0]);
+        let unmapped = self.borrowed.unmap_scratch(self.scratch, PAGE_SIZE_BYTES);
         self.borrowed.give_back().map_err(CheckpointError::trace(self.pid))?;
-        unmapped.map(drop).map_err(CheckpointError::ask(self.pid, "leave to unmap a page"))
+        unmapped.map_err(CheckpointError::ask(self.pid, "leave to unmap a page"))
     }
 }

@@ -23,13 +23,14 @@ mod twins;
 
 use super::ask::Asker;
 use super::freeze::Frozen;
+use super::kin;
 use super::proc::Proc;
 use super::{CheckpointError, Request};
 use crate::process::maps::{Mapping, parse_smaps};
 use crate::process::stat::Stat;
 use crate::process::status::Status;
 use crate::process::timers::{lost_clock, parse_timers};
-use images::manifest::{Host, Manifest, MemoryMap, Process, Rlimit};
+use images::manifest::{Host, Manifest, MemoryMap, Process, Rlimit, Thread};
 use kernel::memory::ProcessMemory;
 use objects::{Held, Objects};
 use place::Place;
@@ -81,13 +82,15 @@ pub fn describe(frozen: &Frozen, memory: &ProcessMemory, request: &Request) -> R
             }
             Ok(described)
         });
-        session.end()?; // also after an error: the process runs on as it was
-        threads.push(described?);
+        let ended = session.end(); // also after an error: the process runs on as it was
+        threads.push(described?); // the first error is the cause of others
+        ended?;
     }
     if let Some(leader) = frozen.threads().first() {
         let pending = leader.pending_signals(true).map_err(CheckpointError::trace(proc.pid))?;
         process.shared_pending = pending.iter().map(|info| info.to_vec()).collect();
     }
+    process.stop_signal = stop_signal(frozen, &mut process.shared_pending, &mut threads);
     let xstate_size_bytes = threads.first().map_or(0, |t| t.xstate.len() as u32);
     let manifest = Manifest {
         host: Some(Host {
@@ -113,15 +116,23 @@ pub fn describe(frozen: &Frozen, memory: &ProcessMemory, request: &Request) -> R
     Ok(Described { manifest, maps, held: objects.into_held() })
 }
 
+/// The signal that stopped the process, or is about to: one that waits to be taken stops it before anything else.
+fn stop_signal(frozen: &Frozen, shared: &mut Vec<Vec<u8>>, threads: &mut [Thread]) -> u32 {
+    let is_stop = |info: &Vec<u8>| info.first_chunk::<4>().is_some_and(|signal| i32::from_ne_bytes(*signal) == libc::SIGSTOP);
+    let mut waits = false;
+    for pending in threads.iter_mut().map(|thread| &mut thread.pending).chain([shared]) {
+        waits |= pending.iter().any(is_stop);
+        pending.retain(|info| !is_stop(info));
+    }
+    match frozen.stop_signal() {
+        0 if waits => libc::SIGSTOP as u32,
+        signal => signal,
+    }
+}
+
 fn refuse_what_is_shared(proc: Proc) -> Result<(), CheckpointError> {
     sharing::refuse_namespaces(proc)?;
-    for tid in proc.numbers("task")? {
-        let children = proc.text(&format!("task/{tid}/children"))?;
-        if let Some(child) = children.split_whitespace().next() {
-            return Err(proc.refuse(format!("it has a child process ({child})"), "checkpoint a process without children"));
-        }
-    }
-    Ok(())
+    kin::refuse(proc)
 }
 
 /// A file that a process has but by a descriptor: its executable, its directories.

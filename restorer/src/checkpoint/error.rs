@@ -27,6 +27,29 @@ pub enum CheckpointError {
         /// Who traces it.
         tracer: u64,
     },
+    /// Its first thread has ended, others go on.
+    #[error("cannot checkpoint process {0}: its first thread has ended while others go on; let its first thread wait for the others")]
+    Outlived(u32),
+    /// Its control group is frozen, so that none of its threads can run.
+    #[error("cannot checkpoint process {pid}: its control group is frozen by {}; thaw it first", file.display())]
+    Paused {
+        /// The process.
+        pid: u32,
+        /// The file that says so.
+        file: std::path::PathBuf,
+    },
+    /// A thread sleeps in the kernel and listens to no one.
+    #[error("cannot checkpoint process {pid}: its thread {tid} did not stop (state {state}, in {place}); try again once that wait is over")]
+    Stuck {
+        /// The process.
+        pid: u32,
+        /// The thread.
+        tid: u32,
+        /// Its state, as /proc has it.
+        state: char,
+        /// Where in the kernel it waits.
+        place: String,
+    },
     /// Something of it cannot be captured.
     #[error("cannot checkpoint process {pid}: {object}; {advice}")]
     Refused {
@@ -78,6 +101,14 @@ pub enum CheckpointError {
     /// Processes and threads are counted together.
     #[error("read memory of process {0}: no further thread can be made: a process limit is full, end something or raise it")]
     NoThread(u32),
+    /// A restore here would fail.
+    #[error("process {pid} was not ended: a restore here would fail: {source}; checkpoint with --no-restore-check to restore it elsewhere")]
+    NoWayBack {
+        /// The process.
+        pid: u32,
+        /// The restore's own words.
+        source: Box<crate::restore::RestoreError>,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -6,6 +6,7 @@ const EXITING: i64 = 4;
 /// The command name, which may itself hold spaces and brackets, and the numbers behind it.
 #[derive(Clone, Debug)]
 pub struct Stat {
+    pid: u32,
     comm: String,
     state: char,
     fields: Vec<i64>,
@@ -16,11 +17,17 @@ impl Stat {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (named, rest) = text.rsplit_once(") ")?;
-        let (_, comm) = named.split_once('(')?;
+        let (pid, comm) = named.split_once('(')?;
         let (state, numbers) = rest.split_once(' ')?;
         // Addresses above i64 do not occur in user space; rlimit's u64::MAX does, and is nobody's concern here.
         let fields = numbers.split_whitespace().map(|n| n.parse().unwrap_or(-1)).collect::<Vec<_>>();
-        (fields.len() >= 49).then_some(Self { comm: comm.to_owned(), state: state.chars().next()?, fields })
+        (fields.len() >= 49).then_some(Self { pid: pid.trim().parse().ok()?, comm: comm.to_owned(), state: state.chars().next()?, fields })
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// The command name.

@@ -49,7 +49,7 @@ pub fn go_on(b: &mut Builder<'_>, pid: Pid, frozen: Option<&Clocks>) -> Step<()>
 /// Whether a time namespace can be had, or why not: tried in a thread of its own, as that one's children
 /// alone would be born there.
 fn try_namespace() -> Result<(), String> {
-    let tried = std::thread::spawn(|| {
+    let tried = std::thread::Builder::new().spawn(|| {
         unshare(CloneFlags::from_bits_retain(CLONE_NEWTIME)).map_err(|errno| match errno {
             Errno::ENOSPC => "user.max_time_namespaces is reached".to_owned(),
             Errno::EINVAL => "the kernel has none".to_owned(),
@@ -61,6 +61,7 @@ fn try_namespace() -> Result<(), String> {
         let same = Offsets::read(&path)?;
         std::fs::write(&path, same.text()).map_err(|error| format!("{path}: {error}"))
     });
+    let tried = tried.map_err(|error| format!("no thread can be made: {error}"))?;
     tried.join().unwrap_or_else(|_| Err("it could not be tried".to_owned()))
 }
 

@@ -14,6 +14,7 @@ mod pipe;
 mod regular;
 mod terminal;
 mod timer;
+pub mod trial;
 
 pub use timer::arm as arm_timers;
 

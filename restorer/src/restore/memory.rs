@@ -78,7 +78,10 @@ pub fn map_regions(builder: &mut Builder<'_>, regions: &[Region], file_fd: impl 
             Ok(Backing::Droppable) => (MAP_DROPPABLE | libc::MAP_ANONYMOUS, -1),
             Ok(Backing::Hugetlb) if region.object == 0 => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | huge_flags(region), -1),
             Ok(Backing::Vdso | Backing::Vvar | Backing::SharedAnonymous | Backing::Hugetlb) => continue, // not mapped one by one
-            _ => return Err(RestoreError::Image(format!("region {:x} has a backing of a later version", region.start))),
+            // No other: a backing that the describer learns must be learnt here.
+            Ok(Backing::Unknown) | Err(_) => {
+                return Err(RestoreError::Image(format!("region {:x} has a backing of a later version", region.start)));
+            }
         };
         map_region(builder, region, backing, fd)?;
     }

@@ -1,6 +1,6 @@
 //! Plan: what must hold on this host before anything is made, and where the rebuild may work.
 //!
-//! The functions that decide are pure; [`super::found`] looks at the file system.
+//! The functions that decide are pure; [`super::found`] looks at the file system and [`super::obstacles`] joins them.
 
 use super::error::RestoreError;
 use images::manifest::{Manifest, Region};
@@ -40,6 +40,21 @@ pub fn free_gap(regions: &[Region], ours: &[(u64, u64)], pages: u64) -> Option<u
         free_from = free_from.max(end);
     }
     (HIGHEST > free_from + wanted + 2 * margin).then_some(free_from + margin)
+}
+
+/// The kernel that runs here.
+pub fn kernel_release() -> String {
+    nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Kinds of memory and of descriptions that this version does not build.
+pub fn unknown_kinds(manifest: &Manifest) -> Vec<RestoreError> {
+    let unknown = |what: String| RestoreError::Image(format!("{what} of a later version"));
+    let backing = |region: &&Region| Backing::try_from(region.backing).map_or(true, |backing| backing == Backing::Unknown);
+    let regions = manifest.regions.iter().filter(backing);
+    let regions = regions.map(|region| unknown(format!("region {:x} has a backing", region.start)));
+    let files = manifest.files.iter().enumerate().filter(|(_, file)| file.kind.is_none());
+    regions.chain(files.map(|(index, _)| unknown(format!("file {index} is of a kind")))).collect()
 }
 
 /// The vDSO and vector state must be this host's own.

@@ -11,6 +11,7 @@ mod closed;
 mod memberships;
 mod newborn;
 mod socket_file;
+pub(super) mod trial;
 
 use super::builder::{Builder, Step};
 use super::error::RestoreError;

@@ -10,16 +10,19 @@ use defrost_restorer::restore::terminals::Terminals;
 use defrost_restorer::restore::{self, Changes, RestoreError, Stdio};
 use pager::Policy;
 use pager::phases::Phase;
+use pages::SnapshotName;
 use serde_json::json;
 use std::process::ExitCode;
 use store::{Access, Class};
 
 /// Freeze a process and store it.
 pub fn checkpoint(args: CheckpointArgs) -> Result<()> {
+    let _awake = checkpoint::Awake::begin();
     let request = checkpoint::Request {
         pid: args.pid,
         name: args.name,
         leave_running: args.leave_running,
+        restore_check: !args.no_restore_check,
         connections: args.connections.into(),
         max_deleted_bytes: args.max_deleted_bytes,
         compression: args.compression.into(),
@@ -35,6 +38,15 @@ pub fn checkpoint(args: CheckpointArgs) -> Result<()> {
 /// Bring a process back, and follow it unless told not to.
 pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
     let address = address_of(args.store.store)?;
+    if args.dry_run {
+        let how = restore::Plan {
+            outlook: restore::Outlook::Gone,
+            new_pid_namespace: args.new_pid_namespace,
+            inherit_cgroups: args.inherit_cgroups,
+            changes: Changes { accept: args.accept_changed, replace: args.replace },
+        };
+        return rehearse(&args.name, &address, &how, args.json);
+    }
     let request = restore::Request {
         name: args.name,
         store_text: address.clone(),
@@ -81,6 +93,18 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
     }
     show(args.json, &report, &restored.pid)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Say what would stop a restore, one line for each obstacle.
+fn rehearse(name: &SnapshotName, address: &str, plan: &restore::Plan, json: bool) -> Result<ExitCode> {
+    let store = open(address, Access::Read, Class::Bulk)?;
+    let found: Vec<String> = restore::rehearse(name, store.as_ref(), plan)?.iter().map(ToString::to_string).collect();
+    match found.as_slice() {
+        _ if json => show(true, &json!({ "name": name.to_string(), "obstacles": found }), &"")?,
+        [] => show(false, &(), &format!("{name} would be restored here"))?,
+        found => found.iter().for_each(|sentence| crate::log::failed(sentence)),
+    }
+    Ok(if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What took how long, in milliseconds from the beginning on.

@@ -1,0 +1,105 @@
+//! Descriptions and mapped files that could not be opened here: tried without making or changing anything.
+//!
+//! While the process is frozen its files are not opened: that would break its own leases, and its own watches would tell of it. Then
+//! our rights to them are looked at.
+
+use super::super::error::RestoreError;
+use super::super::found::Found;
+use super::super::memory::may_write;
+use super::super::objects::of_file;
+use super::super::obstacles::Outlook;
+use super::{Failure, descriptor_limit, device, failed, lowest, regular, room, sockets};
+use images::manifest::description::Kind;
+use images::manifest::{Description, FileIdentity, Manifest};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::{AccessFlags, eaccess};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// All that could not be opened, and too few numbers for what [`super::make`] makes.
+pub fn obstacles(manifest: &Manifest, found_at: &Found, outlook: Outlook) -> Vec<RestoreError> {
+    let mut found = Vec::from_iter(too_few_numbers(manifest, found_at));
+    for (file, fd) in manifest.files.iter().zip(lowest(manifest)) {
+        found.extend(try_one(file, found_at, outlook).err().map(|(what, why)| RestoreError::Descriptor { fd, what, why }));
+    }
+    for (path, write) in mapped(manifest, found_at) {
+        let status = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+        let cannot = |errno: Errno| RestoreError::File { path: path.to_owned(), what: format!("cannot be opened ({errno})") };
+        found.extend(match outlook {
+            Outlook::Frozen => may_open(found_at.path(path), status).map_err(cannot).err(),
+            Outlook::Gone => regular::open_path(found_at.path(path), status).err(),
+        });
+    }
+    found
+}
+
+/// Mapped files and the executable, each once, and whether it is opened for writing.
+fn mapped<'m>(manifest: &'m Manifest, found_at: &Found) -> BTreeSet<(&'m str, bool)> {
+    let process = manifest.process.as_ref().filter(|process| process.exe_object == 0);
+    let exe = process.and_then(|process| process.exe_identity.as_ref());
+    let mapped = manifest.regions.iter().filter_map(|r| r.file.as_ref().map(|file| (file, may_write(r))));
+    let there = mapped.chain(exe.map(|file| (file, false))).filter(|(file, _)| !is_made(file, found_at));
+    there.map(|(file, write)| (file.path.as_str(), write)).collect()
+}
+
+/// A file that is missing and whose contents the image has.
+fn is_made(file: &FileIdentity, found_at: &Found) -> bool {
+    of_file(file).is_some_and(|object| found_at.is_gone(object))
+}
+
+fn too_few_numbers(manifest: &Manifest, found_at: &Found) -> Option<RestoreError> {
+    const MAILBOX: usize = 2;
+    let limit = match kernel::descriptions::raise_descriptor_limit() {
+        Ok(limit) => limit,
+        Err(errno) => return Some(descriptor_limit(0, errno)),
+    };
+    // What the child opens itself takes none of our numbers.
+    let its_own = |file: &&Description| matches!(file.kind, Some(Kind::KernelFile(_) | Kind::Pidfd(_) | Kind::Namespace(_)));
+    let made = MAILBOX
+        + mapped(manifest, found_at).len()
+        + 2 * manifest.objects.len()
+        + manifest.files.iter().filter(|file| !its_own(file)).count();
+    let base = room(manifest, u32::try_from(limit).unwrap_or(u32::MAX));
+    (base as u64 + made as u64 > limit).then(|| descriptor_limit(0, Errno::EMFILE))
+}
+
+/// What [`super::open_one`] would find out, for each kind. [`super::here`] looks whether what is named is there at all.
+fn try_one(file: &Description, found_at: &Found, outlook: Outlook) -> Result<(), Failure> {
+    let status = OFlag::from_bits_truncate(file.flags as i32);
+    let gone = outlook == Outlook::Gone;
+    match &file.kind {
+        None => Err(("unknown".to_owned(), "a kind of a later version".to_owned())),
+        Some(Kind::Regular(regular)) if regular.identity.as_ref().is_some_and(|file| is_made(file, found_at)) => Ok(()),
+        Some(Kind::Regular(regular)) if gone => regular::open_regular(regular.identity.as_ref(), found_at, status, file.offset).map(drop),
+        Some(Kind::Regular(regular)) => {
+            let path = regular.identity.as_ref().map_or("", |identity| identity.path.as_str());
+            may_open(found_at.path(path), status).map_err(failed(path))
+        }
+        Some(Kind::Directory(directory)) if gone => regular::open_directory(directory, status, file.offset).map(drop),
+        Some(Kind::Directory(directory)) => may_open(Path::new(&directory.path), status).map_err(failed(&directory.path)),
+        Some(Kind::Device(wanted)) if gone => device::open_device(wanted, status).map(drop),
+        Some(Kind::Device(wanted)) => may_open(Path::new(&wanted.path), status).map_err(failed(&wanted.path)),
+        Some(Kind::PathOnly(only)) => device::open_path_only(only, status).map(drop),
+        Some(Kind::Socket(socket)) if socket.pair == 0 => sockets::trial::try_address(socket, outlook).map_err(failed("socket")),
+        // Opening them would be noticed by others; whether they are there is known.
+        Some(Kind::NamedPipe(_) | Kind::Inotify(_) | Kind::Fanotify(_)) => Ok(()),
+        // Opened by the child itself.
+        Some(Kind::KernelFile(_) | Kind::Pidfd(_) | Kind::Namespace(_)) => Ok(()),
+        // Made from nothing but the image, or our own.
+        Some(Kind::Kept(_)) => Ok(()),
+        Some(Kind::Terminal(_) | Kind::OutsidePipe(_) | Kind::Pipe(_) | Kind::Socket(_) | Kind::OutsideSocket(_)) => Ok(()),
+        Some(Kind::Eventfd(_) | Kind::Epoll(_) | Kind::Timerfd(_) | Kind::Signalfd(_)) => Ok(()),
+    }
+}
+
+/// Our rights to a file, as an open with these flags needs them.
+fn may_open(path: &Path, status: OFlag) -> Result<(), Errno> {
+    let needed = match status & OFlag::O_ACCMODE {
+        _ if status.contains(OFlag::O_PATH) => AccessFlags::F_OK,
+        OFlag::O_RDWR => AccessFlags::R_OK | AccessFlags::W_OK,
+        OFlag::O_WRONLY => AccessFlags::W_OK,
+        _ => AccessFlags::R_OK,
+    };
+    eaccess(path, needed)
+}
