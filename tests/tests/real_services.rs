@@ -10,6 +10,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
@@ -87,6 +88,11 @@ fn jvm(collector: &str) -> Result<()> {
 #[test]
 fn a_jvm_with_g1_goes_on() -> Result<()> {
     jvm("-XX:+UseG1GC")
+}
+
+#[test]
+fn a_jvm_with_zgc_goes_on() -> Result<()> {
+    jvm("-XX:+UseZGC")
 }
 
 /// Threads that sum, handlers of signals of its own, and one on an alternate stack.
@@ -315,4 +321,46 @@ fn nginx_without_a_master_goes_on() -> Result<()> {
     })?;
     drop(journal);
     Ok(())
+}
+
+/// Ask a MariaDB server.
+fn sql(folder: &Path, statement: &str) -> Result<String> {
+    let mut client = Command::new("/usr/bin/mariadb");
+    client.arg("--no-defaults").arg("--socket").arg(folder.join("socket")).args([
+        "--user=root",
+        "--batch",
+        "--skip-column-names",
+        "-e",
+        statement,
+    ]);
+    output(&mut client)
+}
+
+/// With its own asynchronous I/O off: that is io_uring, which is refused by name.
+#[test]
+fn mariadb_keeps_its_tables() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let data = format!("--datadir={}", folder.path().join("data").display());
+    output(Command::new("/usr/bin/mariadb-install-db").args([
+        "--no-defaults",
+        &data,
+        "--user=root",
+        "--auth-root-authentication-method=normal",
+    ]))?;
+    let socket = format!("--socket={}", folder.path().join("socket").display());
+    let args = ["--no-defaults", &data, &socket, "--user=root", "--skip-networking", "--innodb-use-native-aio=0"];
+    let mut server = Victim::start_prepared(folder, "/usr/sbin/mariadbd", &args)?;
+    eventually("mariadbd answers", || sql(server.folder(), "select 1").is_ok()).with_context(|| server.output())?;
+    sql(server.folder(), "create database d; create table d.t (n int primary key, text varchar(40)) engine=innodb")?;
+    let mut rows = 0_u32;
+    twice(&mut server, |server| {
+        let (from, to) = (rows + 1, rows + 20_000);
+        sql(server.folder(), &format!("use d; insert into t select seq, md5(seq) from seq_{from}_to_{to}"))?;
+        rows = to;
+        let found = sql(server.folder(), "select count(*), sum(n), sum(crc32(text) != crc32(md5(n))) from d.t; check table d.t")?;
+        let wanted = format!("{rows}\t{}\t0\nd.t\tcheck\tstatus\tOK\n", u64::from(rows) * u64::from(rows + 1) / 2);
+        ensure!(found == wanted, "{found:?} instead of {wanted:?}");
+        Ok(())
+    })
 }
