@@ -100,7 +100,7 @@ fn a_port_in_use_is_refused() -> Result<()> {
     let port: u16 = said.trim().trim_start_matches("port ").parse().with_context(|| format!("it said {said:?}"))?;
     checkpoint(&mut victim, "x", &store)?;
     let held = std::net::TcpListener::bind(("127.0.0.1", port))?;
-    refused(&victim, &store, &["reopen fd 3", &format!("127.0.0.1:{port}"), "end who uses it"])?;
+    refused(&victim, &store, &["reopen fd 3", &format!("127.0.0.1:{port}"), "end the process that uses it"])?;
     drop(held);
     restore(&victim, "x", &store)
 }
@@ -266,8 +266,11 @@ fn too_few_processes_are_told_until_there_are_enough() -> Result<()> {
     for processes in 1..100 {
         crowd.allow(processes)?;
         crowd.is_empty()?;
-        let tried = defrost_tries_through(&["sh", "-c", &enter], &["restore", "x", "--store", &store, "--detach", "--no-background"])
-            .with_context(|| format!("room for {processes}"))?;
+        let tried = defrost_tries_through(
+            &["sh", "-c", &enter],
+            &["restore", "x", "--store", &store, "--detach", "--no-background", "--inherit-cgroups"],
+        )
+        .with_context(|| format!("room for {processes}"))?;
         match tried {
             Ok(_) => break,
             Err(text) => {
