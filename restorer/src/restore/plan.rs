@@ -3,7 +3,7 @@
 //! The functions that decide are pure; [`super::found`] looks at the file system and [`super::obstacles`] joins them.
 
 use super::error::RestoreError;
-use images::manifest::{Manifest, Region};
+use images::manifest::{Backing, Manifest, Region};
 use images::region_at;
 use pages::{PAGE_SIZE_BYTES, PageAddr};
 
