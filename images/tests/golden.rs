@@ -11,6 +11,7 @@ use images::pack::PackReader;
 use images::{Image, PageMap, chunk_id, parse_table};
 
 const PROCESS: &[u8] = include_bytes!("golden/v1-process.img");
+const STATE: &[u8] = include_bytes!("golden/v1-state1.img");
 const MEMORY: &[u8] = include_bytes!("golden/v1-memory.img");
 const MACHINE: &[u8] = include_bytes!("golden/v1-machine.img");
 const CRIU: &[u8] = include_bytes!("golden/v1-criu.img");
@@ -20,7 +21,7 @@ const BITS: &[u8] = include_bytes!("golden/v1-bits.frame");
 
 #[test]
 fn golden_files_are_those_committed() {
-    let digests = [PROCESS, MEMORY, PACK, TEXT, BITS, CRIU, MACHINE].map(|bytes| chunk_id(bytes).to_string());
+    let digests = [PROCESS, MEMORY, PACK, TEXT, BITS, CRIU, MACHINE, STATE].map(|bytes| chunk_id(bytes).to_string());
     assert_eq!(
         digests,
         [
@@ -31,15 +32,20 @@ fn golden_files_are_those_committed() {
             "f46085d2b8c63db88ed1a09895a79b94bdeab0c53ae7bbbbcba1f9a8f163c5f4",
             "501c767afe067b666ca275a817c3e5daa9ef81dce4f1901f32f7b9ee65a65b18",
             "b8f09d2066cf98ba9c2993a1ab5da2109fa339c3b368ea6f5dafa4fc2e7f91fe",
+            "cab85fefd75448996a11e2572d04f8bbaf4783113360b6769f4b167d44cb0d1a",
         ]
     );
 }
 
 #[test]
 fn golden_images_open_and_are_written_the_same_again() {
-    for (bytes, manifest, chunks) in
-        [(PROCESS, sample::process(), 4), (MEMORY, sample::memory(), 2), (CRIU, sample::criu(), 2), (MACHINE, sample::machine(), 2)]
-    {
+    for (bytes, manifest, chunks) in [
+        (PROCESS, sample::process(), 4),
+        (STATE, sample::state(), 4),
+        (MEMORY, sample::memory(), 2),
+        (CRIU, sample::criu(), 2),
+        (MACHINE, sample::machine(), 2),
+    ] {
         let image = Image::parse(bytes).expect("is whole");
         assert_eq!(image.id.0, chunk_id(bytes).0);
         assert_eq!(image.manifest, manifest);

@@ -15,11 +15,12 @@ pub const CHUNK_SIZE_BYTES: u32 = 16384;
 pub type Golden = (&'static str, fn() -> Vec<u8>);
 
 /// All golden files of the current format.
-pub const GOLDEN: [Golden; 7] = [
+pub const GOLDEN: [Golden; 8] = [
     ("v1-process.img", process_image),
     ("v1-memory.img", memory_image),
     ("v1-criu.img", || Image::encode(&criu(), &table(2)).to_vec()),
     ("v1-machine.img", || Image::encode(&machine(), &table(2)).to_vec()),
+    ("v1-state1.img", || Image::encode(&state(), &table(4)).to_vec()),
     ("v1.pack", pack),
     ("v1-text.frame", || frames()[0].1.to_vec()),
     ("v1-bits.frame", || frames()[5].1.to_vec()),
@@ -156,6 +157,33 @@ pub fn process() -> Manifest {
         state_version: 0,
         ..Manifest::default()
     }
+}
+
+/// The same with something of what state version 1 adds.
+pub fn state() -> Manifest {
+    let mut manifest = process();
+    manifest.state_version = 1;
+    manifest.clocks = Some(Clocks { monotonic_ns: 950_400_000_000_000, boottime_ns: 950_500_000_000_000 });
+    manifest.objects = vec![Object {
+        kind: ObjectKind::Memfd as i32,
+        path: "kept".to_owned(),
+        start: images::OBJECTS_START,
+        mode: 0o600,
+        seals: 3,
+        ..Object::default()
+    }];
+    if let Some(process) = &mut manifest.process {
+        process.stop_signal = 19;
+        process.cgroups = vec![":/sample".to_owned()];
+        process.coredump_filter = Some(0x33);
+    }
+    for thread in &mut manifest.threads {
+        thread.personality = 0x4_0000;
+        thread.ioprio = 0x4007;
+    }
+    manifest.files.push(Description { kind: Some(Kind::Kept(KeptFile { object: 0 })), ..Description::default() });
+    manifest.descriptors.push(Descriptor { fd: 1000, file: manifest.files.len() as u32 - 1, close_on_exec: false });
+    manifest
 }
 
 fn identity(path: &str) -> FileIdentity {
