@@ -1,7 +1,7 @@
 //! Descriptors that are neither regular files nor sockets: what a checkpoint accepts of them comes back as it was.
 
 use anyhow::{Context as _, Result, ensure};
-use defrost_tests::{Victim, checkpoint, defrost_fails, eventually, need_root, proves, restore, victims};
+use defrost_tests::{Victim, checkpoint, defrost_fails, defrost_ok, eventually, need_root, proves, restore, victims};
 use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::process::Stdio;
@@ -121,6 +121,7 @@ fn tail_follows_its_file() -> Result<()> {
         ensure!(watches(tail.pid())?, "it watches nothing any more");
         std::fs::OpenOptions::new().append(true).open(&log)?.write_all(format!("{line}\n").as_bytes())?;
         tail.wait_for(line, 1)?;
+        defrost_ok(&["wait", &tail.pid().to_string()])?;
     }
     ensure!(tail.output() == "first\nsecond\nthird\n", "{}", tail.output());
     Ok(())

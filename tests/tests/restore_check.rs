@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::command::as_nobody;
-use defrost_tests::{Victim, checkpoint, defrost, defrost_fails_through, defrost_ok, defrost_through, need_root, restore};
+use defrost_tests::{Victim, checkpoint, defrost, defrost_fails_through, defrost_ok, defrost_through, eventually, need_root, restore};
 use std::fs;
 use std::process::Command;
 use tempfile::TempDir;
@@ -195,4 +195,24 @@ fn programs_of_32_bits_are_named() -> Result<()> {
     let text = defrost_fails_through(&[], &["checkpoint", &victim.pid().to_string(), "x", "--store", &store])?;
     ensure!(text.contains("it is a 32-bit program; only 64-bit programs can be checkpointed"), "{text}");
     victim.runs_untouched()
+}
+
+/// While memory is missing the refusal says what to wait for; from then on it can be frozen again, whatever its pager still does.
+#[test]
+fn a_restored_process_is_frozen_again_as_soon_as_all_is_there() -> Result<()> {
+    let (_folder, store) = store()?;
+    let mut victim = Victim::c("memory", &["8"])?;
+    checkpoint(&mut victim, "x:0", &store)?;
+    for round in 1..=4 {
+        restore(&victim, &format!("x:{}", round - 1), &store)?;
+        eventually("it is frozen again", || {
+            let again = defrost(&["checkpoint", &victim.pid().to_string(), &format!("x:{round}"), "--store", &store]);
+            let Ok(again) = again else { return false };
+            let said = String::from_utf8_lossy(&again.stderr);
+            assert!(again.status.success() || said.contains("`defrost wait`"), "round {round}: {said}");
+            again.status.success()
+        })?;
+    }
+    restore(&victim, "x:4", &store)?;
+    victim.check("")
 }

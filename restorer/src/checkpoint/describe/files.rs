@@ -19,17 +19,16 @@ mod timer;
 mod watched;
 
 use super::objects::Objects;
-use super::sockets::{SocketTables, socket};
+use super::sockets::{SocketTables, inode_of, mailbox, socket};
 use super::twins::Twins;
 use crate::checkpoint::proc::Proc;
 use crate::checkpoint::{CheckpointError, Connections};
 use crate::process::fdinfo::FdInfo;
 use images::manifest::description::Kind;
-use images::manifest::{Description, Descriptor, SocketOption};
+use images::manifest::{Description, Descriptor};
 use kernel::known::fdinfo::{Fate, kind_of, unknown_key};
 use nix::unistd::Pid;
 use outside::Holder;
-use pager::mailbox::MARK;
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -80,6 +79,11 @@ impl<'p> Context<'p> {
         !self.sharing(&format!("socket:[{inode}]")).is_empty()
     }
 
+    /// Its sockets, the highest descriptor first, with their inodes.
+    pub(super) fn sockets_from_the_top(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.open.iter().rev().filter_map(|open| Some((open.fd, inode_of(&open.link)?)))
+    }
+
     /// Another process that has the socket with this inode open.
     pub(super) fn socket_holder(&self, inode: u32) -> Option<String> {
         outside::socket(self.proc.pid, inode).map(|holder| format!("process {holder}"))
@@ -122,7 +126,9 @@ pub fn files(proc: Proc, connections: Connections, objects: &mut Objects) -> Res
     };
     let (mut files, mut descriptors): (Vec<Description>, Vec<Descriptor>) = (Vec::new(), Vec::new());
     let mut twins = Twins::new(proc.pid);
-    for entry in &open {
+    let mailbox = if userfaultfds.is_empty() { None } else { mailbox(&context)? };
+    let of_the_pager = |open: &Open| mailbox.is_some_and(|ends| inode_of(&open.link).is_some_and(|inode| ends.contains(&inode)));
+    for entry in open.iter().filter(|open| !of_the_pager(open)) {
         let info = FdInfo::new(&entry.info);
         let file = match twins.find_or_add(&entry.link, entry.fd, files.len()) {
             Some(index) => index,
@@ -135,47 +141,11 @@ pub fn files(proc: Proc, connections: Connections, objects: &mut Objects) -> Res
         descriptors.push(Descriptor { fd: entry.fd, file: file as u32, close_on_exec });
     }
     epoll::resolve(&context, &mut files, &descriptors)?;
-    let (files, descriptors, mailbox) = without_mailbox(files, descriptors);
     match userfaultfds.as_slice() {
         [] => Ok((files, descriptors)),
-        [_] if mailbox => Ok((files, descriptors)),
+        [_] if mailbox.is_some() => Ok((files, descriptors)),
         [fd, ..] => Err(proc.refuse(format!("fd {fd}: a userfaultfd of its own"), "let it close this one first")),
     }
-}
-
-/// A restored process keeps its mailbox, which is none of its own; whether there is one.
-fn without_mailbox(mut files: Vec<Description>, mut descriptors: Vec<Descriptor>) -> (Vec<Description>, Vec<Descriptor>, bool) {
-    let is_mark = |option: &SocketOption| option.name == libc::SO_PEEK_OFF as u32 && option.value == MARK.to_ne_bytes();
-    let pair = |file: &Description| match &file.kind {
-        Some(Kind::Socket(socket)) if socket.pair != 0 => Some((socket.pair, socket.options.iter().any(is_mark))),
-        _ => None,
-    };
-    let marked: Vec<u64> = files.iter().filter_map(pair).filter(|(_, marked)| *marked).map(|(pair, _)| pair).collect();
-    let stays = |file: &Description| pair(file).is_none_or(|(pair, _)| !marked.contains(&pair));
-    let mut places = Vec::new(); // of each file: its place among those that stay
-    let mut kept = 0;
-    for file in &files {
-        places.push(stays(file).then_some(kept));
-        kept += u32::from(stays(file));
-    }
-    descriptors.retain_mut(|descriptor| match places[descriptor.file as usize] {
-        Some(place) => {
-            descriptor.file = place;
-            true
-        }
-        None => false,
-    });
-    if marked.is_empty() {
-        return (files, descriptors, false);
-    }
-    for file in &mut files {
-        if let Some(Kind::Epoll(epoll)) = &mut file.kind {
-            // A mailbox is in no epoll: it belongs to no program.
-            let place = |file: u32| places.get(file as usize).copied().flatten();
-            epoll.interests.iter_mut().for_each(|interest| interest.file = interest.file.and_then(place));
-        }
-    }
-    (files.into_iter().filter(stays).collect(), descriptors, true)
 }
 
 fn description(context: &Context<'_>, objects: &mut Objects, entry: &Open, info: &FdInfo<'_>) -> Result<Description, CheckpointError> {

@@ -11,6 +11,7 @@
 
 mod inet;
 mod link;
+mod mailbox;
 mod memberships;
 mod options;
 mod queue;
@@ -29,6 +30,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 
+pub(super) use mailbox::mailbox;
 pub(super) use sockdiag::SocketTables;
 
 /// What to do about a socket that cannot be captured.
