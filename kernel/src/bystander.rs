@@ -5,14 +5,18 @@ use crate::sys::CloneArgs;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
 /// `struct __user_cap_header_struct` version 3.
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
-/// Ended with its value.
+/// Ended with its value, and by itself once its maker is gone.
 #[derive(Debug)]
-pub struct Bystander(Pid);
+pub struct Bystander {
+    pid: Pid,
+    /// The child ends when nothing reads there any more.
+    ready: OwnedFd,
+}
 
 impl Bystander {
     /// Start one with these real, effective and saved ids, without capabilities.
@@ -25,25 +29,29 @@ impl Bystander {
             idle(uid, gid, theirs.as_raw_fd(), ready.as_raw_fd());
         }
         drop(theirs);
-        let started = Self(Pid::from_raw(Errno::result(answer)? as i32));
-        match nix::unistd::read(&ready, &mut [0])? {
-            1 => Ok(started),
-            _ => Err(Errno::EPERM), // it could not become that user
+        let started = Self { pid: Pid::from_raw(Errno::result(answer)? as i32), ready };
+        loop {
+            match nix::unistd::read(&started.ready, &mut [0]) {
+                Ok(1) => return Ok(started),
+                Ok(_) => return Err(Errno::EPERM), // it could not become that user, or not say so
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
         }
     }
 
     /// Its pid.
     #[must_use]
     pub fn pid(&self) -> Pid {
-        self.0
+        self.pid
     }
 }
 
 impl Drop for Bystander {
     fn drop(&mut self) {
         // It is ours, and there until it is waited for.
-        let _ = kill(self.0, Signal::SIGKILL);
-        while nix::sys::wait::waitpid(self.0, None) == Err(Errno::EINTR) {}
+        let _ = kill(self.pid, Signal::SIGKILL);
+        while nix::sys::wait::waitpid(self.pid, None) == Err(Errno::EINTR) {}
     }
 }
 
@@ -58,15 +66,17 @@ fn idle(uid: u32, gid: u32, ready: i32, other: i32) -> ! {
             | libc::syscall(libc::SYS_setresuid, uid, uid, uid)
             | libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr())
             | libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1_u64, 0_u64, 0_u64, 0_u64)
-            | libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0_u64, 0_u64, 0_u64)
     };
-    if become_user == 0 {
-        // SAFETY: writes one byte of this stack.
-        unsafe { libc::syscall(libc::SYS_write, ready, none.as_ptr(), 1) };
-        loop {
-            // SAFETY: pause takes no argument.
-            unsafe { libc::syscall(libc::SYS_pause) };
-        }
+    // SAFETY: writes one byte of this stack.
+    let write = || unsafe { libc::syscall(libc::SYS_write, ready, none.as_ptr(), 1) };
+    let mut said = if become_user == 0 { write() } else { 0 };
+    while said < 0 && Errno::last() == Errno::EINTR {
+        said = write();
+    }
+    let mut gone = libc::pollfd { fd: ready, events: 0, revents: 0 };
+    while said == 1 && gone.revents == 0 {
+        // SAFETY: one structure on this stack, which the kernel fills in; POLLERR comes when the reading end is closed.
+        unsafe { libc::syscall(libc::SYS_poll, &raw mut gone, 1, -1) };
     }
     // SAFETY: ends it without running anything of ours.
     unsafe { libc::_exit(1) }
