@@ -1,7 +1,7 @@
 //! A process of a given user that does nothing and may do nothing: one that another process of that user may look at unless something
 //! beyond users and capabilities (a Landlock domain) keeps it from that.
 
-use crate::sys::CloneArgs;
+use crate::sys::{CloneArgs, uninterrupted};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -69,10 +69,7 @@ fn idle(uid: u32, gid: u32, ready: i32, other: i32) -> ! {
     };
     // SAFETY: writes one byte of this stack.
     let write = || unsafe { libc::syscall(libc::SYS_write, ready, none.as_ptr(), 1) };
-    let mut said = if become_user == 0 { write() } else { 0 };
-    while said < 0 && Errno::last() == Errno::EINTR {
-        said = write();
-    }
+    let said = if become_user == 0 { uninterrupted(write) } else { 0 };
     let mut gone = libc::pollfd { fd: ready, events: 0, revents: 0 };
     while said == 1 && gone.revents == 0 {
         // SAFETY: one structure on this stack, which the kernel fills in; POLLERR comes when the reading end is closed.

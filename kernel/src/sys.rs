@@ -246,14 +246,28 @@ pub(crate) fn clone_maker(
         unsafe { libc::syscall(libc::SYS_close, held.as_raw_fd()) };
         let child = clone_paused(pid).map_or_else(|errno| -(errno as i32), Pid::as_raw);
         // SAFETY: writes four bytes of its own stack.
-        unsafe { libc::syscall(libc::SYS_write, answer.as_raw_fd(), &raw const child, size_of::<i32>()) };
+        let write = || unsafe { libc::syscall(libc::SYS_write, answer.as_raw_fd(), &raw const child, size_of::<i32>()) };
         let mut byte = 0_u8;
         // SAFETY: reads one byte to its own stack.
-        unsafe { libc::syscall(libc::SYS_read, until.as_raw_fd(), &raw mut byte, 1) };
+        let read = || unsafe { libc::syscall(libc::SYS_read, until.as_raw_fd(), &raw mut byte, 1) };
+        // What cannot be said ends both: the restorer waits for it until then.
+        if uninterrupted(write) > 0 {
+            uninterrupted(read);
+        }
         // SAFETY: ends it without running anything of ours.
         unsafe { libc::_exit(0) }
     }
     Errno::result(made).map(|maker| Pid::from_raw(maker as i32))
+}
+
+/// What a raw call answers, made again while signals interrupt it.
+pub(crate) fn uninterrupted(mut call: impl FnMut() -> libc::c_long) -> libc::c_long {
+    loop {
+        let answer = call();
+        if answer >= 0 || Errno::last() != Errno::EINTR {
+            return answer;
+        }
+    }
 }
 
 /// Why a child cannot have our own pid: EEXIST where we could choose one, EPERM where we may not.
