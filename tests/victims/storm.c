@@ -354,7 +354,7 @@ int main(int argc, char **argv) {
     }
     pthread_t threads[THREADS];
     for (u64 n = 0; n < THREADS; n++) threads[n] = start(thread, &slices[n]);
-    MUST((progress = open("progress", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) >= 0);
+    MUST((progress = open("progress", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) >= 0);
     // Last: the kernel puts what is mapped without an address into such holes.
     for (u64 n = 0; n < THREADS; n++) MUST(munmap(slices[n].spare, BLOCK * PAGE) == 0);
     ready();
