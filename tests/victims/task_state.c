@@ -105,8 +105,11 @@ static void account_for_thread(struct account *a) {
     say(a, "keys of the session: %d\n", syscall(SYS_keyctl, 11 /* READ */, -3L, keys, sizeof keys) > 4);
     char cwd[4096];
     MUST(getcwd(cwd, sizeof cwd));
+    static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER; // asking sets it, for threads that share it too
+    pthread_mutex_lock(&one_at_a_time);
     mode_t now = umask(0);
     umask(now);
+    pthread_mutex_unlock(&one_at_a_time);
     say(a, "directory: %s, umask %o\n", cwd, now);
     say_file(a, "/proc/thread-self/cgroup");
     say_file(a, "/proc/thread-self/loginuid");
