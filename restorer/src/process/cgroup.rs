@@ -3,6 +3,7 @@
 //! `docker pause`, `systemctl freeze` and a shell freeze groups by cgroup.freeze (version 2) or freezer.state (version 1). Where the
 //! hierarchies are mounted is read from our own mountinfo; one that is not mounted cannot be looked at.
 
+use super::hierarchy::mounted;
 use std::path::{Path, PathBuf};
 
 /// The frozen group that holds `pid`, as the file that thaws it.
@@ -25,28 +26,18 @@ fn places(groups: &str, mounts: &str) -> Vec<(PathBuf, PathBuf, &'static str)> {
     let mut found = Vec::new();
     for line in groups.lines() {
         let Some((controllers, path)) = line.split_once(':').and_then(|(_, rest)| rest.split_once(':')) else { continue };
-        let file = match controllers {
-            "" => "cgroup.freeze",
-            list if list.split(',').any(|name| name == "freezer") => "freezer.state",
+        let (controller, file) = match controllers {
+            "" => ("", "cgroup.freeze"),
+            list if list.split(',').any(|name| name == "freezer") => ("freezer", "freezer.state"),
             _ => continue,
         };
-        let here = mounts.lines().filter_map(|mount| mounted(mount, controllers.is_empty()));
+        let here = mounts.lines().filter_map(|mount| mounted(mount, controller));
         found.extend(here.filter_map(|(root, point)| {
             let below = Path::new(path).strip_prefix(root).ok()?;
             Some((PathBuf::from(point), Path::new(point).join(below), file))
         }));
     }
     found
-}
-
-/// Root and mount point of a line of mountinfo, if it is a hierarchy of that version (of version 1: the freezer's).
-fn mounted(line: &str, second: bool) -> Option<(&str, &str)> {
-    let (before, behind) = line.split_once(" - ")?;
-    let mut fields = before.split(' ').skip(3);
-    let (root, point) = (fields.next()?, fields.next()?);
-    let (kind, options) = (behind.split(' ').next()?, behind.rsplit(' ').next()?);
-    let is_it = if second { kind == "cgroup2" } else { kind == "cgroup" && options.split(',').any(|option| option == "freezer") };
-    is_it.then_some((root, point))
 }
 
 #[cfg(test)]

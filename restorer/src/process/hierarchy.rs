@@ -15,7 +15,7 @@ pub fn folder(mountinfo: &str, controllers: &str, path: &str) -> Option<PathBuf>
 }
 
 /// Root and mount point of a line of mountinfo, if it is that hierarchy.
-fn mounted<'t>(line: &'t str, controllers: &str) -> Option<(&'t str, &'t str)> {
+pub(super) fn mounted<'t>(line: &'t str, controllers: &str) -> Option<(&'t str, &'t str)> {
     let (before, behind) = line.split_once(" - ")?;
     let mut fields = before.split(' ').skip(3);
     let (root, point) = (fields.next()?, fields.next()?);
