@@ -46,8 +46,10 @@ pub enum TraceError {
 /// Outcome of a ptrace request.
 pub type Result<T> = std::result::Result<T, TraceError>;
 
+/// The kernel answers ESRCH for a thread that is gone and for one that runs: after a wait in vain a thread runs still.
 pub(crate) fn failed(op: &'static str, tid: Pid) -> impl FnOnce(Errno) -> TraceError {
     move |errno| match errno {
+        Errno::ESRCH if is_unstopped(tid) => TraceError::Stuck(tid),
         Errno::ESRCH => TraceError::Gone(tid),
         Errno::EPERM | Errno::EACCES => TraceError::NotPermitted(tid),
         Errno::ETIMEDOUT => TraceError::Stuck(tid),
@@ -161,7 +163,9 @@ pub(crate) enum ContMode {
 
 /// Wait until `tid` stops.
 pub(crate) fn wait_stop(tid: Pid) -> Result<(Stopped, Stop)> {
-    match next_status(tid).map_err(failed("wait", tid))? {
+    let status = next_status(tid);
+    set_unstopped(tid, status == Err(Errno::ETIMEDOUT));
+    match status.map_err(failed("wait", tid))? {
         Status::Stopped(stop) => {
             let group_stop = if let Stop::Group(signal) = stop { Some(signal) } else { None };
             Ok((Stopped { tid, group_stop, _not_send: PhantomData }, stop))
@@ -202,8 +206,29 @@ impl Status {
 }
 
 thread_local! {
-    /// The threads that this one traces, each with what the kernel told of it while another was waited for.
-    static TRACEES: RefCell<HashMap<Pid, VecDeque<Status>>> = RefCell::default();
+    /// The threads that this one traces.
+    static TRACEES: RefCell<HashMap<Pid, Tracee>> = RefCell::default();
+}
+
+/// What is known of a traced thread.
+#[derive(Debug, Default)]
+struct Tracee {
+    /// Statuses that the kernel reported while another thread was waited for.
+    kept: VecDeque<Status>,
+    /// The last wait for it ended at the limit: it runs, or sleeps in the kernel.
+    unstopped: bool,
+}
+
+fn is_unstopped(tid: Pid) -> bool {
+    TRACEES.with_borrow(|all| all.get(&tid).is_some_and(|tracee| tracee.unstopped))
+}
+
+fn set_unstopped(tid: Pid, unstopped: bool) {
+    TRACEES.with_borrow_mut(|all| {
+        if let Some(tracee) = all.get_mut(&tid) {
+            tracee.unstopped = unstopped;
+        }
+    });
 }
 
 fn forget(tid: Pid) {
@@ -215,7 +240,7 @@ fn forget(tid: Pid) {
 fn keep(tid: Pid, status: Status) {
     TRACEES.with_borrow_mut(|all| {
         if all.contains_key(&tid) || status != Status::Ended {
-            all.entry(tid).or_default().push_back(status);
+            all.entry(tid).or_default().kept.push_back(status);
         }
     });
 }
@@ -231,7 +256,7 @@ pub(crate) fn next_status(tid: Pid) -> nix::Result<Status> {
 
 fn wait_for(tid: Pid) -> nix::Result<Status> {
     loop {
-        let kept = TRACEES.with_borrow_mut(|all| all.get_mut(&tid).and_then(VecDeque::pop_front));
+        let kept = TRACEES.with_borrow_mut(|all| all.get_mut(&tid).and_then(|tracee| tracee.kept.pop_front()));
         if let Some(status) = kept {
             return Ok(status);
         }
@@ -288,7 +313,7 @@ impl Stopped {
         ptrace::interrupt(self.tid).map_err(failed("interrupt", self.tid))?;
         match self.cont(ContMode::Free, 0) {
             // One that was waited for in vain runs still: it stops as it is interrupted.
-            Err(TraceError::Gone(_)) => {}
+            Err(TraceError::Stuck(_)) => {}
             other => other?,
         }
         loop {

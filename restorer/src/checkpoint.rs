@@ -20,6 +20,7 @@ pub use crate::intake::Compression;
 pub use awake::Awake;
 pub use error::CheckpointError;
 
+use crate::process::cgroup;
 use crate::process::stat::Stat;
 use crate::restore::{self, Outlook, Plan, RestoreError};
 use describe::Described;
@@ -109,6 +110,11 @@ pub fn checkpoint(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
         }
         // What a process that is ending has given up already cannot be captured either.
         CheckpointError::Refused { .. } if is_gone_or(request.pid, Stat::is_ending) => CheckpointError::Vanished(request.pid),
+        // A thread that cannot run answers some requests as one that is gone does.
+        CheckpointError::Vanished(pid) if !ends_within(pid, Duration::from_millis(200)) => match cgroup::frozen_by(pid) {
+            Some(file) => CheckpointError::Paused { pid, file },
+            None => CheckpointError::Vanished(pid),
+        },
         CheckpointError::Trace { source: TraceError::Stuck(tid), .. }
         | CheckpointError::Ask { source: CallError::Trace(TraceError::Stuck(tid)), .. } => stuck(request.pid, tid),
         error => error,
@@ -117,7 +123,7 @@ pub fn checkpoint(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
 
 /// Why a thread does not stop, as far as the kernel tells.
 fn stuck(pid: u32, tid: Pid) -> CheckpointError {
-    if let Some(file) = crate::process::cgroup::frozen_by(pid) {
+    if let Some(file) = cgroup::frozen_by(pid) {
         return CheckpointError::Paused { pid, file };
     }
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/{name}")).unwrap_or_default();

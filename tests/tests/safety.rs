@@ -175,7 +175,7 @@ fn a_control_group_that_is_frozen_meanwhile_does_no_harm() -> Result<()> {
             ensure!(!late, "round {round}: it waited for more than {BOUND:?}");
             let text = String::from_utf8_lossy(&output.stderr);
             let expected = output.status.success() || text.contains("its control group is frozen by");
-            ensure!(expected, "round {round}: {text}");
+            ensure!(expected, "{}, round {round}: {text}", group.file);
             if output.status.success() {
                 captured += 1
             } else {

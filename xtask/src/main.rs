@@ -50,8 +50,9 @@ fn main() -> Result<()> {
             fuzz.arg(FUZZ_SECONDS);
             run(fuzz)?;
             cargo(&["build", "--workspace"])?;
-            // Last: CI reads the count of tests from the end. Doc tests are among them.
-            cargo(&["test", "--workspace"])
+            // Last: CI reads the count of tests from the end. Doc tests are among them. One run shows
+            // every test that fails.
+            cargo(&["test", "--workspace", "--no-fail-fast"])
         }
         Verb::Demo => {
             packages::install()?;
