@@ -21,6 +21,15 @@ pub fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
     Errno::result(fd).map(|fd| own(fd as RawFd))
 }
 
+/// A descriptor for one thread; `EINVAL` before Linux 6.9.
+pub fn pidfd_open_thread(tid: Pid) -> Result<OwnedFd, Errno> {
+    /// PIDFD_THREAD of include/uapi/linux/pidfd.h.
+    const PIDFD_THREAD: i32 = libc::O_EXCL;
+    // SAFETY: two integers in, a descriptor out.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, tid.as_raw(), PIDFD_THREAD) };
+    Errno::result(fd).map(|fd| own(fd as RawFd))
+}
+
 /// A duplicate of descriptor `fd` of the process behind `pidfd`.
 pub fn pidfd_getfd(pidfd: &OwnedFd, fd: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: three integers in, a descriptor out.

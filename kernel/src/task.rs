@@ -53,6 +53,22 @@ pub const RESET_ON_FORK: u64 = 1;
 /// SCHED_FLAG_UTIL_CLAMP_MIN and SCHED_FLAG_UTIL_CLAMP_MAX.
 pub const UTIL_CLAMP: u64 = 0x60;
 
+/// A thread of process `pid` that has not ended, the first one if it can be: through it the
+/// process's memory and descriptors can be had. `pid` where there is none.
+#[must_use]
+pub fn living(pid: u32) -> u32 {
+    let lives = |tid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    };
+    if lives(&pid) {
+        return pid;
+    }
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut tids = tasks.filter_map(|task| task.file_name().to_str()?.parse().ok());
+    tids.find(lives).unwrap_or(pid)
+}
+
 /// How `tid` is scheduled; 0 is the calling thread.
 pub fn sched_attr(tid: Pid) -> Result<SchedAttr, Errno> {
     let mut attr = SchedAttr::default();

@@ -125,7 +125,7 @@ impl Space {
     /// It is the memory of process `pid`, whose guards are to be spared. Whoever may not look at its page map cannot spare them.
     #[must_use]
     pub(crate) fn of_process(self, pid: u32) -> Self {
-        let pagemap = Pagemap::with_room(Pid::from_raw(pid as i32), 1);
+        let pagemap = Pagemap::with_room(Pid::from_raw(kernel::task::living(pid) as i32), 1);
         let pagemap = pagemap.inspect_err(|error| tracing::warn!(pid, %error, "guards that it sets cannot be seen")).ok();
         Self { pagemap: pagemap.map(Mutex::new), ..self }
     }

@@ -33,9 +33,10 @@ pub fn ours() -> impl Iterator<Item = Open> {
 /// Everything open in the table of process `pid`; nothing where that is gone or may not be looked at. Any other failure is not to be
 /// taken for a table without what is looked for.
 pub fn of_process(pid: u32) -> std::io::Result<impl Iterator<Item = Open>> {
-    match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+    let tid = kernel::task::living(pid);
+    match std::fs::read_dir(format!("/proc/{tid}/fd")) {
         Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => Err(error),
-        _ => Ok(of(&pid.to_string())),
+        _ => Ok(of(&tid.to_string())),
     }
 }
 

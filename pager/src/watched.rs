@@ -4,7 +4,7 @@ use pages::PageRange;
 
 /// All mappings that are watched; none where the process is gone.
 pub(crate) fn ranges(pid: u32) -> Vec<PageRange> {
-    let Ok(smaps) = std::fs::read_to_string(format!("/proc/{pid}/smaps")) else { return Vec::new() };
+    let Ok(smaps) = std::fs::read_to_string(format!("/proc/{}/smaps", kernel::task::living(pid))) else { return Vec::new() };
     let (mut found, mut current) = (Vec::new(), None);
     for line in smaps.lines() {
         let first = line.split(' ').next().unwrap_or("");

@@ -137,7 +137,8 @@ fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
     let (started, mut phases) = (Instant::now(), Phases::begin("checkpoint"));
     let frozen = Frozen::freeze(request.pid)?;
     phases.done("freeze");
-    let memory = ProcessMemory::open(Pid::from_raw(request.pid as i32)).map_err(|error| CheckpointError::Memory {
+    let proc = frozen.proc();
+    let memory = ProcessMemory::open(proc.task()).map_err(|error| CheckpointError::Memory {
         pid: request.pid,
         range: "all of it".to_owned(),
         why: error.to_string(),
@@ -146,7 +147,7 @@ fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
     phases.done("describe");
     let (captured, told) = std::thread::scope(|scope| {
         let telling = std::thread::Builder::new().spawn_scoped(scope, || identity::tell(&manifest));
-        let captured = capture::capture(request.pid, &manifest.regions, &maps, &held, request.compression, store, progress);
+        let captured = capture::capture(proc, &manifest.regions, &maps, &held, request.compression, store, progress);
         let told = telling.map_or_else(|_| Ok(identity::tell(&manifest)), |thread| thread.join());
         (captured, told)
     });
@@ -166,7 +167,7 @@ fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
     let snapshot = store.commit(image, &request.name)?;
     phases.done("commit");
     if !request.leave_running {
-        resets::reset_at_end(request.pid, &manifest);
+        resets::reset_at_end(proc, &manifest);
         end(request.pid);
     }
     frozen.release();
@@ -205,8 +206,7 @@ fn wait_gone(pid: u32) {
 
 /// Whether what the kernel says of a process is so, or the process is gone.
 fn is_gone_or(pid: u32, so: impl Fn(&Stat) -> bool) -> bool {
-    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    Stat::parse(&text).is_some_and(|stat| so(&stat))
+    Stat::of_process(pid).is_none_or(|stat| so(&stat))
 }
 
 /// Whether the process is dead, or will be in a moment.

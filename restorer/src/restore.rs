@@ -45,7 +45,7 @@ use daemon::Daemon;
 use eager::Eager;
 use error::outside;
 use images::Image;
-use images::manifest::{Manifest, Process, Thread};
+use images::manifest::{Backing, Manifest, Process, Thread};
 use kernel::memory::ProcessMemory;
 use kernel::tracee::Stopped;
 use namespace::Namespace;
@@ -268,12 +268,12 @@ fn build(
     };
     let proc_memory = ProcessMemory::open(stopped.tid()).map_err(outside("open its memory"))?;
     let own_maps = maps_of(stopped.tid())?;
-    let syscall_at = check_vdso(manifest, &own_maps, &proc_memory)?;
+    let vdso = check_vdso(manifest, &own_maps, &proc_memory)?;
     let ours: Vec<(u64, u64)> = own_maps.iter().map(|map| (map.start, map.end)).collect();
     let workplace = plan::free_gap(&manifest.regions, &ours, builder::WORKPLACE_PAGES)
         .ok_or_else(|| RestoreError::Host("its address space has no free page".to_owned()))?;
     let pace = threads::pace(manifest);
-    let mut b = Builder::in_child(stopped, &proc_memory, workplace, syscall_at, pace)?;
+    let mut b = Builder::in_child(stopped, &proc_memory, workplace, VirtAddr(vdso.start + vdso.syscall), pace)?;
     if let Some(namespace) = namespace {
         namespace.enter_mounts(&mut b)?;
     }
@@ -356,7 +356,12 @@ fn build(
         stopped.stop_process()?;
     }
     for (stopped, thread) in others.iter().chain([stopped]).zip(manifest.threads[1..].iter().chain([leader])) {
-        threads::set_registers(stopped, thread)?;
+        if thread.ended {
+            let vdso_start = manifest.regions.iter().find(|region| region.backing() == Backing::Vdso).map_or(0, |region| region.start);
+            threads::let_it_end(stopped, thread, VirtAddr(vdso_start + vdso.syscall))?;
+        } else {
+            threads::set_registers(stopped, thread)?;
+        }
     }
     phases.done("threads");
     Ok(others)
@@ -376,15 +381,22 @@ fn maps_of(pid: Pid) -> Step<Vec<crate::process::maps::Mapping>> {
     crate::process::maps::parse_smaps(&text).ok_or_else(|| RestoreError::Host("/proc/PID/maps has another form".to_owned()))
 }
 
-/// The child's vDSO is the one that the snapshot's process knew; yields a `syscall` instruction of it.
-fn check_vdso(manifest: &Manifest, maps: &[crate::process::maps::Mapping], memory: &ProcessMemory) -> Step<VirtAddr> {
+/// A vDSO: where it starts, and the offset of a `syscall` instruction in it.
+struct Vdso {
+    start: u64,
+    syscall: u64,
+}
+
+/// The child's vDSO is the one that the snapshot's process knew.
+fn check_vdso(manifest: &Manifest, maps: &[crate::process::maps::Mapping], memory: &ProcessMemory) -> Step<Vdso> {
     let vdso = maps.iter().find(|map| map.path == "[vdso]");
     let vdso = vdso.ok_or_else(|| RestoreError::Host("it has no vDSO: boot without vdso=0".to_owned()))?;
     let mut text = vec![0; (vdso.end - vdso.start) as usize];
     memory.read(VirtAddr(vdso.start), &mut text).map_err(outside("read the vDSO"))?;
     plan::check_host(manifest, &images::chunk_id(&text).0, &plan::kernel_release())?;
     let syscall = kernel::regs::syscall_in(&text);
-    syscall.map(|at| VirtAddr(vdso.start + at)).ok_or_else(|| RestoreError::Host("its vDSO has no syscall instruction".to_owned()))
+    let syscall = syscall.ok_or_else(|| RestoreError::Host("its vDSO has no syscall instruction".to_owned()))?;
+    Ok(Vdso { start: vdso.start, syscall })
 }
 
 /// The child inherits our C library's restartable sequences, whose memory is about to go.

@@ -168,15 +168,6 @@ fn relatives_are_named() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_first_thread_that_has_ended_is_said_so() -> Result<()> {
-    let (_folder, store) = store()?;
-    let victim = Victim::c("leaderless", &[])?;
-    let text = defrost_fails_through(&[], &["checkpoint", &victim.pid().to_string(), "x", "--store", &store])?;
-    ensure!(text.contains("its first thread has ended while others go on"), "{text}");
-    victim.check("")
-}
-
 /// Compiled here: the compiler's own 32-bit start-up code is not needed for it.
 #[test]
 fn programs_of_32_bits_are_named() -> Result<()> {

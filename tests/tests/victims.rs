@@ -30,6 +30,8 @@ victims! {
     robust_mutexes_tell_of_a_dead_owner: "robust_mutex";
     vector_registers_keep_their_values: "vectors";
     restartable_sequences_stay_registered: "rseq";
+    a_first_thread_that_has_ended_stays_so: "leaderless", "early";
+    a_first_thread_ends_while_pages_are_missing: "leaderless", "late";
 
     blocked_and_pending_signals_stay: "signals";
     a_pending_trap_stays: "signals", "trap";

@@ -48,6 +48,11 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), ImageError> {
     ensure(manifest.host.is_some(), || "it has a process but no host".to_owned())?;
     check_process(process)?;
     ensure(distinct(manifest.threads.iter().map(|thread| thread.tid)), || "two threads have one number".to_owned())?;
+    let ended = manifest.threads.iter().position(|thread| thread.ended);
+    let possible = ended.is_none_or(|at| at == 0 && manifest.threads.iter().filter(|thread| thread.ended).count() == 1);
+    ensure(possible && (ended.is_none() || manifest.threads.len() > 1), || {
+        "a thread that has ended is not the first of several".to_owned()
+    })?;
     manifest.threads.iter().try_for_each(|thread| {
         thread_fault(thread).map_or(Ok(()), |what| Err(ImageError::Manifest(format!("{what} of thread {}", thread.tid))))
     })
@@ -133,7 +138,8 @@ fn thread_fault(thread: &Thread) -> Option<&'static str> {
     let rules = [
         ((1..=LAST_PID).contains(&thread.tid), "the number"),
         (text(&thread.comm, NAME_MAX_BYTES), "the name"),
-        (thread.registers.len() == REGISTERS_BYTES, "the registers"),
+        (thread.registers.len() == if thread.ended { 0 } else { REGISTERS_BYTES }, "the registers"),
+        (thread.exit_code <= 0xff && (thread.ended || thread.exit_code == 0), "the exit code"),
         (thread.xstate.is_empty() || XSTATE_BYTES.contains(&thread.xstate.len()), "the vector registers"),
         (thread.pending.iter().all(|info| info.len() == SIGINFO_BYTES), "a pending signal"),
         (thread.alternate_stack.as_ref().is_none_or(|stack| stack.base.checked_add(stack.size_bytes).is_some()), "the signal stack"),

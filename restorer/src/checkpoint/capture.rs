@@ -6,6 +6,7 @@
 
 use super::CheckpointError;
 use super::describe::objects::Held;
+use super::proc::Proc;
 use crate::intake::{Compression, IntakeError, Source, Taken, read_stored, take_in};
 use crate::process::maps::Mapping;
 use images::manifest::{Backing, Region};
@@ -21,7 +22,7 @@ use store::Store;
 
 /// Capture all contents of `regions` into `store`; `progress` is told of bytes read.
 pub fn capture(
-    pid: u32,
+    proc: Proc,
     regions: &[Region],
     maps: &[Mapping],
     held: &[Held],
@@ -29,9 +30,9 @@ pub fn capture(
     store: &dyn Store,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Taken, CheckpointError> {
-    let mut runs = populated(pid, regions, maps)?;
+    let mut runs = populated(proc, regions, maps)?;
     for held in held {
-        let failed = |errno: nix::Error| CheckpointError::Memory { pid, range: held.object.path.clone(), why: errno.to_string() };
+        let failed = |errno: nix::Error| CheckpointError::Memory { pid: proc.pid, range: held.object.path.clone(), why: errno.to_string() };
         runs.extend(held.runs().map_err(failed)?);
     }
     // The region of a range that is read as a file, and where in the file.
@@ -43,7 +44,7 @@ pub fn capture(
     let of_object = |range: &PageRange| range.start().addr() >= images::OBJECTS_START;
     let alone = |range: &PageRange| of_object(range) || as_file(range).is_some();
     let source = || -> Source<'_> {
-        let memory = ProcessMemory::open(nix::unistd::Pid::from_raw(pid as i32)).map_err(|error| error.to_string());
+        let memory = ProcessMemory::open(proc.task()).map_err(|error| error.to_string());
         Box::new(move |ranges: &[PageRange], raw: &mut [u8]| {
             let memory = memory.as_ref().map_err(String::clone)?;
             let mut rest = raw;
@@ -56,7 +57,7 @@ pub fn capture(
                 }
                 match run.first().and_then(as_file) {
                     Some((region, offset)) => {
-                        let file = file_of(pid, region).map_err(|error| error.to_string())?;
+                        let file = file_of(proc, region).map_err(|error| error.to_string())?;
                         file.read_exact_at(part, offset).map_err(|error| error.to_string())?;
                     }
                     None => memory.read_ranges(run, part).map_err(|error| error.to_string())?,
@@ -67,8 +68,8 @@ pub fn capture(
         })
     };
     take_in(&runs, regions, &source, compression, store, progress).map_err(|error| match error {
-        IntakeError::Pages { range, why } => CheckpointError::Memory { pid, range: range.to_string(), why },
-        IntakeError::NoThread => CheckpointError::NoThread(pid),
+        IntakeError::Pages { range, why } => CheckpointError::Memory { pid: proc.pid, range: range.to_string(), why },
+        IntakeError::NoThread => CheckpointError::NoThread(proc.pid),
         IntakeError::Store(error) => error.into(),
     })
 }
@@ -82,16 +83,16 @@ fn read_held(held: &[Held], range: PageRange, raw: &mut [u8]) -> Result<(), Stri
 }
 
 /// Populated runs of pages, region after region.
-fn populated(pid: u32, regions: &[Region], maps: &[Mapping]) -> Result<Vec<PageRange>, CheckpointError> {
-    let mut runs = Vec::new();
-    let mut pagemap = Pagemap::open(nix::unistd::Pid::from_raw(pid as i32)).map_err(|error| CheckpointError::Memory {
+fn populated(proc: Proc, regions: &[Region], maps: &[Mapping]) -> Result<Vec<PageRange>, CheckpointError> {
+    let (pid, mut runs) = (proc.pid, Vec::new());
+    let mut pagemap = Pagemap::open(proc.task()).map_err(|error| CheckpointError::Memory {
         pid,
         range: "all of it".to_owned(),
         why: error.to_string(),
     })?;
     for region in regions {
         if region.backing == Backing::SharedAnonymous as i32 {
-            runs.extend(shared_contents(pid, region)?);
+            runs.extend(shared_contents(proc, region)?);
             continue;
         }
         if is_read_as_file(region) {
@@ -115,9 +116,9 @@ fn populated(pid: u32, regions: &[Region], maps: &[Mapping]) -> Result<Vec<PageR
 }
 
 /// What a piece of shared memory holds: it may hold pages that this process never touched, so the memory is asked as a file.
-fn shared_contents(pid: u32, region: &Region) -> Result<Vec<PageRange>, CheckpointError> {
-    let failed = |why: String| CheckpointError::Memory { pid, range: name(region), why };
-    let file = file_of(pid, region)?;
+fn shared_contents(proc: Proc, region: &Region) -> Result<Vec<PageRange>, CheckpointError> {
+    let failed = |why: String| CheckpointError::Memory { pid: proc.pid, range: name(region), why };
+    let file = file_of(proc, region)?;
     let end = (region.file_offset + region.end - region.start) as i64;
     let (mut found, mut at) = (Vec::new(), region.file_offset as i64);
     while at < end {
@@ -142,8 +143,8 @@ fn name(region: &Region) -> String {
 }
 
 /// The file that the kernel keeps shared memory in.
-fn file_of(pid: u32, region: &Region) -> Result<File, CheckpointError> {
+fn file_of(proc: Proc, region: &Region) -> Result<File, CheckpointError> {
     let range = name(region);
-    let why = |error| CheckpointError::Memory { pid, range: range.clone(), why: format!("{error}: run defrost as root") };
-    File::open(format!("/proc/{pid}/map_files/{range}")).map_err(why)
+    let why = |error| CheckpointError::Memory { pid: proc.pid, range: range.clone(), why: format!("{error}: run defrost as root") };
+    File::open(proc.path(&format!("map_files/{range}"))).map_err(why)
 }

@@ -90,13 +90,17 @@ pub fn describe(frozen: &Frozen, memory: &ProcessMemory, request: &Request) -> R
         let pending = leader.pending_signals(true).map_err(CheckpointError::trace(proc.pid))?;
         process.shared_pending = pending.iter().map(|info| info.to_vec()).collect();
     }
+    let features = threads.first().map_or(0, |thread| threads::xstate_features(&thread.xstate));
+    let xstate_size_bytes = threads.first().map_or(0, |thread| thread.xstate.len() as u32);
+    if proc.via != proc.pid {
+        threads.insert(0, threads::ended_leader(proc)?);
+    }
     process.stop_signal = stop_signal(frozen, &mut process.shared_pending, &mut threads);
-    let xstate_size_bytes = threads.first().map_or(0, |t| t.xstate.len() as u32);
     let manifest = Manifest {
         host: Some(Host {
             kernel_release: nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default(),
             vdso_digest: images::chunk_id(&vdso).0.to_vec(),
-            xstate_features: threads.first().map_or(0, |t| threads::xstate_features(&t.xstate)),
+            xstate_features: features,
             xstate_size_bytes,
         }),
         process: Some(process),

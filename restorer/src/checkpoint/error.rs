@@ -27,8 +27,8 @@ pub enum CheckpointError {
         /// Who traces it.
         tracer: u64,
     },
-    /// Its first thread has ended, others go on.
-    #[error("cannot checkpoint process {0}: its first thread has ended while others go on; let its first thread wait for the others")]
+    /// Its first thread has ended, others go on; and the kernel has no way to its descriptors.
+    #[error("cannot checkpoint process {0}: its first thread has ended while others go on; use Linux 6.9 or later")]
     Outlived(u32),
     /// Its control group is frozen, so that none of its threads can run.
     #[error("cannot checkpoint process {pid}: its control group is frozen by {}; thaw it first", file.display())]

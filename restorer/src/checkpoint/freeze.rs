@@ -34,7 +34,7 @@ pub struct Frozen {
 impl Frozen {
     /// Stop all of `pid`.
     pub fn freeze(pid: u32) -> Result<Self, CheckpointError> {
-        let proc = Proc { pid };
+        let proc = Proc { pid, via: kernel::task::living(pid) };
         check_ours(proc)?;
         kin::refuse(proc)?;
         let limit = WaitLimit::begin(LONGEST_WAIT).map_err(|_| CheckpointError::NoThread(pid))?;
@@ -53,9 +53,8 @@ impl Frozen {
                     Err(TraceError::Gone(_)) if tid != pid => {} // a thread that ended meanwhile
                     // One that is just ending.
                     Err(TraceError::NotPermitted(_)) if tid != pid && has_ended(proc, tid) => {}
-                    Err(TraceError::NotPermitted(_)) if has_ended(proc, tid) && is_outlived(proc) => {
-                        return Err(CheckpointError::Outlived(pid));
-                    }
+                    // The first thread, which has ended while others go on.
+                    Err(TraceError::NotPermitted(_)) if has_ended(proc, tid) && is_outlived(proc) => {}
                     Err(TraceError::NotPermitted(ended)) if has_ended(proc, tid) => {
                         return Err(CheckpointError::trace(pid)(TraceError::Gone(ended)));
                     }
@@ -72,11 +71,14 @@ impl Frozen {
             }
         }
         frozen.threads.sort_by_key(|t| (t.tid().as_raw() as u32 != pid, t.tid()));
+        let first = frozen.threads.first().ok_or(CheckpointError::Vanished(pid))?;
+        frozen.proc.via = first.tid().as_raw() as u32;
+        refuse_other_programs(frozen.proc)?;
         frozen.refuse_other_instruction_sets()?;
         Ok(frozen)
     }
 
-    /// Its threads, the leader first.
+    /// Its threads, the leader first, if that has not ended.
     #[must_use]
     pub fn threads(&self) -> &[Stopped] {
         &self.threads
@@ -152,7 +154,7 @@ fn check_ours(proc: Proc) -> Result<(), CheckpointError> {
         return Err(CheckpointError::KernelThread(pid));
     }
     match stat.state() {
-        'Z' if is_outlived(proc) => return Err(CheckpointError::Outlived(pid)),
+        'Z' if is_outlived(proc) => {}
         'Z' | 'X' => return Err(CheckpointError::NoProcess(pid)),
         _ => {}
     }
@@ -163,7 +165,7 @@ fn check_ours(proc: Proc) -> Result<(), CheckpointError> {
     if let Some(file) = cgroup::frozen_by(pid) {
         return Err(CheckpointError::Paused { pid, file });
     }
-    refuse_other_programs(proc)
+    Ok(())
 }
 
 /// Programs of another instruction set: their memory and registers are not what an image describes.

@@ -11,7 +11,7 @@ pub fn refuse(proc: Proc) -> Result<(), CheckpointError> {
     for tid in proc.numbers("task")? {
         // A thread that ended meanwhile has no children.
         let children = std::fs::read_to_string(proc.path(&format!("task/{tid}/children"))).unwrap_or_default();
-        let children: Vec<Stat> = children.split_whitespace().filter_map(stat_of).collect();
+        let children: Vec<Stat> = children.split_whitespace().filter_map(|pid| Stat::of_process(pid.parse().ok()?)).collect();
         if let Some(child) = children.iter().find(|child| !child.is_dead()).or(children.first()) {
             return Err(refusal(proc, child));
         }
@@ -19,8 +19,8 @@ pub fn refuse(proc: Proc) -> Result<(), CheckpointError> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Ok(()) };
     let everyone = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     for other in everyone.filter(|other| *other != proc.pid) {
-        if let Some(what) = kernel::kinship::shared(Pid::from_raw(proc.pid as i32), Pid::from_raw(other as i32)) {
-            let name = stat_of(&other.to_string()).map_or_else(String::new, |stat| format!(" {}", stat.comm()));
+        if let Some(what) = kernel::kinship::shared(proc.task(), Pid::from_raw(other as i32)) {
+            let name = Stat::of_process(other).map_or_else(String::new, |stat| format!(" {}", stat.comm()));
             return Err(proc.refuse(format!("it shares its {what} with process {other}{name}"), "end that process first"));
         }
     }
@@ -33,8 +33,4 @@ fn refusal(proc: Proc, child: &Stat) -> CheckpointError {
         true => proc.refuse(format!("a dead child ({pid} {name}) waits to be reaped"), "let it wait for its children first"),
         false => proc.refuse(format!("it has a child process ({pid} {name})"), "checkpoint a process without children"),
     }
-}
-
-fn stat_of(pid: &str) -> Option<Stat> {
-    Stat::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }

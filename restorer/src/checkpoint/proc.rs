@@ -1,7 +1,10 @@
 //! Reading /proc/PID: every file through one door, so that each error names process and file.
 
 use super::CheckpointError;
+use nix::errno::Errno;
+use nix::unistd::Pid;
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 /// The /proc directory of one process.
@@ -9,12 +12,39 @@ use std::path::PathBuf;
 pub struct Proc {
     /// The process.
     pub pid: u32,
+    /// The thread whose directory is read: the first one, or the first that has not ended. A thread
+    /// that has ended has no memory, descriptors and directories any more.
+    pub via: u32,
 }
 
 impl Proc {
+    /// That of `pid`, read through its first thread.
+    #[must_use]
+    pub fn of(pid: u32) -> Self {
+        Self { pid, via: pid }
+    }
+
+    /// The thread that is read, as system calls name it.
+    #[must_use]
+    pub fn task(self) -> Pid {
+        Pid::from_raw(self.via as i32)
+    }
+
+    /// A descriptor for it, through which its descriptors can be had.
+    pub fn pidfd(self) -> Result<OwnedFd, CheckpointError> {
+        let opened = match self.via == self.pid {
+            true => kernel::handoff::pidfd_open(self.task()),
+            false => kernel::handoff::pidfd_open_thread(self.task()),
+        };
+        opened.map_err(|errno| match errno {
+            Errno::EINVAL => CheckpointError::Outlived(self.pid),
+            _ => CheckpointError::Vanished(self.pid),
+        })
+    }
+
     /// An error of reading a file of it, for `map_err`.
     pub fn failed(self, name: &str) -> impl FnOnce(std::io::Error) -> CheckpointError {
-        let (pid, path) = (self.pid, format!("/proc/{}/{name}", self.pid));
+        let (pid, path) = (self.pid, format!("/proc/{}/{name}", self.via));
         move |source| match source.raw_os_error() {
             Some(libc::ESRCH) => CheckpointError::Vanished(pid),
             Some(libc::EACCES | libc::EPERM) => CheckpointError::NotPermitted(pid),
@@ -25,7 +55,7 @@ impl Proc {
     /// Path of a file of it.
     #[must_use]
     pub fn path(self, name: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/{name}", self.pid))
+        PathBuf::from(format!("/proc/{}/{name}", self.via))
     }
 
     /// A file as text; bytes that are not UTF-8 are replaced.

@@ -3,15 +3,15 @@
 //! A connection that merely closes would keep its port for up to a minute, in which a restore
 //! could not listen there, and would leave the peer to find out by itself.
 
+use super::proc::Proc;
 use images::manifest::description::Kind;
 use images::manifest::{ClosedConnection, Manifest, Socket};
 use kernel::sockopt;
-use nix::unistd::Pid;
 
-/// Have the connections of `pid`, which is about to be ended, be reset when it closes them.
-pub fn reset_at_end(pid: u32, manifest: &Manifest) {
+/// Have the connections of a process, which is about to be ended, be reset when it closes them.
+pub fn reset_at_end(proc: Proc, manifest: &Manifest) {
     // Whatever fails here: the connections are closed all the same.
-    let Ok(pidfd) = kernel::handoff::pidfd_open(Pid::from_raw(pid as i32)) else { return };
+    let Ok(pidfd) = proc.pidfd() else { return };
     let at_once = [1_i32, 0].map(i32::to_ne_bytes).concat();
     for descriptor in &manifest.descriptors {
         let file = manifest.files.get(descriptor.file as usize);

@@ -24,6 +24,13 @@ impl Stat {
         (fields.len() >= 49).then_some(Self { pid: pid.trim().parse().ok()?, comm: comm.to_owned(), state: state.chars().next()?, fields })
     }
 
+    /// That of process `pid`, by a thread that has not ended if there is one; `None` where it is gone.
+    #[must_use]
+    pub fn of_process(pid: u32) -> Option<Self> {
+        let tid = kernel::task::living(pid);
+        Self::parse(&std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?)
+    }
+
     /// Whose it is.
     #[must_use]
     pub fn pid(&self) -> u32 {

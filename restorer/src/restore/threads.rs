@@ -19,6 +19,7 @@ use kernel::spawn::SpawnError;
 use kernel::task::UserDispatch;
 use kernel::tracee::Stopped;
 use nix::errno::Errno;
+use pages::VirtAddr;
 use scheduling::schedule;
 
 /// What pthread_create shares, without TLS and tid stores: registers and calls of our own set those. Directories are shared or not.
@@ -232,6 +233,15 @@ pub fn queue_signals(b: &mut Builder<'_>, pid: u32, tid: Option<u32>, pending: &
         };
     }
     Ok(())
+}
+
+/// A first thread that has ended: the first thing that it does is to end by the `syscall` instruction
+/// at `syscall_at`. Its signals stay blocked, so that those of the process go to other threads.
+pub fn let_it_end(stopped: &Stopped, thread: &Thread, syscall_at: VirtAddr) -> Step<()> {
+    let mut registers = stopped.registers()?;
+    let r = &mut registers.0;
+    (r.rip, r.rax, r.rdi, r.orig_rax) = (syscall_at.0, libc::SYS_exit as u64, u64::from(thread.exit_code), u64::MAX);
+    Ok(stopped.set_registers(&registers)?)
 }
 
 /// Vector state, mask, registers: after this the thread must not be used for calls any more.

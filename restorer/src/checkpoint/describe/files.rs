@@ -27,7 +27,6 @@ use crate::process::fdinfo::FdInfo;
 use images::manifest::description::Kind;
 use images::manifest::{Description, Descriptor};
 use kernel::known::fdinfo::{Fate, kind_of, unknown_key};
-use nix::unistd::Pid;
 use outside::Holder;
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
@@ -113,7 +112,7 @@ pub fn files(proc: Proc, connections: Connections, objects: &mut Objects) -> Res
             open.push(Open { fd, link, info: proc.text(&format!("fdinfo/{fd}"))? });
         }
     }
-    let pidfd = kernel::handoff::pidfd_open(Pid::from_raw(proc.pid as i32)).map_err(|_| CheckpointError::Vanished(proc.pid))?;
+    let pidfd = proc.pidfd()?;
     let context = Context {
         proc,
         pidfd,
@@ -125,7 +124,7 @@ pub fn files(proc: Proc, connections: Connections, objects: &mut Objects) -> Res
         connections,
     };
     let (mut files, mut descriptors): (Vec<Description>, Vec<Descriptor>) = (Vec::new(), Vec::new());
-    let mut twins = Twins::new(proc.pid);
+    let mut twins = Twins::new(proc.task());
     let mailbox = if userfaultfds.is_empty() { None } else { mailbox(&context)? };
     let of_the_pager = |open: &Open| mailbox.is_some_and(|ends| inode_of(&open.link).is_some_and(|inode| ends.contains(&inode)));
     for entry in open.iter().filter(|open| !of_the_pager(open)) {

@@ -9,7 +9,6 @@ use crate::checkpoint::proc::Proc;
 use crate::process::maps::Mapping;
 use images::manifest::{GuardRun, Region};
 use kernel::pagemap::{Category, scan};
-use nix::unistd::Pid;
 use pages::PageRange;
 
 /// The first kernel whose VmFlags tell of guards.
@@ -23,7 +22,7 @@ pub fn note(proc: Proc, maps: &[Mapping], regions: &mut [Region]) -> Result<(), 
     let (Some(first), Some(last)) = (regions.first(), regions.last()) else { return Ok(()) };
     let Some(everything) = PageRange::from_addrs(first.start, last.end) else { return Ok(()) };
     let failed = |error: std::io::Error| CheckpointError::Memory { pid: proc.pid, range: everything.to_string(), why: error.to_string() };
-    let guards = scan(Pid::from_raw(proc.pid as i32), everything, Category::Guard).map_err(failed)?;
+    let guards = scan(proc.task(), everything, Category::Guard).map_err(failed)?;
     spread(&guards, regions);
     Ok(())
 }

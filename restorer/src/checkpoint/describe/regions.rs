@@ -12,7 +12,6 @@ use crate::restore::is_in_one_piece;
 use images::manifest::{Backing, HugeRun, Region, RegionFlag};
 use kernel::known::vm_flags::Handling;
 use kernel::pagemap;
-use nix::unistd::Pid;
 use pages::{HUGE_PAGE_BYTES, PageRange};
 use std::collections::BTreeMap;
 
@@ -173,7 +172,7 @@ fn region(proc: Proc, map: &Mapping, files: &mut MappedFiles, objects: &mut Obje
 /// Where it is in huge pages. That is merely a matter of speed: where it cannot be told, there are none.
 fn huge(proc: Proc, map: &Mapping) -> Vec<HugeRun> {
     let range = PageRange::from_addrs(map.start, map.end).filter(|_| map.huge_bytes > 0);
-    let found = range.map(|range| pagemap::scan(Pid::from_raw(proc.pid as i32), range, pagemap::Category::Huge));
+    let found = range.map(|range| pagemap::scan(proc.task(), range, pagemap::Category::Huge));
     let runs = found.and_then(Result::ok).unwrap_or_default().into_iter();
     // Only whole ones: a mapping may begin or end within one.
     let whole =
@@ -193,5 +192,5 @@ fn sharer(proc: Proc, map: &Mapping) -> Option<u32> {
     let is_such = |line: &str| line.ends_with("/dev/zero (deleted)") || line.ends_with(HUGE_ANONYMOUS) || line.contains(NAMED_SHARED);
     let is_same = |line: &str| line.contains(&inode) && is_such(line);
     let everybody = std::fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    everybody.filter(|pid| *pid != proc.pid).find(|pid| (Proc { pid: *pid }).text("maps").is_ok_and(|maps| maps.lines().any(is_same)))
+    everybody.filter(|pid| *pid != proc.pid).find(|pid| Proc::of(*pid).text("maps").is_ok_and(|maps| maps.lines().any(is_same)))
 }

@@ -30,7 +30,7 @@ pub fn find<'h>(proc: Proc, held: &[&'h Held]) -> Option<Sharer<'h>> {
     let by_inode: HashMap<u64, &'h Held> = held.iter().map(|held| (held.id.inode, *held)).collect();
     let us = std::process::id();
     let everybody = std::fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    for other in everybody.filter(|pid| *pid != proc.pid && *pid != us).map(|pid| Proc { pid }) {
+    for other in everybody.filter(|pid| *pid != proc.pid && *pid != us).map(Proc::of) {
         let found = in_mappings(other, &by_inode).or_else(|| in_descriptors(other, &by_id));
         if let Some(held) = found {
             let comm = other.text("comm").unwrap_or_default().trim_end().to_owned();

@@ -19,7 +19,7 @@ const OF_CHILDREN: [(&str, &str); 2] = [("pid_for_children", "pid"), ("time_for_
 
 /// Refuse namespaces that are not ours, and kinds of namespace that nothing here knows.
 pub fn refuse_namespaces(proc: Proc) -> Result<(), CheckpointError> {
-    let us = Proc { pid: std::process::id() };
+    let us = Proc::of(std::process::id());
     for name in proc.names("ns")? {
         // That of children cannot be read before there is one.
         let theirs = proc.link(&format!("ns/{name}")).ok();
@@ -78,13 +78,13 @@ impl Leader {
     pub fn refuse(&self, proc: Proc, tid: u32, text: &ThreadText) -> Result<(), CheckpointError> {
         let status = Status::new(&text.status);
         if status.number("Seccomp").unwrap_or(0) != 0 {
-            let whose = if tid == proc.pid { "it runs".to_owned() } else { format!("its thread {tid} runs") };
+            let whose = if tid == proc.via { "it runs".to_owned() } else { format!("its thread {tid} runs") };
             return Err(proc.refuse(format!("{whose} under a seccomp filter"), "start it without seccomp"));
         }
-        if tid == proc.pid {
+        if tid == proc.via {
             return Ok(());
         }
-        if !shares(proc, proc.pid, tid, Kcmp::Descriptors)? {
+        if !shares(proc, proc.via, tid, Kcmp::Descriptors)? {
             let object = format!("its thread {tid} has a table of descriptors of its own");
             return Err(proc.refuse(object, "let its threads share one (no unshare(CLONE_FILES))"));
         }
@@ -125,7 +125,7 @@ pub struct Directories {
 impl Directories {
     /// Those of thread `tid`; `None` where it shares its leader's.
     pub fn of(&mut self, proc: Proc, tid: u32, text: &ThreadText) -> Result<Option<ThreadFs>, CheckpointError> {
-        if tid == proc.pid || shares(proc, proc.pid, tid, Kcmp::Directories)? {
+        if tid == proc.via || shares(proc, proc.via, tid, Kcmp::Directories)? {
             return Ok(None);
         }
         for known in &self.found {

@@ -106,7 +106,7 @@ impl Describer {
             fs: self.directories.of(proc, tid, text)?,
             ..Thread::default()
         };
-        let leads = tid == proc.pid;
+        let leads = tid == proc.via;
         if leads {
             self.settings = Settings::of_host(session)?;
             process_wide(proc, session, process)?;
@@ -133,6 +133,24 @@ impl Describer {
         }
         Ok(thread)
     }
+}
+
+/// The first thread, which has ended while others go on: its number, name, credentials and exit code
+/// are all that is left of it.
+pub fn ended_leader(proc: Proc) -> Result<Thread, CheckpointError> {
+    /// Exit code of /proc/PID/stat (proc(5)), as waitpid has it.
+    const EXIT_CODE: usize = 52;
+    let text = ThreadText::read(proc, proc.pid)?;
+    let comm = proc.text(&format!("task/{}/comm", proc.pid))?;
+    Ok(Thread {
+        tid: proc.pid,
+        comm: comm.trim_end_matches('\n').to_owned(),
+        credentials: Status::new(&text.status).credentials(0),
+        no_new_privs: Status::new(&text.status).number("NoNewPrivs") == Some(1),
+        ended: true,
+        exit_code: (text.stat.field(EXIT_CODE) >> 8) as u32 & 0xff,
+        ..Thread::default()
+    })
 }
 
 fn scheduling(proc: Proc, stopped: &Stopped, stat: &Stat, default_slice_ns: u64) -> Result<Scheduling, CheckpointError> {

@@ -47,9 +47,9 @@ impl PartialEq for Known<'_> {
 impl Eq for Known<'_> {}
 
 impl<'a> Twins<'a> {
-    /// None of process `pid` yet.
-    pub(super) fn new(pid: u32) -> Self {
-        Self { pid: Pid::from_raw(pid as i32), known: BTreeMap::new() }
+    /// None of process `pid` yet, which may be named by any thread.
+    pub(super) fn new(pid: Pid) -> Self {
+        Self { pid, known: BTreeMap::new() }
     }
 
     /// The number of the description that `fd`, whose link is `link`, leads to; `None` where it is
@@ -74,7 +74,7 @@ mod tests {
     fn duplicates_are_found_among_many() {
         let files: Vec<_> = (0..40).map(|_| std::fs::File::open("/dev/null").expect("is there")).collect();
         let copies: Vec<_> = files.iter().map(|file| file.try_clone().expect("a descriptor")).collect();
-        let mut twins = Twins::new(std::process::id());
+        let mut twins = Twins::new(Pid::this());
         for (number, file) in files.iter().enumerate() {
             assert_eq!(twins.find_or_add("/dev/null", file.as_raw_fd() as u32, number), None);
         }

@@ -31,7 +31,7 @@ pub(super) fn epoll(context: &Context<'_>, fd: u32, interests: Vec<images::manif
 
 /// Find the description behind each interest of each epoll.
 pub(super) fn resolve(context: &Context<'_>, files: &mut [Description], descriptors: &[Descriptor]) -> Result<(), CheckpointError> {
-    let pid = Pid::from_raw(context.proc.pid as i32);
+    let pid = context.proc.task();
     let mut lowest = vec![None; files.len()];
     for descriptor in descriptors.iter().rev() {
         lowest[descriptor.file as usize] = Some(descriptor.fd);
