@@ -6,7 +6,7 @@
 //! process that a restore fills; [`memory`] and [`pagemap`] look into a process, [`uffd`] answers its missing pages, [`handoff`]
 //! moves descriptors between processes, [`kinship`] tells what two processes share, [`hangup`] leaves a signal to the kernel, [`sockopt`] looks at sockets, [`mapped_file`]
 //! lends out a pack or an image, [`huge`] makes small pages huge, [`terminal`] and [`timer`] carry what those are set to, [`task`],
-//! [`rseq`] and [`bystander`] know a thread's lesser settings, [`shared_words`] keep what must outlive us and [`lazy_memory`] is filled
+//! [`rseq`] and [`bystander`] know a thread's lesser settings, [`limits`] are a process's, [`shared_words`] keep what must outlive us and [`lazy_memory`] is filled
 //! by others.
 
 pub mod bystander;
@@ -18,6 +18,7 @@ pub mod huge;
 pub mod kinship;
 pub mod known;
 pub mod lazy_memory;
+pub mod limits;
 pub mod mapped_file;
 pub mod memory;
 pub mod pagemap;

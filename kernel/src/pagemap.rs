@@ -21,9 +21,12 @@ pub enum Category {
     Huge,
     /// Guards (MADV_GUARD_INSTALL, Linux 6.13): a touch is a SIGSEGV. Never among the others.
     Guard,
+    /// Missing pages with a marker ([`crate::uffd::Uffd::mark`]): nothing has happened to them since they were marked.
+    Marked,
 }
 
 /// Bits of include/uapi/linux/fs.h.
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
@@ -103,6 +106,7 @@ impl Pagemap {
             Category::NotFile => (PAGE_IS_PFNZERO | PAGE_IS_FILE | guard, 0),
             Category::Huge => (PAGE_IS_PFNZERO | PAGE_IS_FILE | guard, PAGE_IS_HUGE),
             Category::Guard => (0, guard),
+            Category::Marked => (PAGE_IS_PRESENT | PAGE_IS_WRITTEN, PAGE_IS_SWAPPED),
         };
         let before = found.len();
         let mut start = range.start().addr();

@@ -25,18 +25,24 @@ const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 const UFFDIO_COPY_MODE_DONTWAKE: u64 = 1;
 const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
+const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
+const WRITEPROTECT_SET: u64 = 1;
 const UFFDIO_POISON: libc::c_ulong = 0xc020_aa08;
 
 // UNREGISTER and WAKE only pass data in, yet the kernel's header says _IOR: a mistake of its first version, kept for ever.
 const _: () = assert!(UFFDIO_API == request(READ_WRITE, 0x3f, 3) && UFFDIO_REGISTER == request(READ_WRITE, 0, 4));
 const _: () = assert!(UFFDIO_UNREGISTER == request(READ, 1, 2) && UFFDIO_WAKE == request(READ, 2, 2));
 const _: () = assert!(UFFDIO_COPY == request(READ_WRITE, 3, 5) && UFFDIO_ZEROPAGE == request(READ_WRITE, 4, 4));
+const _: () = assert!(UFFDIO_WRITEPROTECT == request(READ_WRITE, 6, 3));
 const _: () = assert!(UFFDIO_POISON == request(READ_WRITE, 8, 4));
 
 const API_VERSION: u64 = 0xaa;
 /// EVENT_FORK, EVENT_REMAP, EVENT_REMOVE, EVENT_UNMAP: a process that is not told to cooperate needs all four.
 const EVENT_FEATURES: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
+/// PAGEFAULT_FLAG_WP and WP_UNPOPULATED (Linux 6.4): a page that is missing can be write-protected, which leaves a marker in its PTE.
+const MARKER_FEATURES: u64 = 1 | 1 << 13;
 const MODE_MISSING: u64 = 1;
+const MODE_WP: u64 = 2;
 
 const EVENT_PAGEFAULT: u8 = 0x12;
 const EVENT_FORK: u8 = 0x13;
@@ -140,11 +146,14 @@ impl Filled {
 pub struct Uffd(OwnedFd);
 
 impl Uffd {
-    /// Settle features on a fresh descriptor.
+    /// Settle features on a fresh descriptor. A kernel without PTE markers gives the others.
     pub fn api(fd: OwnedFd) -> Result<Self, Errno> {
-        let mut api = [API_VERSION, EVENT_FEATURES, 0];
         let uffd = Self(fd);
-        uffd.ioctl(UFFDIO_API, &mut api)?;
+        let ask = |features| uffd.ioctl(UFFDIO_API, &mut [API_VERSION, features, 0]);
+        match ask(EVENT_FEATURES | MARKER_FEATURES) {
+            Err(Errno::EINVAL) => ask(EVENT_FEATURES)?,
+            other => other?,
+        };
         Ok(uffd)
     }
 
@@ -172,6 +181,22 @@ impl Uffd {
         self.ioctl(UFFDIO_REGISTER, &mut [range.start().addr(), range.bytes(), MODE_MISSING, 0]).map(drop)
     }
 
+    /// The same for memory whose missing pages may be marked ([`Uffd::mark`]); EINVAL where the kernel has no PTE markers.
+    pub fn register_marked(&self, range: PageRange) -> Result<(), Errno> {
+        self.ioctl(UFFDIO_REGISTER, &mut [range.start().addr(), range.bytes(), MODE_MISSING | MODE_WP, 0]).map(drop)
+    }
+
+    /// Leave a marker in the PTE of each page of `range`, all of which are missing. Whatever drops a page's contents drops the marker
+    /// too, mremap takes it along and fork copies it. ENOENT where the range was not registered for that.
+    pub fn mark(&self, range: PageRange) -> Result<(), Errno> {
+        self.ioctl(UFFDIO_WRITEPROTECT, &mut [range.start().addr(), range.bytes(), WRITEPROTECT_SET]).map(drop)
+    }
+
+    /// Remove the markers of `range`.
+    pub fn unmark(&self, range: PageRange) -> Result<(), Errno> {
+        self.ioctl(UFFDIO_WRITEPROTECT, &mut [range.start().addr(), range.bytes(), 0]).map(drop)
+    }
+
     /// Stop watching; pages still missing read as zeros from now on.
     pub fn unregister(&self, range: PageRange) -> Result<(), Errno> {
         self.ioctl(UFFDIO_UNREGISTER, &mut [range.start().addr(), range.bytes()]).map(drop)
@@ -182,7 +207,7 @@ impl Uffd {
         self.ioctl(UFFDIO_WAKE, &mut [range.start().addr(), range.bytes()]).map(drop)
     }
 
-    /// Install whole pages at `at`. Threads that wait there are to be woken ([`Uffd::wake`]): one that runs at once, on the processor of
+    /// Install whole pages at `at`, also where markers are: of [`Uffd::mark`], and (up to Linux 6.18) of guards. Threads that wait there are to be woken ([`Uffd::wake`]): one that runs at once, on the processor of
     /// whoever installs, would keep that from whatever it still has to do.
     pub fn copy(&self, at: PageAddr, data: &[u8]) -> Filled {
         let wanted = data.len() as u64;
@@ -191,14 +216,14 @@ impl Uffd {
         Filled::from_kernel(result, words[4] as i64, wanted)
     }
 
-    /// Install zero pages.
+    /// Install zero pages. A marker is as good as a page: EEXIST.
     pub fn zero(&self, range: PageRange) -> Filled {
         let mut words = [range.start().addr(), range.bytes(), 0, 0];
         let result = self.ioctl(UFFDIO_ZEROPAGE, &mut words);
         Filled::from_kernel(result, words[3] as i64, range.bytes())
     }
 
-    /// Make touches of a range fatal (SIGBUS) rather than wrong.
+    /// Make touches of a range fatal (SIGBUS) rather than wrong. A marker is as good as a page: EEXIST.
     pub fn poison(&self, range: PageRange) -> Filled {
         let mut words = [range.start().addr(), range.bytes(), 0, 0];
         let result = self.ioctl(UFFDIO_POISON, &mut words);

@@ -96,8 +96,9 @@ pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> 
         unwatched::go_on(pid, &stopped);
         return Err(DaemonError::Ended(pid));
     }
+    let children = rebuilt.children.into_iter().map(|child| child.marked(record.marked));
     let spaces: Vec<Space> =
-        [rebuilt.own.map(|own| own.of_process(pid)).map_or_else(nobody, Ok)?].into_iter().chain(rebuilt.children).collect();
+        [rebuilt.own.map(|own| own.marked(record.marked).of_process(pid)).map_or_else(nobody, Ok)?].into_iter().chain(children).collect();
     spaces.iter().for_each(Space::taken_over);
     let pidfd = pidfd.map_or_else(|| signalled(1), Ok)?;
     Ok(Adopted { spaces, keep, pidfd, stopped })

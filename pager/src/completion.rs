@@ -39,7 +39,8 @@ pub(crate) fn spawn(shared: Arc<Shared>, number: usize) -> std::io::Result<JoinH
                 buried = Instant::now();
             }
             // A child whose event was read after that owes nothing, and is let go as well.
-            if !released || shared.spaces().len() > 1 {
+            // Before it runs, whoever makes it sets what is set back here.
+            if shared.runs() && (!released || shared.spaces().len() > 1) {
                 released = shared.settled() && release(&shared);
             }
         }
@@ -106,7 +107,7 @@ fn release(shared: &Shared) -> bool {
     shared.spaces.lock().unwrap_or_else(PoisonError::into_inner).truncate(1);
     shared.nudges.give(); // who waits on theirs holds them
     if let Some(keep) = &shared.keep {
-        farewell::take_leave(shared.pid(), keep);
+        farewell::take_leave(shared.pid(), keep, shared.unharmed());
     }
     shared.enter(State::Resident);
     true

@@ -216,6 +216,7 @@ fn unattended(pid: u32) -> Option<Status> {
         fail_overs: 0,
         working_set_bytes: 0,
         replayed_bytes: 0,
+        readers: Vec::new(),
     })
 }
 

@@ -234,13 +234,19 @@ fn receive(socket: &UnixStream, start: Start, image: Image, (demand, bulk): Stor
     let uffd_inode = table::inode(&uffd);
     let brake = Brake::new(pid, &mailbox).map_err(std::io::Error::from)?;
     let (mailbox_inodes, brake_inodes) = (mailbox.ends().map(table::inode), brake.ends().map(table::inode));
-    let record = Record { start, uffd_inode, mailbox_inodes, brake_inodes, adopted: 0, stopped: HashSet::new() };
+    let uffd = Uffd::adopt(uffd);
+    let marked = Pager::mark(&image, &uffd)?;
+    if !marked && !start.eager {
+        tracing::warn!(pid, "this kernel has no PTE markers (Linux 6.4): memory that the process drops without an event is not seen");
+    }
+    phases.done("mark what is missing");
+    let record = Record { start, marked, uffd_inode, mailbox_inodes, brake_inodes, adopted: 0, stopped: HashSet::new() };
     place.write(&record)?;
     let keep = Keep::new(place.clone(), Arc::new(lazy_origins(&image)), mailbox, uffd_inode, 1).with_brake(brake);
     let keep = Arc::new(keep);
     phases.done("keep what outlives it");
     let config = config(record, image, (demand, bulk), pid, pidfd, keep);
-    let pager = Pager::start(config, Uffd::adopt(uffd))?;
+    let pager = Pager::start(config, uffd)?;
     phases.done("start to serve");
     let listening = control::listen(pager.shared())?;
     phases.done("listen");
@@ -337,7 +343,7 @@ fn finish(pager: Pager, listening: control::Listening, place: &Place, report_to:
 }
 
 fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd: OwnedFd, keep: Arc<Keep>) -> Config {
-    let Record { start, adopted, .. } = record;
+    let Record { start, adopted, marked, .. } = record;
     Config {
         image: Arc::new(image),
         name: start.name,
@@ -351,6 +357,7 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
         prefetch: start.prefetch.into_iter().filter_map(PageAddr::new).collect(),
         keep: Some(keep),
         adopted,
+        marked,
         policy: start.policy,
         // With everything brought at once there is no order to keep to, nor to be seen.
         replay: start.replay && !start.eager,

@@ -46,6 +46,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub struct Record {
     /// What was asked for.
     pub start: Start,
+    /// Missing pages have markers in the process's page tables.
+    #[serde(default)]
+    pub marked: bool,
     /// Inode of the process's userfaultfd: how its descriptor is found among others.
     pub uffd_inode: u64,
     /// Inodes of the mailbox's receiving and sending end.

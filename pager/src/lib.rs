@@ -1,7 +1,7 @@
 //! The pager: fetches a frozen process's pages and answers its faults.
 //!
 //! [`residency`] (pure) knows which pages an address space still owes; its [`ledger`] changes that by what happens to the memory; [`space`]
-//! ties it to the space's userfaultfd; [`chunks`] fetches, decodes and verifies, by [`digests`] that may still be on their way; a
+//! ties it to the space's userfaultfd, asking its [`markers`]; [`chunks`] fetches, decodes and verifies, by [`digests`] that may still be on their way; a
 //! [`fault_loop`] on each of a few processors
 //! ([`handlers`]) answers threads that wait, none twice for the same ([`demanded`]), and brings [`neighbours`] of what they wait for, as
 //! many as a [`window`] (pure) says; [`nudges`] make them look again; [`replay`] brings what earlier restores touched,
@@ -24,6 +24,7 @@ mod chunks;
 mod collapse;
 mod completion;
 pub mod control;
+pub mod core_dumps;
 pub mod crash;
 pub mod daemon;
 mod demanded;
@@ -38,6 +39,7 @@ pub mod keep;
 mod latency;
 mod ledger;
 pub mod mailbox;
+mod markers;
 mod marks;
 mod neighbours;
 mod nudges;
@@ -49,6 +51,7 @@ mod pager;
 pub mod phases;
 pub mod picture;
 mod policy;
+pub mod readers;
 mod replay;
 pub mod residency;
 mod space;

@@ -17,7 +17,8 @@ use crate::space::Space;
 use crate::status::{Stalls, State, Status};
 use crate::timeline::{Stall, Timeline};
 use crate::window::Window;
-use crate::{bulk, collapse, completion, digests, farewell, fault_loop, handlers, outage};
+use crate::{bulk, collapse, completion, digests, farewell, fault_loop, handlers, markers, outage};
+use images::manifest::Process;
 use images::{Image, PageMap, region_at};
 use kernel::uffd::Uffd;
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
@@ -54,6 +55,8 @@ pub struct Config {
     pub keep: Option<Arc<Keep>>,
     /// How often another pager took over before.
     pub adopted: u32,
+    /// Missing pages have markers ([`Pager::mark`]).
+    pub marked: bool,
     /// What to do about pages that do not come.
     pub policy: Policy,
     /// Bring what earlier restores touched before anything else that nobody waits for.
@@ -137,8 +140,13 @@ impl Pager {
             Some(keep) => Space::kept(uffd, residency, keep.first_journal()?, keep.clone()),
             None => Space::new(uffd, residency),
         };
-        let space = space.of_process(config.pid);
+        let space = space.marked(config.marked).of_process(config.pid);
         Self::serve(config, vec![space])
+    }
+
+    /// Mark what is missing in a process that does not run yet: false where its userfaultfd has no markers.
+    pub fn mark(image: &Image, uffd: &Uffd) -> std::io::Result<bool> {
+        Ok(markers::mark(uffd, lazy_origins(image).runs())?)
     }
 
     /// Serve these spaces, the process's own first.
@@ -242,7 +250,7 @@ impl Pager {
         }
         // Nobody reads events any more: children that go on are watched for nothing, unless they could not even be poisoned.
         if let Some(keep) = self.shared.keep.as_ref().filter(|_| self.shared.settled_behind(1)) {
-            farewell::take_leave(self.shared.pid(), keep);
+            farewell::take_leave(self.shared.pid(), keep, self.shared.unharmed());
         }
         self.shared.status()
     }
@@ -392,6 +400,17 @@ impl Shared {
         self.pid
     }
 
+    /// Whether the process runs.
+    pub(crate) fn runs(&self) -> bool {
+        self.runs.load(Ordering::Relaxed)
+    }
+
+    /// The process as it was; none where part of its memory was given up, and must stay out of a core dump.
+    pub(crate) fn unharmed(&self) -> Option<&Process> {
+        let lost = matches!(self.state.lock().unwrap_or_else(PoisonError::into_inner).0, State::Poisoned(_));
+        self.image.manifest.process.as_ref().filter(|_| !lost)
+    }
+
     /// How its memory came so far.
     pub(crate) fn picture(&self) -> Picture {
         let seen = self.spaces().first().and_then(|space| space.history());
@@ -452,6 +471,7 @@ impl Shared {
             fail_overs,
             working_set_bytes: self.touched.known_bytes.load(Ordering::Relaxed),
             replayed_bytes: self.touched.replayed_bytes.load(Ordering::Relaxed),
+            readers: Vec::new(),
         }
     }
 }

@@ -15,25 +15,20 @@
 //! dropped one. read() hands out faults before events that came earlier, so a fault may name a page that is owed no more when it is
 //! answered: it then gets zeros, as P asked for.
 //!
-//! Guards (MADV_GUARD_INSTALL) that P sets where pages are owed are told by no event, and a COPY would put a page in their place:
-//! the page map is looked at before each COPY, and what is a guard by then is owed no more.
+//! What happens to P's memory without an event the [`markers`] of missing pages tell before each COPY.
 //!
-//! Known holes: a guard that P sets in the moment between that look and the COPY, or in a forked child, whose page map nobody
-//! knows, is lost; where P sets one and takes it away again before the page came, the page is the snapshot's and not zeros.
-//! Two threads of P that munmap and mremap onto the same place at once may have their events queued in the other order
-//! than they happened; the kernel does not tell. Memory that P marks MADV_WIPEONFORK after its restore, while pages of it are missing,
-//! is not wiped in a child: no event tells (what was marked at the checkpoint is not lazy).
+//! Known holes: those of the markers. Two threads of P that munmap and mremap onto the same place at once may have their events queued
+//! in the other order than they happened; the kernel does not tell.
 
 use crate::crash::point;
 use crate::history::{History, How};
 use crate::journal::Journal;
 use crate::keep::Keep;
 use crate::ledger::{Ledger, Pumped};
+use crate::markers::{self, First, Markers};
 use crate::residency::{Residency, Run};
-use kernel::pagemap::{Category, Pagemap};
 use kernel::uffd::{Filled, Uffd};
 use nix::errno::Errno;
-use nix::unistd::Pid;
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
@@ -99,8 +94,8 @@ pub struct Space {
     filled: Condvar,
     /// What one COPY fills at least, and in multiples of what: 1 but for huge pages.
     granule_pages: u64,
-    /// Tells of guards, where its process is known.
-    pagemap: Option<Mutex<Pagemap>>,
+    /// Tell which missing pages are still the snapshot's.
+    markers: Markers,
 }
 
 impl Space {
@@ -122,29 +117,30 @@ impl Space {
         Self::over(uffd, Ledger::kept(residency, journal, keep))
     }
 
-    /// It is the memory of process `pid`, whose guards are to be spared. Whoever may not look at its page map cannot spare them.
+    /// It is the memory of process `pid`, whose page map tells of markers and guards.
     #[must_use]
     pub(crate) fn of_process(self, pid: u32) -> Self {
-        let pagemap = Pagemap::with_room(Pid::from_raw(kernel::task::living(pid) as i32), 1);
-        let pagemap = pagemap.inspect_err(|error| tracing::warn!(pid, %error, "guards that it sets cannot be seen")).ok();
-        Self { pagemap: pagemap.map(Mutex::new), ..self }
+        Self { markers: self.markers.of_process(pid), ..self }
     }
 
-    /// The first run of guards among `pages` pages at `at`.
-    fn guards(&self, at: PageAddr, pages: u64) -> Option<PageRange> {
-        let (pagemap, range) = (self.pagemap.as_ref()?, PageRange::with_len(at, pages)?);
-        let mut found = Vec::new();
-        let mut pagemap = pagemap.lock().unwrap_or_else(PoisonError::into_inner); // it holds nothing between two looks
-        // A process that is gone has none.
-        pagemap.scan(range, Category::Guard, &mut found).ok()?;
-        found.first().copied()
+    /// Its missing pages are marked, or not.
+    #[must_use]
+    pub fn marked(self, marked: bool) -> Self {
+        Self { markers: Markers::new(marked), ..self }
     }
 
     /// The same with what it owes as a ledger.
     #[must_use]
     pub(crate) fn over(uffd: Uffd, ledger: Ledger) -> Self {
         let books = Books { ledger, filling: Vec::new(), waiting: 0 };
-        Self { uffd, gate: RwLock::new(()), books: Mutex::new(books), filled: Condvar::new(), granule_pages: 1, pagemap: None }
+        Self {
+            uffd,
+            gate: RwLock::new(()),
+            books: Mutex::new(books),
+            filled: Condvar::new(),
+            granule_pages: 1,
+            markers: Markers::default(),
+        }
     }
 
     /// How large its own pages are, in pages of 4 KiB.
@@ -180,6 +176,8 @@ impl Space {
         let (_shut, mut pumped) = (self.shut(), Pumped::default());
         let mut books = self.lock();
         while books.ledger.read(&self.uffd, &mut pumped)? {}
+        // What a child misses is marked as its parent's is.
+        pumped.children.iter_mut().for_each(|child| child.markers = Markers::new(self.markers.are_there()));
         Ok(pumped)
     }
 
@@ -255,7 +253,7 @@ impl Space {
     /// Step B with poison, for all that is owed: touches of it are fatal from now on, and nothing is owed any more.
     pub fn poison(&self) -> Outcome {
         let Some(everything) = PageRange::with_len(PageAddr::from_number(0), ADDRESSABLE_PAGES) else { return Outcome::Settled };
-        let poison = |uffd: &Uffd, at, _, pages| PageRange::with_len(at, pages).map_or(Filled::Unmapped, |range| uffd.poison(range));
+        let poison = |uffd: &Uffd, at, _, pages| markers::poison(uffd, at, pages, self.markers.are_there());
         self.fill(How::Lost, everything, poison).0
     }
 
@@ -299,11 +297,12 @@ impl Space {
                 let at = PageAddr::from_number(run.at.number() + next);
                 let origin = PageAddr::from_number(run.origin.number() + next);
                 let mut pages = if by_page { self.granule_pages } else { run.pages - next };
-                if let Some(guards) = self.guards(at, pages) {
-                    pages = guards.start().number() - at.number();
-                    if pages == 0 {
-                        self.lock().ledger.settle(How::Removed, origin, guards.pages());
-                        next += guards.pages();
+                match self.markers.look(&self.uffd, at, pages) {
+                    First::Missing(missing) => pages = missing,
+                    First::Changing => return ((Outcome::Retry, came), runs),
+                    First::Settled(settled) => {
+                        self.lock().ledger.settle(How::Removed, origin, settled);
+                        next += settled;
                         continue;
                     }
                 }
@@ -344,7 +343,7 @@ impl Space {
         }
         let Some(range) = self.granule(page) else { return Outcome::Settled };
         let filled = match self.granule_pages {
-            1 => self.uffd.zero(range),
+            1 => markers::zero(&self.uffd, range, self.markers.are_there()),
             // There is no zero page of that size to be shared.
             _ => self.uffd.copy(range.start(), &vec![0; range.bytes() as usize]),
         };
@@ -371,7 +370,7 @@ impl Space {
 
     /// Stop watching `range`: nothing is owed there. False where that failed; one that went away needs no unregistering.
     pub fn unregister(&self, range: PageRange) -> bool {
-        self.uffd.unregister(range).is_ok()
+        markers::unregister(&self.uffd, range, self.markers.are_there())
     }
 }
 

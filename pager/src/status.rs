@@ -1,6 +1,7 @@
 //! What a pager can say of itself, in a form that scripts can read.
 
 use crate::latency::Latency;
+use crate::readers::Reader;
 use serde::{Deserialize, Serialize};
 use std::time::SystemTime;
 
@@ -91,6 +92,9 @@ pub struct Status {
     /// Bytes of these that came before anybody asked for them.
     #[serde(default)]
     pub replayed_bytes: u64,
+    /// Who looks into the process from outside; only where that was asked for.
+    #[serde(default)]
+    pub readers: Vec<Reader>,
 }
 
 impl std::fmt::Display for Status {
@@ -111,6 +115,7 @@ impl std::fmt::Display for Status {
         if *working_set_bytes > 0 {
             write!(f, ", {replayed_bytes} of {working_set_bytes} bytes replayed")?;
         }
+        self.readers.iter().try_for_each(|reader| write!(f, "; {reader}"))?;
         if let Some(since) = self.waiting_since_unix_s {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(since, |now| now.as_secs());
             write!(f, "; no answer for {} s", now.saturating_sub(since))?;

@@ -51,15 +51,8 @@ impl Search<'_> {
 
     /// The process, its descendants, and members of stopped groups.
     fn family(&self) -> HashSet<u32> {
-        let mut found = HashSet::from([self.pid]);
-        let mut parents = vec![self.pid];
-        while let Some(parent) = parents.pop() {
-            let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
-            for children in tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok()) {
-                let children = children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok());
-                parents.extend(children.filter(|child| found.insert(*child)));
-            }
-        }
+        let mut found = descendants(self.pid);
+        found.insert(self.pid);
         found.extend(members(self.groups));
         found
     }
@@ -72,6 +65,19 @@ impl Search<'_> {
         let MemoryMap { start_stack, arg_start, arg_end, env_start, env_end, .. } = *self.mm;
         [(28, start_stack), (48, arg_start), (49, arg_end), (50, env_start), (51, env_end)].iter().all(|(at, is)| field(*at) == Some(*is))
     }
+}
+
+/// Children of a process, their children, and so on.
+pub(crate) fn descendants(pid: u32) -> HashSet<u32> {
+    let (mut found, mut parents) = (HashSet::new(), vec![pid]);
+    while let Some(parent) = parents.pop() {
+        let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+        for children in tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok()) {
+            let children = children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok());
+            parents.extend(children.filter(|child| found.insert(*child)));
+        }
+    }
+    found
 }
 
 /// Let groups go on that were stopped, once the forks that were under way then are complete: the kernel keeps a group's SIGSTOP for the

@@ -211,6 +211,7 @@ fn serve(
         eager: false,
         keep: Some(Arc::new(keep)),
         adopted: 0,
+        marked: false,
         policy: Policy::default(),
         replay: true,
         recording: Recording::Add,

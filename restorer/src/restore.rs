@@ -46,6 +46,7 @@ use eager::Eager;
 use error::outside;
 use images::Image;
 use images::manifest::{Backing, Manifest, Process, Thread};
+use kernel::limits::Limit;
 use kernel::memory::ProcessMemory;
 use kernel::tracee::Stopped;
 use namespace::Namespace;
@@ -307,7 +308,7 @@ fn build(
     descriptors::number(&mut b, manifest, made)?;
     b.flush()?;
     phases.done("descriptors");
-    let (uffd, kept) = descriptors::watch(&mut b, manifest, made, pidfd)?;
+    let (uffd, kept) = descriptors::watch(&mut b, manifest, made, pidfd, !request.eager)?;
     descriptors::close_the_rest(&mut b, manifest, &kept)?;
     b.flush()?;
     phases.done("watch memory");
@@ -323,14 +324,14 @@ fn build(
     b.later("umask", libc::SYS_umask, [u64::from(process.umask), 0, 0, 0, 0, 0])?;
     threads::before_threads(&mut b, process)?;
     b.flush()?; // what follows looks at what was put off
-    threads::through_proc(stopped.tid(), process)?;
+    threads::through_proc(stopped.tid(), process, !request.eager)?;
     let others = threads::start_all(&mut b, &manifest.threads[1..])?;
     if !request.inherit_cgroups {
         cgroups::join_threads(&others, &manifest.threads[1..])?;
     }
     descriptors::of_threads(&mut b, manifest)?;
     locks::take(&mut b, manifest)?;
-    limits(&mut b, stopped.tid(), process)?;
+    limits(&mut b, stopped.tid(), process, !request.eager)?;
     threads::process_wide(&mut b, process)?; // timers may name threads
     threads::queue_signals(&mut b, process.pid, None, &process.shared_pending)?;
     b.flush()?;
@@ -426,9 +427,12 @@ fn limit_too_low(limit: &images::manifest::Rlimit) -> RestoreError {
     ))
 }
 
-fn limits(b: &mut Builder<'_>, pid: Pid, process: &Process) -> Step<()> {
+/// Set the process's limits. What is `missing` of its memory must not be zeros in a core dump: the pager gives that limit back.
+fn limits(b: &mut Builder<'_>, pid: Pid, process: &Process, missing: bool) -> Step<()> {
     for limit in &process.rlimits {
-        let at = b.put(&builder::words(&[limit.soft, limit.hard]))?;
+        let own = Limit { soft: limit.soft, hard: limit.hard };
+        let soft = if missing { pager::core_dumps::soft_limit_while_missing(limit.resource, own) } else { own.soft };
+        let at = b.put(&builder::words(&[soft, own.hard]))?;
         b.later_or(limit_too_low(limit), libc::SYS_prlimit64, [0, u64::from(limit.resource), at, 0, 0, 0])?;
     }
     let path = format!("/proc/{pid}/oom_score_adj");

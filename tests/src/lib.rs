@@ -7,6 +7,7 @@
 pub mod browser;
 pub mod command;
 pub mod container;
+pub mod core_dump;
 pub mod criu;
 pub mod frozen;
 pub mod guarded;

@@ -8,6 +8,7 @@ use images::manifest::description::Kind;
 use images::manifest::{Description, Descriptor, Manifest, Region};
 use kernel::descriptions::{F_SETOWN_EX, F_SETSIG};
 use kernel::uffd::Uffd;
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use pages::PageRange;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -66,8 +67,8 @@ fn signals(b: &mut Builder<'_>, file: &Description, fd: u64) -> Step<()> {
 }
 
 /// Make the userfaultfd inside the child and watch all lazy regions. It and the mailbox, which is inherited, come to numbers out of the
-/// program's way; yields those numbers.
-pub fn watch(b: &mut Builder<'_>, manifest: &Manifest, made: &Made, pidfd: &OwnedFd) -> Step<(Uffd, Vec<u64>)> {
+/// program's way; yields those numbers. With `marks` the pager may mark what is missing, if the kernel has PTE markers.
+pub fn watch(b: &mut Builder<'_>, manifest: &Manifest, made: &Made, pidfd: &OwnedFd, marks: bool) -> Step<(Uffd, Vec<u64>)> {
     let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
     let fd = b.call("userfaultfd", libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0])?;
     let ends = made.mailbox.ends().map(|end| end.as_raw_fd() as u64);
@@ -82,7 +83,9 @@ pub fn watch(b: &mut Builder<'_>, manifest: &Manifest, made: &Made, pidfd: &Owne
     let fd = kernel::handoff::pidfd_getfd(pidfd, child_fd as i32).map_err(outside("fetch its userfaultfd"))?;
     let uffd = Uffd::api(fd).map_err(outside("settle userfaultfd features (CAP_SYS_PTRACE is needed)"))?;
     for range in watched(&manifest.regions) {
-        uffd.register(range).map_err(outside(format!("watch {range}")))?;
+        let marked = if marks { uffd.register_marked(range) } else { Err(Errno::EINVAL) };
+        let registered = marked.or_else(|errno| if errno == Errno::EINVAL { uffd.register(range) } else { Err(errno) });
+        registered.map_err(outside(format!("watch {range}")))?;
     }
     Ok((uffd, kept))
 }

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, bail};
 use defrost_restorer::report;
 use defrost_restorer::restore::AUTHORITY;
 use pager::supervisor::{self, Work};
-use pager::{State, Status, control, daemon};
+use pager::{State, Status, control, daemon, readers};
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -62,7 +62,8 @@ pub fn status(pid: Option<u32>, json: bool) -> Result<()> {
         Some(pid) => vec![ask(pid, control::status)?],
         None => control::list(),
     };
-    for status in found {
+    for mut status in found {
+        status.readers = readers::of(status.pid, &[status.pager_pid, status.supervisor_pid]);
         show(json, &status, &status)?;
     }
     Ok(())

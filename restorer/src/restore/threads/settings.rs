@@ -191,13 +191,15 @@ pub fn login(b: &mut Builder<'_>, process: &Process) -> Step<()> {
     written.map(drop).map_err(failed)
 }
 
-/// What files of /proc set of the process from outside, while it is still ours to write to.
-pub fn through_proc(pid: Pid, process: &Process) -> Step<()> {
+/// What files of /proc set of the process from outside, while it is still ours to write to. What is `missing` of its memory must not
+/// be zeros in a core dump: the pager gives the process its own filter back.
+pub fn through_proc(pid: Pid, process: &Process, missing: bool) -> Step<()> {
     let write = |file: &str, text: String| {
         let path = format!("/proc/{pid}/{file}");
         std::fs::write(&path, text).map_err(crate::restore::error::outside(format!("set {file}")))
     };
-    if let Some(filter) = process.coredump_filter {
+    if let Some(own) = process.coredump_filter {
+        let filter = if missing { pager::core_dumps::filter_while_missing(own) } else { own };
         write("coredump_filter", format!("{filter:#x}"))?;
     }
     if let Some(nice) = process.autogroup_nice {
