@@ -117,7 +117,7 @@ fn mappings_of(pid: u32) -> Result<Vec<String>> {
     for line in fs::read_to_string(format!("/proc/{pid}/smaps"))?.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             let last = mappings.last_mut().context("flags without a mapping")?;
-            let passed_over: &[&str] = if last.contains('/') { &["um", "gu"] } else { &["um", "gu", "ac"] };
+            let passed_over: &[&str] = if last.contains('/') { &["um", "uw", "gu"] } else { &["um", "uw", "gu", "ac"] };
             last.extend(flags.split_whitespace().filter(|flag| !passed_over.contains(flag)).map(|flag| format!(" {flag}")));
         } else if line.split(' ').next().is_some_and(|first| first.contains('-') && !first.contains(':')) {
             mappings.push(line.to_owned());

@@ -8,7 +8,7 @@
 static u8 *memory, *other;
 static int fd, counted;
 
-// What smaps says of the mapping at `at`: its head and its flags; `um` and `gu` aside, which tell of who brings memory
+// What smaps says of the mapping at `at`: its head and its flags; `um`, `uw` and `gu` aside, which tell of who brings memory
 // back, and `ac`, which the kernel sets anew once memory may be written.
 static void describe(const void *at, char *out, size_t size) {
     FILE *smaps = fopen("/proc/self/smaps", "re");
@@ -28,7 +28,7 @@ static void describe(const void *at, char *out, size_t size) {
             }
         } else if (inside && (strncmp(line, "VmFlags:", 8) == 0 || strncmp(line, "KernelPageSize:", 15) == 0)) {
             for (char *word = strtok(line + 8, " \n"); word; word = strtok(NULL, " \n"))
-                if (strcmp(word, "um") != 0 && strcmp(word, "gu") != 0 && (counted || strcmp(word, "ac") != 0)) {
+                if (strcmp(word, "um") != 0 && strcmp(word, "uw") != 0 && strcmp(word, "gu") != 0 && (counted || strcmp(word, "ac") != 0)) {
                     size_t length = strlen(out);
                     snprintf(out + length, size - length, "%s ", word);
                 }
