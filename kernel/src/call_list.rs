@@ -8,6 +8,9 @@
 //! done:  int3                   → a SIGTRAP that the tracer takes away
 //! ```
 //!
+//! In a thread that goes on afterwards the calls are made by code of the return stub instead, and each answer takes the place of the
+//! call's number ([`crate::remote::Borrowed::call_all`]).
+//!
 //! One stop instead of two for each call, which is what a call costs where tracer and tracee share a CPU. SIGTRAP must be neither blocked
 //! nor ignored in the tracee: the kernel would set its action back to the default (`force_sig`).
 
@@ -53,6 +56,11 @@ impl CallList {
     pub fn push(&mut self, number: i64, args: [u64; 6]) {
         self.0.extend(number.to_ne_bytes());
         self.0.extend(args.iter().flat_map(|arg| arg.to_ne_bytes()));
+    }
+
+    /// The answers that a return stub left in the bytes of a list.
+    pub(crate) fn answers(bytes: &[u8]) -> impl Iterator<Item = u64> {
+        bytes.chunks_exact(CALL_BYTES).filter_map(|call| call.first_chunk::<8>().map(|word| u64::from_ne_bytes(*word)))
     }
 
     /// How many.

@@ -11,6 +11,7 @@
 //! At the end the thread is brought to a stop at which the kernel settles an interrupted call itself ([`Stopped::trap`]): a signal
 //! that arrived meanwhile ends the call with EINTR where it would have done so without us.
 
+use crate::call_list::CallList;
 use crate::regs::{Registers, RestartBlock};
 use crate::return_stub::ReturnStub;
 use crate::task::UserDispatch;
@@ -152,6 +153,43 @@ impl<'t> Borrowed<'t> {
     /// Run one system call.
     pub fn call(&mut self, number: i64, args: [u64; 6]) -> Result<u64, CallError> {
         self.remote.call(number, args)
+    }
+
+    /// Make calls that change nothing in one go; they lie at `at`, which holds as many and one more. Each answer is as the kernel gives
+    /// it, an error below zero. The thread neither blocks nor catches `quiet`, a signal that is ignored by default: a thread
+    /// without a tracer drops it.
+    pub fn call_all(&mut self, mut calls: CallList, at: VirtAddr, quiet: i32) -> Result<Vec<i64>, CallError> {
+        let (thread, tid, memory) = (self.remote.thread, self.remote.tid(), self.stub.memory());
+        let unreadable = |error: std::io::Error| failed("make a list of calls", tid)(Errno::from_raw(error.raw_os_error().unwrap_or(0)));
+        calls.push(libc::SYS_tkill, [tid.as_raw() as u64, quiet as u64, 0, 0, 0, 0]);
+        memory.write(at, calls.bytes()).map_err(unreadable)?;
+        let (begin, called) = self.stub.list_at();
+        let mut regs = self.remote.base;
+        let r = &mut regs.0;
+        (r.rip, r.r12, r.r13, r.orig_rax) = (begin.0, at.0, calls.len() as u64, u64::MAX);
+        thread.set_registers(&regs)?;
+        thread.set_signal_mask(ALL_SIGNALS & !(1 << (quiet - 1)))?;
+        let mut signal = 0;
+        loop {
+            thread.cont(ContMode::Free, signal)?;
+            signal = 0;
+            match wait_stop(tid)?.1 {
+                Stop::Signal(stop) if stop == quiet => {
+                    let now = thread.registers()?.0;
+                    if now.rip == called.0 && now.r13 == 1 {
+                        break;
+                    }
+                    // One of another process, which the thread would have ignored.
+                }
+                Stop::Signal(libc::SIGSTOP) => signal = libc::SIGSTOP,
+                Stop::Interrupt | Stop::Event(_) | Stop::Group(_) | Stop::Syscall => {}
+                Stop::Signal(other) => return Err(TraceError::Interrupted(tid, other).into()),
+            }
+        }
+        thread.set_signal_mask(ALL_SIGNALS)?;
+        let mut answers = vec![0; calls.bytes().len()];
+        memory.read(at, &mut answers).map_err(unreadable)?;
+        Ok(CallList::answers(&answers).take(calls.len() - 1).map(|answer| answer as i64).collect())
     }
 
     /// Make a page for what calls write. It goes with the session, also where our death ends it.

@@ -7,6 +7,16 @@
 //! slot that the tracer filled in before, and jumps to where the thread was. A living tracer never lets a thread get that far: it
 //! stops the thread at the exit of each call and sets the registers itself.
 //!
+//! Behind the slot lies a second piece of code, which makes a list of calls in one go ([`crate::call_list`]) and then takes the way back:
+//!
+//! ```text
+//! next:  r13 = calls left      none: the way back
+//!        rax, rdi … r9  ←  r12[0..7]
+//!        syscall;  r12[0] ← rax;  r12 += 56;  r13 -= 1
+//! ```
+//!
+//! The last call of a list sends the thread a signal that it ignores: that stops a thread with a tracer, and no other.
+//!
 //! The stub writes no memory of the process but the stack pointer's register: no stack, no red zone. It lies in the padding behind
 //! the vDSO's ELF image, which is executable, and which the kernel fills with zeros; a tracer may write there (copy-on-write), as
 //! debuggers do for breakpoints. [`ReturnStub`] puts the zeros back, unless a thread may still be on its way through the stub.
@@ -69,15 +79,36 @@ const CODE: [u8; 256] = [
     0xff, 0x25, 0xaf, 0x00, 0x00, 0x00, // jmp *rip
     0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00, // nopl 0x0(%rax)
 ];
+/// The code that makes a list of calls; it lies behind the slot.
+const LIST: [u8; 64] = [
+    0x4d, 0x85, 0xed, // next: test %r13, %r13
+    0x0f, 0x84, 0x21, 0xfe, 0xff, 0xff, // jz the way back
+    0x49, 0x8b, 0x04, 0x24, // mov (%r12), %rax
+    0x49, 0x8b, 0x7c, 0x24, 0x08, // mov 8(%r12), %rdi
+    0x49, 0x8b, 0x74, 0x24, 0x10, // mov 16(%r12), %rsi
+    0x49, 0x8b, 0x54, 0x24, 0x18, // mov 24(%r12), %rdx
+    0x4d, 0x8b, 0x54, 0x24, 0x20, // mov 32(%r12), %r10
+    0x4d, 0x8b, 0x44, 0x24, 0x28, // mov 40(%r12), %r8
+    0x4d, 0x8b, 0x4c, 0x24, 0x30, // mov 48(%r12), %r9
+    0x0f, 0x05, // syscall
+    0x49, 0x89, 0x04, 0x24, // mov %rax, (%r12)
+    0x49, 0x83, 0xc4, 0x38, // add $56, %r12
+    0x49, 0xff, 0xcd, // dec %r13
+    0xeb, 0xc6, // jmp next
+    0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00, // nopw 0x0(%rax, %rax)
+];
+/// Where in it a call has just been made.
+const LIST_CALLED: u64 = 45;
 /// Where the way back begins.
 const TAIL: u64 = 2;
 /// Words of the slot: see [`slot`].
 const WORDS: usize = 27;
 /// The scratch page's address and length are the slot's second and third word.
 const SCRATCH_WORD: u64 = 1;
-const STUB_BYTES: usize = CODE.len() + WORDS * 8;
-/// Stubs that may lie in the padding at once.
-const PLACES: usize = 3;
+const SLOT_END: usize = CODE.len() + WORDS * 8;
+const STUB_BYTES: usize = SLOT_END + LIST.len();
+/// Stubs that may lie in the padding at once: Linux 6.18 has 1500 bytes of it.
+const PLACES: usize = 2;
 
 /// The slot, in the order that the code expects; the last word counts stubs that were left behind.
 fn slot(registers: &Registers, mask: u64, dispatch: &UserDispatch, count: u64) -> [u64; WORDS] {
@@ -128,6 +159,7 @@ impl<'m> ReturnStub<'m> {
         let Some((at, count)) = free_place(text) else { return Ok(None) };
         let at = VirtAddr(vdso.0 + at as u64);
         memory.write(at, &CODE)?;
+        memory.write(VirtAddr(at.0 + SLOT_END as u64), &LIST)?;
         Ok(Some(Self { memory, at, count, in_use: Cell::new(false) }))
     }
 
@@ -141,6 +173,19 @@ impl<'m> ReturnStub<'m> {
     #[must_use]
     pub fn way_back(&self) -> VirtAddr {
         VirtAddr(self.at.0 + TAIL)
+    }
+
+    /// Where a thread begins that is to make a list of calls, and where it is when it has made one of them.
+    #[must_use]
+    pub(crate) fn list_at(&self) -> (VirtAddr, VirtAddr) {
+        let begin = self.at.0 + SLOT_END as u64;
+        (VirtAddr(begin), VirtAddr(begin + LIST_CALLED))
+    }
+
+    /// The memory that it lies in.
+    #[must_use]
+    pub(crate) fn memory(&self) -> &'m ProcessMemory {
+        self.memory
     }
 
     /// From now on the way back leads to these registers, which must be settled, this mask, and this dispatch of
@@ -181,7 +226,7 @@ fn free_place(text: &[u8]) -> Option<(usize, u64)> {
     let first = image_bytes(text)?.next_multiple_of(8);
     let places = (0..PLACES).map(|number| first + number * STUB_BYTES);
     let stubs: Vec<(usize, &[u8])> = places.filter_map(|at| Some((at, text.get(at..at + STUB_BYTES)?))).collect();
-    let count = |stub: &[u8]| stub.last_chunk::<8>().map_or(0, |last| u64::from_ne_bytes(*last));
+    let count = |stub: &[u8]| stub[..SLOT_END].last_chunk::<8>().map_or(0, |last| u64::from_ne_bytes(*last));
     let next = stubs.iter().map(|(_, stub)| count(stub)).max()?.checked_add(1)?;
     let is_free = |stub: &[u8]| stub.iter().all(|byte| *byte == 0);
     let oldest = stubs.iter().min_by_key(|(_, stub)| (!is_free(stub), count(stub)))?;
@@ -247,7 +292,7 @@ mod tests {
             let (at, count) = free_place(&text).expect("there is a place");
             assert_eq!(count, expected);
             text[at..at + CODE.len()].copy_from_slice(&CODE);
-            text[at + STUB_BYTES - 8..at + STUB_BYTES].copy_from_slice(&count.to_ne_bytes());
+            text[at + SLOT_END - 8..at + SLOT_END].copy_from_slice(&count.to_ne_bytes());
             places.push(at);
         }
         assert_eq!(places[..2], places[PLACES..], "{places:?}");

@@ -151,6 +151,36 @@ fn a_borrowed_session_puts_everything_back() {
 }
 
 #[test]
+fn a_list_of_calls_has_an_answer_for_each() {
+    let sleep = Victim::sleep();
+    let stopped = Running::seize(sleep.pid()).and_then(Running::interrupt).expect("stop");
+    let memory = sleep.memory();
+    let stub = sleep.stub(&memory);
+    let mut session = Borrowed::begin(&stopped, &stub).expect("begin");
+    let scratch = session.map_scratch(8192).expect("scratch pages");
+    for round in 0..20 {
+        let mut list = CallList::default();
+        list.push(libc::SYS_getpid, [0; 6]);
+        list.push(libc::SYS_close, [12345, 0, 0, 0, 0, 0]);
+        list.push(libc::SYS_prctl, [libc::PR_GET_NAME as u64, scratch, 0, 0, 0, 0]);
+        if round % 2 == 1 {
+            // It would ignore this one; the list goes on behind it.
+            kill(sleep.pid(), Signal::SIGURG).expect("kill");
+        }
+        let answers = session.call_all(list, VirtAddr(scratch + 4096), libc::SIGURG).expect("a list");
+        assert_eq!(answers, [i64::from(sleep.pid().as_raw()), -i64::from(libc::EBADF), 0]);
+        let mut name = [0; 6];
+        memory.read(VirtAddr(scratch), &mut name).expect("read");
+        assert_eq!(&name, b"sleep\0");
+    }
+    session.unmap_scratch(scratch, 8192).expect("unmap");
+    session.give_back().expect("give back");
+    stopped.detach().expect("detach");
+    eventually("it sleeps again", || sleep.state() == Some('S'));
+    assert_eq!(sleep.status("SigBlk"), "0000000000000000");
+}
+
+#[test]
 fn an_error_of_a_call_is_an_errno() {
     let sleep = Victim::sleep();
     let stopped = Running::seize(sleep.pid()).and_then(Running::interrupt).expect("stop");
@@ -364,8 +394,12 @@ fn somebody_elses_tracer() {
     let stub = ReturnStub::place(&memory, at, &text).expect("write").expect("there is room");
     if until != "outside" {
         let mut session = Borrowed::begin(&stopped, &stub).expect("begin");
-        if until != "begun" {
-            session.map_scratch(4096).expect("a scratch page");
+        let scratch = if until == "begun" { 0 } else { session.map_scratch(8192).expect("scratch pages") };
+        if until == "listing" {
+            memory.write(VirtAddr(scratch), &[1_u64, 0].map(u64::to_ne_bytes).concat()).expect("write"); // 1 s
+            let mut list = CallList::default();
+            list.push(libc::SYS_nanosleep, [scratch, 0, 0, 0, 0, 0]);
+            let _ = session.call_all(list, VirtAddr(scratch + 4096), libc::SIGURG); // it does not come to its end
         }
         println!("\ntracing");
         std::thread::sleep(Duration::from_secs(1000));
@@ -375,7 +409,7 @@ fn somebody_elses_tracer() {
 
 #[test]
 fn a_tracers_death_lets_go() {
-    for until in ["outside", "begun", "mapped"] {
+    for until in ["outside", "begun", "mapped", "listing"] {
         let sleep = Victim::sleep();
         let before = std::fs::read_to_string(sleep.proc("maps")).expect("maps");
         let call = std::fs::read_to_string(sleep.proc("syscall")).expect("syscall");
@@ -387,9 +421,9 @@ fn a_tracers_death_lets_go() {
         std::thread::sleep(Duration::from_millis(200)); // to where it waits
         tracer.kill().expect("kill");
         tracer.wait().expect("wait");
+        eventually("it has its own mask again", || sleep.status("SigBlk") == "0000000000000000");
         eventually("it sleeps again", || sleep.state() == Some('S'));
         assert_eq!(sleep.status("TracerPid"), "0");
-        assert_eq!(sleep.status("SigBlk"), "0000000000000000", "{until}");
         let after = std::fs::read_to_string(sleep.proc("maps")).expect("maps");
         assert_eq!(before, after, "{until}");
         // The same call with the same stack and instruction pointer; a sleep goes on by restart_syscall (219).

@@ -74,7 +74,7 @@ pub fn describe(frozen: &Frozen, memory: &ProcessMemory, request: &Request) -> R
     let mut describer = threads::Describer::new(proc);
     let (mut threads, mut clocks) = (Vec::new(), None);
     for (thread, text) in frozen.threads().iter().zip(&texts) {
-        let mut session = asker.borrow(thread)?;
+        let mut session = asker.borrow(thread, text.quiet_signal())?;
         let described = describer.thread(thread, text, &mut session, &mut process).and_then(|described| {
             if threads.is_empty() {
                 numa::note(proc, &mut session, &mut regions)?;

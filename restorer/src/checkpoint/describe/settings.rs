@@ -109,17 +109,17 @@ pub fn of_process(proc: Proc, session: &mut Session<'_>, process: &mut Process) 
 
 /// What changes what an address or a call means, and is not built again.
 fn refuse_address_tricks(proc: Proc, session: &mut Session<'_>) -> Result<(), CheckpointError> {
-    let at = session.scratch_at();
     // A kernel may be built without the call.
-    let ldt = session.may_call("local descriptor table", libc::SYS_modify_ldt, [0, at, 64, 0, 0, 0])?;
+    let ldt = session.may_call("local descriptor table", libc::SYS_modify_ldt, [0, session.scratch_at(), 64, 0, 0, 0])?;
     if ldt.is_ok_and(|bytes| bytes as u32 != 0) {
         return Err(proc.refuse("it has a local descriptor table (modify_ldt)", "start it without 16-bit or 32-bit code"));
     }
-    if session.may_call("shadow stack", libc::SYS_arch_prctl, [ARCH_SHSTK_STATUS, at, 0, 0, 0, 0])?.is_ok() && session.words::<1>()? != [0]
+    if session.may_call("shadow stack", libc::SYS_arch_prctl, [ARCH_SHSTK_STATUS, session.scratch_at(), 0, 0, 0, 0])?.is_ok()
+        && session.words::<1>()? != [0]
     {
         return Err(proc.refuse("it has a shadow stack", "start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"));
     }
-    let untag = session.may_call("address tags", libc::SYS_arch_prctl, [ARCH_GET_UNTAG_MASK, at, 0, 0, 0, 0])?;
+    let untag = session.may_call("address tags", libc::SYS_arch_prctl, [ARCH_GET_UNTAG_MASK, session.scratch_at(), 0, 0, 0, 0])?;
     if untag.is_ok() && session.words::<1>()? != [u64::MAX] {
         return Err(proc.refuse("it uses tagged addresses (linear address masking)", "start it without address tags"));
     }
@@ -154,8 +154,9 @@ fn lock_of_future_memory(proc: Proc, session: &mut Session<'_>) -> Result<u32, C
     let after = locked();
     let at = session.scratch_at();
     let there = session.may_call("page", libc::SYS_mincore, [page, PAGE_SIZE_BYTES, at, 0, 0, 0]);
+    let first = session.scratch::<1>();
     session.call("leave to unmap a page", libc::SYS_munmap, [page, PAGE_SIZE_BYTES, 0, 0, 0, 0])?;
-    let (after, there) = (after?, there?.is_ok() && session.scratch::<1>()?[0] & 1 != 0);
+    let (after, there) = (after?, there?.is_ok() && first?[0] & 1 != 0);
     let on_fault = if there { 0 } else { libc::MCL_ONFAULT };
     Ok(if after > before { (libc::MCL_FUTURE | on_fault) as u32 } else { 0 })
 }

@@ -56,6 +56,15 @@ impl ThreadText {
         let stat = Stat::parse(&proc.text(&format!("task/{tid}/stat"))?).ok_or_else(|| proc.malformed("stat"))?;
         Ok(Self { status, stat })
     }
+
+    /// A signal that is ignored by default, and that it neither catches, blocks nor has pending.
+    #[must_use]
+    pub fn quiet_signal(&self) -> Option<i32> {
+        let status = Status::new(&self.status);
+        let taken = ["SigCgt", "SigBlk", "SigPnd", "ShdPnd"].map(|key| status.mask(key).unwrap_or(u64::MAX));
+        let taken = taken.into_iter().fold(0, std::ops::BitOr::bitor);
+        [libc::SIGURG, libc::SIGCHLD, libc::SIGWINCH].into_iter().find(|signal| taken & (1 << (signal - 1)) == 0)
+    }
 }
 
 /// What the first thread has, that the others are compared with.
