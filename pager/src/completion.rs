@@ -31,6 +31,11 @@ pub(crate) fn spawn(shared: Arc<Shared>, number: usize) -> std::io::Result<JoinH
     std::thread::Builder::new().name("completion".to_owned()).spawn(move || {
         let (mut released, mut buried) = (false, Instant::now());
         while !shared.stop.load(Ordering::Relaxed) {
+            if released {
+                shared.rest()
+            } else {
+                shared.beat()
+            }
             if has_ended(&shared, number, (!released).then_some(LOOK)) {
                 return see_out(&shared);
             }
@@ -66,6 +71,7 @@ fn bury_children(shared: &Shared) {
 /// It has ended: nothing else is to be done once its memory is gone, which others may share, and its children are owed nothing.
 fn see_out(shared: &Shared) {
     while !shared.stop.load(Ordering::Relaxed) {
+        shared.beat();
         bury_children(shared);
         if let Some(own) = shared.spaces().first() {
             own.end_if_dead();

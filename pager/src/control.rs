@@ -2,16 +2,21 @@
 //!
 //! The socket is PID.sock in the runtime directory (/run/defrost for root, else $XDG_RUNTIME_DIR/defrost). `status` answers at once,
 //! `wait` when everything is there or never will be; the answer is a [`Status`] as JSON. `picture` yields a [`Picture`].
-//! A socket nobody listens on is swept.
+//! A socket nobody listens on is swept. Each read, write and connection has a deadline on both sides.
 //! A pager that ended its process stays until one `wait` was told why, or for [`TOLD_WITHIN`].
 
 use crate::keep::Place;
 use crate::pager::Shared;
 use crate::picture::Picture;
 use crate::status::{State, Status};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
 use pages::PAGE_SIZE_BYTES;
 use serde::de::DeserializeOwned;
 use std::io::{BufRead as _, BufReader, Error, ErrorKind, Result, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -20,6 +25,12 @@ use std::time::{Duration, Instant};
 
 /// How long a pager that ended its process waits for somebody to ask why: time for a person or a supervisor to notice.
 const TOLD_WITHIN: Duration = Duration::from_secs(60);
+/// How long a pager may take to answer what it can answer at once, and a caller to ask.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+/// How long a `wait` goes on although its pager answers nothing: a supervisor replaces a silent one sooner.
+const SILENT_MOST: Duration = Duration::from_secs(10);
+/// Calls that are answered at once: others are hung up on.
+const CALLS_MOST: usize = 256;
 /// How long a supervisor may take to have another pager serve.
 const SUCCEEDED_WITHIN: Duration = Duration::from_secs(2);
 /// Between two looks whether it does.
@@ -109,6 +120,10 @@ pub(crate) fn listen(shared: Arc<Shared>) -> Result<Listening> {
     let listening = Listening { socket: identity(&path), path, callers: callers.clone() };
     std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         for stream in listener.incoming().flatten() {
+            let busy = callers.calls.lock().unwrap_or_else(PoisonError::into_inner).0;
+            if busy >= CALLS_MOST || limit(&stream).is_err() {
+                continue; // the caller is hung up on
+            }
             callers.change(|calls| calls.0 += 1);
             let (shared, busy) = (shared.clone(), callers.clone());
             let answering = std::thread::Builder::new().spawn(move || {
@@ -134,8 +149,10 @@ fn serve(stream: UnixStream, shared: &Shared) -> Result<bool> {
         return Ok(false);
     }
     let wait = line.trim() == "wait";
-    if wait {
-        shared.wait_reported();
+    while wait && !shared.wait_reported(ANSWERS_WITHIN) {
+        if has_hung_up(&stream) {
+            return Ok(false);
+        }
     }
     let status = shared.status();
     let answer = serde_json::to_string(&status).map_err(Error::from)?;
@@ -143,12 +160,66 @@ fn serve(stream: UnixStream, shared: &Shared) -> Result<bool> {
     Ok(wait && status.state.why_broken().is_some())
 }
 
-fn ask<T: DeserializeOwned>(pid: u32, what: &str) -> Result<T> {
-    let stream = UnixStream::connect(socket_path(pid))?;
+/// No caller, and no pager, keeps the other waiting for longer than that in a read or a write.
+fn limit(stream: &UnixStream) -> Result<()> {
+    stream.set_read_timeout(Some(ANSWERS_WITHIN))?;
+    stream.set_write_timeout(Some(ANSWERS_WITHIN))
+}
+
+/// Whether the other side is gone; it says nothing after its question.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLHUP)], PollTimeout::ZERO) == Ok(1)
+}
+
+/// Call the pager of `pid`: an answer, or its end, is waited for by whoever reads. `TimedOut` where so many calls wait at its socket that
+/// there is no room: connecting would wait as well.
+fn call(pid: u32, what: &str) -> Result<UnixStream> {
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    match connect(socket.as_raw_fd(), &UnixAddr::new(&socket_path(pid))?) {
+        Err(Errno::EAGAIN) => return Err(ErrorKind::TimedOut.into()),
+        other => other?,
+    }
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    limit(&stream)?;
     writeln!(&stream, "{what}")?;
+    Ok(stream)
+}
+
+/// Ask what can be answered at once. `TimedOut` where the pager lives and does not answer.
+fn ask<T: DeserializeOwned>(pid: u32, what: &str) -> Result<T> {
+    let stream = call(pid, what)?;
     let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line)?;
+    BufReader::new(&stream).read_line(&mut line).map_err(in_words)?;
     Ok(serde_json::from_str(&line)?)
+}
+
+/// Wait for what may take long, as long as the pager answers that it is there.
+fn ask_and_wait<T: DeserializeOwned>(pid: u32, what: &str) -> Result<T> {
+    let (stream, mut line, mut heard) = (call(pid, what)?, String::new(), Instant::now());
+    let mut reader = BufReader::new(&stream);
+    loop {
+        match reader.read_line(&mut line).map_err(in_words) {
+            Ok(_) => return Ok(serde_json::from_str(&line)?),
+            Err(error) if error.kind() != ErrorKind::TimedOut => return Err(error),
+            Err(_) => match ask::<Status>(pid, "status") {
+                Err(error) if error.kind() == ErrorKind::TimedOut && heard.elapsed() > SILENT_MOST => return Err(error),
+                Err(error) if error.kind() == ErrorKind::TimedOut => {}
+                // Whoever answers is there; one that has hung up is found out about by the next read.
+                _ => heard = Instant::now(),
+            },
+        }
+    }
+}
+
+/// A timeout of a socket is `WouldBlock`.
+fn in_words(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            Error::new(ErrorKind::TimedOut, "its pager does not answer: it may be stopped or frozen")
+        }
+        _ => error,
+    }
 }
 
 /// How the memory of one restore came, as its pager knows it; `NotFound` where there is none, and none where nobody serves it.
@@ -157,6 +228,7 @@ pub fn picture(pid: u32) -> Result<Option<Picture>> {
     loop {
         match (ask(pid, "picture"), unattended(pid)) {
             (Ok(picture), _) => return Ok(Some(picture)),
+            (Err(error), _) if error.kind() == ErrorKind::TimedOut => return Err(error),
             (Err(_), Some(_)) if begun.elapsed() > SUCCEEDED_WITHIN => return Ok(None),
             (Err(_), Some(_)) => std::thread::sleep(LOOK),
             (Err(error), None) => return Err(error),
@@ -170,6 +242,9 @@ pub fn status(pid: u32) -> Result<Status> {
     loop {
         match (ask(pid, "status"), unattended(pid)) {
             (Ok(status), _) => return Ok(status),
+            (Err(error), Some(status)) if error.kind() == ErrorKind::TimedOut => {
+                return Ok(Status { state: State::Unresponsive, pager_pid: listener(pid), ..status });
+            }
             (Err(_), Some(status)) if begun.elapsed() > SUCCEEDED_WITHIN => return Ok(status),
             (Err(_), Some(_)) => std::thread::sleep(LOOK), // another pager may be about to take over
             (Err(error), None) => return Err(error),
@@ -177,11 +252,18 @@ pub fn status(pid: u32) -> Result<Status> {
     }
 }
 
+/// The process that listens on the socket of `pid`, whether it answers or not; 0 where that is not known.
+fn listener(pid: u32) -> u32 {
+    let credentials = call(pid, "status").ok().and_then(|stream| getsockopt(&stream, PeerCredentials).ok());
+    credentials.map_or(0, |credentials| credentials.pid() as u32)
+}
+
 /// Wait until a restore is resident or failed; `NotFound` where there is none. A pager's death is waited through.
 pub fn wait(pid: u32) -> Result<Status> {
     loop {
-        match (ask(pid, "wait"), unattended(pid)) {
+        match (ask_and_wait(pid, "wait"), unattended(pid)) {
             (Ok(status), _) => return Ok(status),
+            (Err(error), _) if error.kind() == ErrorKind::TimedOut => return Err(error),
             (Err(_), Some(_)) => std::thread::sleep(LOOK),
             (Err(error), None) => return Err(error),
         }

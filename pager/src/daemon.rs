@@ -25,8 +25,9 @@ use crate::picture::Picture;
 use crate::policy::Policy;
 use crate::replay::Recording;
 use crate::status::State;
-use crate::supervisor::{Told, Work};
+use crate::supervisor::Work;
 use crate::table;
+use crate::told::Told;
 use crate::unwatched;
 use bytes::Bytes;
 use images::{Head, Image};
@@ -155,7 +156,7 @@ pub fn spawn(socket: UnixStream, options: &[&str], variable: Option<(&str, &OsSt
 }
 
 /// Do `work` until the process has ended.
-pub fn serve(work: &Work, told: &Told, open: Open<'_>, report: Report<'_>) -> Result<(), DaemonError> {
+pub fn serve(work: &Work, told: &Arc<Told>, open: Open<'_>, report: Report<'_>) -> Result<(), DaemonError> {
     die_whole();
     match work {
         Work::Start(socket) => start(socket, told, open, report),
@@ -180,7 +181,7 @@ fn die_whole() {
     }));
 }
 
-fn start(mut socket: &UnixStream, told: &Told, open: Open<'_>, report: Report<'_>) -> Result<(), DaemonError> {
+fn start(mut socket: &UnixStream, told: &Arc<Told>, open: Open<'_>, report: Report<'_>) -> Result<(), DaemonError> {
     let [file] = <[_; 1]>::try_from(kernel::handoff::recv_fds(socket, 1).map_err(std::io::Error::from)?)
         .map_err(|_| DaemonError::Request("a descriptor".to_owned()))?;
     let mut line = String::new();
@@ -191,7 +192,7 @@ fn start(mut socket: &UnixStream, told: &Told, open: Open<'_>, report: Report<'_
     let mapped = MappedFile::open(&File::from(file)).map(Bytes::from_owner).map_err(DaemonError::from);
     let begun = mapped.and_then(|head| prepare(&start, Some(head), open, &mut phases)).and_then(|(image, stores)| {
         writeln!(socket, "ready")?;
-        receive(socket, start, image, stores, &mut phases)
+        receive(socket, start, image, stores, told, &mut phases)
     });
     let (pager, listening, place) = begun.inspect_err(|error| {
         let _ = writeln!(socket, "failed {error}"); // a restore that hung up need not be told
@@ -221,7 +222,14 @@ type Begun = (Pager, control::Listening, Place);
 type Stores = (Arc<dyn Store>, Arc<dyn Store>);
 
 /// From the descriptors on: keep what outlives us, serve, and answer who asks.
-fn receive(socket: &UnixStream, start: Start, image: Image, (demand, bulk): Stores, phases: &mut Phases) -> Result<Begun, DaemonError> {
+fn receive(
+    socket: &UnixStream,
+    start: Start,
+    image: Image,
+    (demand, bulk): Stores,
+    told: &Arc<Told>,
+    phases: &mut Phases,
+) -> Result<Begun, DaemonError> {
     let received = kernel::handoff::recv_fds(socket, 4).map_err(std::io::Error::from)?;
     phases.done("wait for the process");
     let malformed = || DaemonError::Request("four descriptors".to_owned());
@@ -245,7 +253,7 @@ fn receive(socket: &UnixStream, start: Start, image: Image, (demand, bulk): Stor
     let keep = Keep::new(place.clone(), Arc::new(lazy_origins(&image)), mailbox, uffd_inode, 1).with_brake(brake);
     let keep = Arc::new(keep);
     phases.done("keep what outlives it");
-    let config = config(record, image, (demand, bulk), pid, pidfd, keep);
+    let config = Config { told: Some(told.clone()), ..config(record, image, (demand, bulk), pid, pidfd, keep) };
     let pager = Pager::start(config, uffd)?;
     phases.done("start to serve");
     let listening = control::listen(pager.shared())?;
@@ -253,7 +261,7 @@ fn receive(socket: &UnixStream, start: Start, image: Image, (demand, bulk): Stor
     Ok((pager, listening, place))
 }
 
-fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Told, open: Open<'_>, report: Report<'_>) -> Result<(), DaemonError> {
+fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Arc<Told>, open: Open<'_>, report: Report<'_>) -> Result<(), DaemonError> {
     let place = Place::new(&runtime_dir(), pid);
     let mut record = place.read().map_err(|error| match error.kind() {
         ErrorKind::NotFound => DaemonError::NoRestore(pid),
@@ -293,7 +301,8 @@ fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Told, open: Open<'_>,
     record.stopped.clone_from(&stopped);
     place.write(&record)?;
     tracing::info!(pid, adopted = record.adopted, spaces = spaces.len(), "another pager goes on");
-    let pager = Pager::serve(config(record.clone(), image, stores, pid, pidfd, keep), spaces)?;
+    let config = Config { told: Some(told.clone()), ..config(record.clone(), image, stores, pid, pidfd, keep) };
+    let pager = Pager::serve(config, spaces)?;
     pager.process_runs();
     if !stopped.is_empty() {
         unwatched::go_on(pid, &stopped);
@@ -364,6 +373,7 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
         reports: start.report.is_some(),
         recording: if start.eager { Recording::Off } else { start.recording },
         latency: start.latency,
+        told: None,
     }
 }
 

@@ -71,6 +71,15 @@ pub enum Phase {
     Settled,
 }
 
+/// Whether the file at `path` is a journal of the form that is written here.
+pub(crate) fn is_ours(path: &Path) -> Result<()> {
+    use std::io::Read as _;
+    let mut magic = [0; 8];
+    File::open(path)?.read_exact(&mut magic)?;
+    let unlike = || Error::new(ErrorKind::InvalidData, format!("{}: it is a journal of another version", path.display()));
+    if u64::from_ne_bytes(magic) == MAGIC { Ok(()) } else { Err(unlike()) }
+}
+
 /// The journal of a space.
 #[derive(Debug)]
 pub struct Journal {

@@ -79,7 +79,7 @@ impl Place {
         self.dir.join(format!("{}.{suffix}", self.pid))
     }
 
-    fn journal_path(&self, id: u32) -> PathBuf {
+    pub(crate) fn journal_path(&self, id: u32) -> PathBuf {
         self.path(&format!("{id}.journal"))
     }
 

@@ -12,7 +12,7 @@
 //!
 //! What a pager's death must not take along is in its [`keep`]: a [`journal`] for each space, and a [`mailbox`] in the process itself;
 //! what neither has yet when everybody dies is stopped by the [`brake`].
-//! A [`supervisor`] starts another pager, which takes over what it finds there ([`adopt`]); at the end [`farewell`] takes it all away.
+//! A [`supervisor`] starts another pager, also where a [`watchdog`] finds one silent by what it has [`told`]; that pager takes over what it finds there ([`adopt`]); at the end [`farewell`] takes it all away.
 //! A [`frontend`] brings userfaultfds of others: of `criu restore --lazy-pages`.
 //! Both ask the kernel to be ended last when memory runs out ([`oom`]).
 #![forbid(unsafe_code)]
@@ -56,10 +56,13 @@ mod replay;
 pub mod residency;
 mod space;
 mod status;
+pub mod successor;
 pub mod supervisor;
 pub mod table;
 pub mod timeline;
+pub mod told;
 mod unwatched;
+mod watchdog;
 mod watched;
 mod window;
 

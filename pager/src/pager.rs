@@ -16,6 +16,7 @@ use crate::residency::Residency;
 use crate::space::Space;
 use crate::status::{Stalls, State, Status};
 use crate::timeline::{Stall, Timeline};
+use crate::told::Told;
 use crate::window::Window;
 use crate::{bulk, collapse, completion, digests, farewell, fault_loop, handlers, markers, outage};
 use images::manifest::Process;
@@ -26,7 +27,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread::JoinHandle;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use store::{Store, StoreError, Tally};
 
 /// What to serve.
@@ -67,6 +68,8 @@ pub struct Config {
     pub reports: bool,
     /// Spin or sleep.
     pub latency: Latency,
+    /// Who watches that this pager is at work.
+    pub told: Option<Arc<Told>>,
 }
 
 /// The lazy regions of an image.
@@ -123,6 +126,7 @@ pub(crate) struct Shared {
     total_pages: u64,
     adopted: u32,
     pub(crate) latency: Latency,
+    told: Option<Arc<Told>>,
 }
 
 /// A pager at work.
@@ -167,6 +171,7 @@ impl Pager {
             keep: config.keep,
             adopted: config.adopted,
             latency: config.latency,
+            told: config.told,
             stop: AtomicBool::new(false),
             runs: AtomicBool::new(config.eager),
             replaying: AtomicBool::new(config.replay),
@@ -274,9 +279,13 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    /// The same, and for a report of it to be written.
-    pub(crate) fn wait_reported(&self) {
-        self.wait(|state| !matches!(state, State::Lazy | State::Waiting) && !self.reports.load(Ordering::Relaxed));
+    /// Wait no longer than that for it to be settled, and for a report of it to be written: whether both is so.
+    pub(crate) fn wait_reported(&self, longest: Duration) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let lasts =
+            |state: &mut (State, Option<String>)| matches!(state.0, State::Lazy | State::Waiting) || self.reports.load(Ordering::Relaxed);
+        let (_state, waited) = self.changed.wait_timeout_while(state, longest, lasts).unwrap_or_else(PoisonError::into_inner);
+        !waited.timed_out()
     }
 
     /// Wait until bulk may begin, or never will.
@@ -398,6 +407,16 @@ impl Shared {
 
     pub(crate) fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// A sign of life, for whoever watches.
+    pub(crate) fn beat(&self) {
+        self.told.iter().for_each(|told| told.beat());
+    }
+
+    /// Nothing is missing any more: no sign of life follows.
+    pub(crate) fn rest(&self) {
+        self.told.iter().for_each(|told| told.rest());
     }
 
     /// Whether the process runs.

@@ -21,6 +21,8 @@ pub enum State {
     Poisoned(String),
     /// The process ended by itself.
     Gone,
+    /// Its pager lives and does not answer: it is stopped, frozen or stuck.
+    Unresponsive,
     /// Nobody serves it: touches of missing pages wait until somebody does.
     Unattended,
 }
@@ -31,7 +33,7 @@ impl State {
     pub fn why_broken(&self) -> Option<&str> {
         match self {
             Self::Failed(why) | Self::Poisoned(why) => Some(why),
-            Self::Lazy | Self::Waiting | Self::Resident | Self::Gone | Self::Unattended => None,
+            Self::Lazy | Self::Waiting | Self::Resident | Self::Gone | Self::Unresponsive | Self::Unattended => None,
         }
     }
 }
@@ -133,6 +135,7 @@ impl std::fmt::Display for State {
             Self::Failed(why) => write!(f, "failed ({why})"),
             Self::Poisoned(why) => write!(f, "poisoned ({why})"),
             Self::Gone => f.write_str("gone"),
+            Self::Unresponsive => f.write_str("unresponsive (its pager does not answer: it is replaced once a thread waits for a page)"),
             Self::Unattended => f.write_str("unattended (run `defrost pager --adopt` with its pid)"),
         }
     }

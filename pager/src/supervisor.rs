@@ -1,37 +1,35 @@
-//! The parent of a pager: it does nothing but start another one when that dies.
+//! The parent of a pager: it does nothing but start another one when that dies, or lives and does nothing ([`crate::watchdog`]).
 //!
 //! Supervisor and pager are two processes with one table of descriptors (clone with CLONE_FILES): whatever a pager that is killed had
 //! open, the supervisor still has, above all the userfaultfd of a child that was forked a moment ago. The supervisor has one thread,
 //! no store and no memory of its own to speak of. If it dies instead, the pager turns into one ([`succeed`]): it runs our program anew,
-//! which takes over like after any death. SIGUSR2 does the same on purpose, with the program that is now on disk.
+//! which takes over like after any death. SIGUSR2 does the same on purpose, with the program that is now on disk, once that has
+//! shown that it can ([`crate::successor`]).
 //!
 //! Known hole: with both dead nobody starts another; `defrost pager --adopt PID` does.
 
 use crate::control::runtime_dir;
 use crate::daemon::DaemonError;
 use crate::keep::Place;
+use crate::successor::{self, ITSELF};
 use crate::table;
+use crate::told::{Beat, Told};
+use crate::watchdog::{LOOK, Watchdog};
 use kernel::handoff::own;
-use kernel::shared_words::SharedWords;
 use kernel::spawn::run_sharing_descriptors;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use std::fs::File;
 use std::io::{Error, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The hidden option that makes our program take over: what the supervisor's successor is started with.
-pub const TAKE_OVER: &str = "--take-over";
 /// Exit status of a Rust program that panicked.
 const PANICKED: i32 = 101;
 /// A pager that dies sooner than this after it began is not started again at once.
@@ -57,32 +55,9 @@ impl Work {
     }
 }
 
-/// What a pager tells its supervisor, in memory that both have: the process it serves.
-#[derive(Debug)]
-pub struct Told(SharedWords);
-
-impl Told {
-    fn new() -> std::io::Result<Self> {
-        let file = File::from(memfd_create(c"defrost-told", MFdFlags::MFD_CLOEXEC)?);
-        file.set_len(8)?;
-        Ok(Self(SharedWords::map(&file, 1)?))
-    }
-
-    /// The process is served from now on.
-    pub fn serves(&self, pid: u32) {
-        self.0.set(0, u64::from(pid));
-    }
-
-    /// The process that is served; 0 before that.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.0.get(0) as u32
-    }
-}
-
 /// Supervise pagers that do `work` until one of them has come to its end; yields our exit status. `serve` is a pager's life.
-pub fn run(mut work: Work, serve: &dyn Fn(&Work, &Told) -> i32) -> std::io::Result<i32> {
-    let exe = std::env::current_exe()?;
+pub fn run(mut work: Work, serve: &dyn Fn(&Work, &Arc<Told>) -> i32) -> std::io::Result<i32> {
+    let exe = successor::on_disk()?;
     let told = Arc::new(Told::new()?);
     let watched = [Signal::SIGCHLD, Signal::SIGUSR2].into_iter().collect::<SigSet>();
     watched.thread_block()?;
@@ -91,6 +66,7 @@ pub fn run(mut work: Work, serve: &dyn Fn(&Work, &Told) -> i32) -> std::io::Resu
     let supervisor = nix::unistd::getpid();
     loop {
         let begun = Instant::now();
+        told.begin();
         let pager = run_sharing_descriptors(|| {
             // What the supervisor waits for is none of the pager's business.
             match watched.thread_unblock().map_err(Error::from).and_then(|()| guard(supervisor, exe.clone(), told.clone())) {
@@ -105,13 +81,27 @@ pub fn run(mut work: Work, serve: &dyn Fn(&Work, &Told) -> i32) -> std::io::Resu
             work.tell_failed(errno.into());
             Error::from(errno)
         })?;
-        let status = match watch(pager, &signals, &told)? {
-            Watched::Ended(status) => status,
-            Watched::Upgrade => {
-                // A pager can be killed anywhere: that is what all this is for.
-                let _ = kill(pager, Signal::SIGKILL);
-                waitpid(pager, None)?;
-                return Err(succeed(&exe, told.pid()));
+        let mut watchdog = Watchdog::over(pager);
+        let status = loop {
+            match watch(pager, &signals, &told, &mut watchdog)? {
+                Watched::Ended(status) => break status,
+                Watched::Silent => {
+                    tracing::warn!(pid = told.pid(), %pager, "the pager answers nothing while threads wait: it is ended");
+                    break end(pager)?;
+                }
+                Watched::Upgrade => match successor::tried(&exe, told.pid()) {
+                    Err(why) => {
+                        let program = exe.display();
+                        tracing::error!(pid = told.pid(), %program, why, "the program on disk cannot take over: this one goes on");
+                    }
+                    Ok(()) => {
+                        // A pager can be killed anywhere: that is what all this is for.
+                        let status = end(pager)?;
+                        let error = succeed(&exe, told.pid());
+                        tracing::error!(pid = told.pid(), %error, "the program on disk cannot be run: this one goes on");
+                        break status;
+                    }
+                },
             }
         };
         let pid = told.pid();
@@ -138,16 +128,32 @@ fn widen(any: &SignalFd) {
     let _ = fcntl(any.as_fd(), FcntlArg::F_DUPFD_CLOEXEC(crate::brake::HIGH)).map(own);
 }
 
+/// End a pager, which may have ended by itself.
+fn end(pager: Pid) -> std::io::Result<WaitStatus> {
+    let _ = kill(pager, Signal::SIGKILL);
+    Ok(waitpid(pager, None)?)
+}
+
 enum Watched {
     Ended(WaitStatus),
     Upgrade,
+    /// It lives, and does nothing.
+    Silent,
 }
 
-fn watch(pager: Pid, signals: &SignalFd, told: &Told) -> std::io::Result<Watched> {
+fn watch(pager: Pid, signals: &SignalFd, told: &Told, watchdog: &mut Watchdog) -> std::io::Result<Watched> {
     loop {
         match waitpid(pager, Some(WaitPidFlag::WNOHANG))? {
             WaitStatus::StillAlive => {}
             status => return Ok(Watched::Ended(status)),
+        }
+        let timeout = if told.last_beat() == Beat::AtRest { PollTimeout::NONE } else { PollTimeout::from(LOOK.as_millis() as u16) };
+        if poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], timeout) != Ok(1) {
+            // Before anything is served there is nothing to take over.
+            if told.pid() != 0 && watchdog.look(told) {
+                return Ok(Watched::Silent);
+            }
+            continue;
         }
         let signal = signals.read_signal()?;
         // Before anything is served there is nothing to take over.
@@ -183,27 +189,22 @@ fn guard(supervisor: Pid, exe: PathBuf, told: Arc<Told>) -> std::io::Result<()> 
         return Err(Error::other("its supervisor died"));
     }
     let watching = std::thread::Builder::new().name("guard".to_owned()).spawn(move || {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         while poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) != Ok(1) {}
         if told.pid() == 0 {
             std::process::exit(1); // the restore is not made yet: it fails as its socket closes
         }
         tracing::warn!(pid = told.pid(), "the supervisor died: this pager becomes one");
-        let error = succeed(&exe, told.pid());
+        // Its own program is there as long as it runs.
+        let program = successor::tried(&exe, told.pid()).map_or_else(|_| PathBuf::from(ITSELF), |()| exe);
+        let error = succeed(&program, told.pid());
         tracing::error!(pid = told.pid(), %error, "it cannot: this pager goes on alone");
     });
     watching.map(drop)
 }
 
-/// Run our program anew, in our place, to take over the restore of `pid`. Comes back only if it cannot.
-fn succeed(exe: &std::path::Path, pid: u32) -> std::io::Error {
+/// Run a program anew, in our place, to take over the restore of `pid`. Comes back only if it cannot.
+fn succeed(program: &Path, pid: u32) -> Error {
     // A descriptor that came with an event and is not kept yet would be closed.
     let _none = crate::ledger::no_more_reads();
-    for fd in needed(pid) {
-        let kept = own(fd);
-        // One that cannot be kept is found in the process.
-        let _ = fcntl(&kept, FcntlArg::F_SETFD(FdFlag::empty()));
-        std::mem::forget(kept); // it is whose it was
-    }
-    Command::new(exe).args(["pager", TAKE_OVER, &pid.to_string()]).exec()
+    successor::run(program, pid, &needed(pid))
 }

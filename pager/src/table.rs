@@ -52,6 +52,20 @@ fn of(whose: &str) -> impl Iterator<Item = Open> + use<> {
     })
 }
 
+/// Whether threads wait behind a userfaultfd of ours: for pages, answered or not by whoever read that, or for an event to be read.
+pub(crate) fn is_waited_on(fd: i32) -> bool {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default(); // closed meanwhile
+    let waiting = info.lines().find_map(|line| line.strip_prefix("total:")?.trim().parse::<u64>().ok());
+    waiting.is_some_and(|waiting| waiting > 0) || has_events(fd)
+}
+
+fn has_events(fd: i32) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    // Whoever has it open does not close it while it is looked at: it does nothing at all.
+    let fd = std::mem::ManuallyDrop::new(kernel::handoff::own(fd));
+    poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(&*fd), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1)
+}
+
 /// Whether a descriptor of ours is a userfaultfd.
 #[must_use]
 pub fn is_userfaultfd(fd: &std::os::fd::OwnedFd) -> bool {

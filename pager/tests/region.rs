@@ -217,6 +217,7 @@ fn serve(
         recording: Recording::Add,
         reports: false,
         latency: defrost_pager::Latency::Usual,
+        told: None,
     };
     let pager = Pager::start(config, uffd).expect("start");
     pager.process_runs();

@@ -443,6 +443,9 @@ pub enum Verb {
         /// Be the daemon that takes over
         #[arg(long, value_name = "PID", hide = true, conflicts_with = "adopt")]
         take_over: Option<u32>,
+        /// Say whether this program could take over
+        #[arg(long, value_name = "PID", hide = true, conflicts_with_all = ["adopt", "take_over"])]
+        can_take_over: Option<u32>,
         /// Whose memory is brought
         #[command(subcommand)]
         frontend: Option<Frontend>,

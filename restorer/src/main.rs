@@ -72,6 +72,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Pager { frontend: Some(Frontend::Firecracker(args)), .. } => verbs::frontend::firecracker(args)?,
         Verb::Pager { frontend: Some(Frontend::CriuPageServer(args)), .. } => verbs::frontend::page_server::serve(args)?,
         Verb::Pager { adopt: Some(pid), .. } => verbs::live::adopt(pid)?,
+        Verb::Pager { can_take_over: Some(pid), .. } => verbs::live::can_take_over(pid)?,
         Verb::Pager { take_over, .. } => return verbs::live::pager(take_over, standard_input().ok()),
         Verb::NamespaceInit => defrost_restorer::restore::namespace::init(&standard_input()?)?,
     }

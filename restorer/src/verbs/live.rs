@@ -4,6 +4,8 @@ use super::show;
 use anyhow::{Context as _, Result, bail};
 use defrost_restorer::report;
 use defrost_restorer::restore::AUTHORITY;
+use pager::keep::Place;
+use pager::successor;
 use pager::supervisor::{self, Work};
 use pager::{State, Status, control, daemon, readers};
 use std::io::{BufRead as _, BufReader};
@@ -13,7 +15,12 @@ use std::process::ExitCode;
 use store::Access;
 
 fn ask(pid: u32, how: impl Fn(u32) -> std::io::Result<Status>) -> Result<Status> {
-    how(pid).with_context(|| format!("process {pid} is not a live restore: `defrost status` shows those that are"))
+    how(pid).map_err(|error| match error.kind() {
+        std::io::ErrorKind::TimedOut => anyhow::anyhow!(
+            "the pager of process {pid} does not answer: `defrost status {pid} --json` tells its pid, `kill -CONT` lets one that was stopped go on"
+        ),
+        _ => anyhow::Error::new(error).context(format!("process {pid} is not a live restore: `defrost status` shows those that are")),
+    })
 }
 
 /// Be a pager's supervisor, and the pager: over the socket that a restore gave us, or to take over.
@@ -39,12 +46,19 @@ pub fn pager(take_over: Option<u32>, socket: Option<UnixStream>) -> Result<ExitC
     Ok(ExitCode::from(status as u8))
 }
 
+/// Say whether this program could take over the restore of `pid`.
+pub fn can_take_over(pid: u32) -> Result<()> {
+    successor::can_take_over(&Place::new(&control::runtime_dir(), pid))?;
+    println!("{}", successor::ABLE);
+    Ok(())
+}
+
 /// Take over a restore whose daemons all died; returns once it is served.
 pub fn adopt(pid: u32) -> Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
     let authority = super::authority()?;
     let authority = authority.as_ref().map(|file| (AUTHORITY, file.as_os_str()));
-    let mut daemon = daemon::spawn(theirs, &[supervisor::TAKE_OVER, &pid.to_string()], authority).context("start a pager")?;
+    let mut daemon = daemon::spawn(theirs, &[successor::TAKE_OVER, &pid.to_string()], authority).context("start a pager")?;
     let mut line = String::new();
     BufReader::new(ours).read_line(&mut line)?;
     match line.trim_end().strip_prefix("failed ") {
