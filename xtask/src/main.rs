@@ -1,18 +1,12 @@
 //! `cargo xtask`: the house's own commands. `test` is what CI runs, `check` the part of it that needs no root, `demo` the whole story,
 //! `bench` what it costs.
 
-mod aims;
-mod bench;
-mod cargo;
-mod packages;
-mod plot;
-mod report;
-
-use anyhow::{Context as _, Result};
-use cargo::{cargo, run};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
-use std::path::Path;
 use std::process::Command;
+use xtask::cargo::{cargo, run};
+use xtask::go_to_top;
+use xtask::packages::{self, DEMO, TESTS};
 
 #[derive(Parser)]
 struct Cli {
@@ -29,9 +23,10 @@ enum Verb {
     /// Format and lints
     Check,
     /// Measure, and write docs/benchmarks
+    #[command(disable_help_flag = true)]
     Bench {
-        #[command(subcommand)]
-        what: bench::Bench,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
     },
 }
 
@@ -39,30 +34,36 @@ enum Verb {
 const FUZZ_SECONDS: &str = "5";
 
 fn main() -> Result<()> {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask is in the workspace")?;
-    std::env::set_current_dir(top)?;
+    go_to_top()?;
     match Cli::parse().verb {
         Verb::Check => check(),
-        Verb::Test => {
-            packages::install()?;
-            check()?;
-            let mut fuzz = Command::new("images/fuzz/run.sh");
-            fuzz.arg(FUZZ_SECONDS);
-            run(fuzz)?;
-            cargo(&["build", "--workspace"])?;
-            // Last: CI reads the count of tests from the end. Doc tests are among them. One run shows
-            // every test that fails.
-            cargo(&["test", "--workspace", "--no-fail-fast"])
+        Verb::Test => test(),
+        Verb::Demo => demo(),
+        Verb::Bench { args } => {
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            cargo(&[&["run", "--quiet", "--release", "--package", "xtask-bench", "--"], args.as_slice()].concat())
         }
-        Verb::Demo => {
-            packages::install()?;
-            cargo(&["build", "--release", "--workspace", "--bins"])?;
-            let mut demo = Command::new("target/release/defrost");
-            demo.arg("demo");
-            run(demo)
-        }
-        Verb::Bench { what } => what.run(),
     }
+}
+
+fn demo() -> Result<()> {
+    packages::install(DEMO)?;
+    cargo(&["build", "--release", "--package", "defrost-restorer", "--package", "defrost-page-server", "--bins"])?;
+    let mut demo = Command::new("target/release/defrost");
+    demo.arg("demo");
+    run(demo)
+}
+
+fn test() -> Result<()> {
+    packages::install(TESTS)?;
+    check()?;
+    let mut fuzz = Command::new("images/fuzz/run.sh");
+    fuzz.arg(FUZZ_SECONDS);
+    run(fuzz)?;
+    cargo(&["build", "--workspace"])?;
+    // Last: CI reads the count of tests from the end. Doc tests are among them. One run shows
+    // every test that fails.
+    cargo(&["test", "--workspace", "--no-fail-fast"])
 }
 
 fn check() -> Result<()> {

@@ -5,8 +5,14 @@ use anyhow::{Context as _, Result};
 use std::path::Path;
 use std::process::Command;
 
-/// Each with the file that tells whether it is there.
-const PACKAGES: [(&str, &str); 21] = [
+/// A package with the file that shows that it is there.
+type Package = (&'static str, &'static str);
+
+/// What `cargo xtask demo` needs: a compiler for zstd, and the program that is frozen.
+pub const DEMO: &[Package] = &[("redis-server", "/usr/bin/redis-server"), ("gcc", "/usr/bin/cc"), ("libc6-dev", "/usr/include/stdio.h")];
+
+/// What tests and benches need.
+pub const TESTS: &[Package] = &[
     ("redis-server", "/usr/bin/redis-server"),
     ("strace", "/usr/bin/strace"),
     ("python3", "/usr/bin/python3"),
@@ -30,9 +36,9 @@ const PACKAGES: [(&str, &str); 21] = [
     ("procps", "/usr/bin/top"),
 ];
 
-/// Install what is missing, and say so.
-pub fn install() -> Result<()> {
-    let missing: Vec<&str> = PACKAGES.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(name, _)| *name).collect();
+/// Install those of `packages` that are missing, and print their names.
+pub fn install(packages: &[Package]) -> Result<()> {
+    let missing: Vec<&str> = packages.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(name, _)| *name).collect();
     if missing.is_empty() {
         return Ok(());
     }

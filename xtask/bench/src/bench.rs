@@ -1,11 +1,12 @@
 //! Starting benches: what they need is built and fetched first, the report is made afterwards.
 
-use crate::cargo::cargo;
-use crate::{packages, report};
+use crate::report;
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use defrost_tests::criu;
 use std::time::Instant;
+use xtask::cargo::cargo;
+use xtask::packages::{self, TESTS};
 
 /// Where records are kept.
 pub const RECORDS: &str = "docs/benchmarks";
@@ -223,7 +224,7 @@ fn all(rounds: Option<&str>) -> Result<()> {
 }
 
 fn bench(name: &str, args: &[&str]) -> Result<()> {
-    packages::install()?;
+    packages::install(TESTS)?;
     cargo(&["build", "--release", "--workspace", "--bins"])?;
     std::fs::create_dir_all(RECORDS)?;
     let out = std::env::current_dir()?.join(RECORDS).join(name).with_extension("json").display().to_string();
