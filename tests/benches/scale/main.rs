@@ -31,7 +31,7 @@ struct Cli {
     /// Threads of the processes
     #[arg(long, value_delimiter = ',', default_value = "100,5000")]
     threads: Vec<u64>,
-    /// Descriptors of the processes: a restore needs a hard limit of open files of twice as many, and some
+    /// Descriptors of the processes: the hard limit of open files is raised to twice as many, and some
     #[arg(long, value_delimiter = ',', default_value = "1000,50000")]
     descriptors: Vec<u64>,
     /// CRIU's program

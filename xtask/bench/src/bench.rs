@@ -69,7 +69,7 @@ pub enum Bench {
         /// Threads, likewise
         #[arg(long, default_value = "100,5000")]
         threads: String,
-        /// Descriptors, likewise; the hard limit of open files must be twice as high, and some
+        /// Descriptors, likewise; the hard limit of open files is raised to twice as many, and some
         #[arg(long, default_value = "1000,50000")]
         descriptors: String,
     },
