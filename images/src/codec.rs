@@ -12,6 +12,9 @@ use zstd::zstd_safe;
 
 pub use crate::chunk::{Unverified, Verified};
 
+/// The most raw bytes of a chunk.
+pub const MAX_CHUNK_BYTES: u64 = 1 << 20;
+
 /// Why a frame did not become a chunk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
@@ -115,6 +118,20 @@ impl Decoder {
                 Err(error)
             }
         }
+    }
+
+    /// Decode a frame of which nothing but its chunk is known, and verify it: how many raw bytes it has.
+    pub fn check(&mut self, id: &ChunkId, frame: &[u8], out: &mut Verified) -> Result<usize, CodecError> {
+        let claimed = match zstd_safe::get_frame_content_size(frame) {
+            Ok(Some(claimed)) => claimed,
+            Ok(None) => return Err(CodecError::Frame("it does not tell its length".to_owned())),
+            Err(_) => return Err(CodecError::Frame("it has no valid head".to_owned())),
+        };
+        if claimed == 0 || claimed > MAX_CHUNK_BYTES {
+            return Err(CodecError::Length { found: claimed, expected: claimed.clamp(1, MAX_CHUNK_BYTES) });
+        }
+        self.decode(id, frame, claimed as usize, out)?;
+        Ok(claimed as usize)
     }
 
     fn decompress(&mut self, frame: &[u8], expected_len: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {

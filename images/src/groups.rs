@@ -39,6 +39,22 @@ impl Groups {
         Self { id, file_bytes: file.len() as u64, values }
     }
 
+    /// Those of a file of so many bytes, each group of which `read` brings from an offset on.
+    pub fn read<E>(file_bytes: u64, mut read: impl FnMut(&mut [u8], u64) -> Result<(), E>) -> Result<Self, E> {
+        let mut piece = vec![0; GROUP_BYTES.min(usize::try_from(file_bytes).unwrap_or(usize::MAX))];
+        let (mut values, mut at, one) = (Vec::new(), 0, values_of(file_bytes) == 0);
+        while at < file_bytes {
+            let len = (GROUP_BYTES as u64).min(file_bytes - at) as usize;
+            read(&mut piece[..len], at)?;
+            if !one {
+                values.push(value(at / GROUP_BYTES as u64, &piece[..len]));
+            }
+            at += len as u64;
+        }
+        let id = root(&values, file_bytes).unwrap_or_else(|| crate::digest(&piece));
+        Ok(Self { id, file_bytes, values })
+    }
+
     /// Those that somebody says the file of `id` has, one value after the other; `None` where they are not.
     #[must_use]
     pub fn checked(id: SnapshotId, file_bytes: u64, values: &[u8]) -> Option<Self> {
@@ -146,6 +162,11 @@ mod tests {
     fn must_be_whole(file: &[u8]) {
         let (id, groups) = (crate::digest(file), Groups::of(file));
         assert_eq!(groups.id(), id, "{} bytes", file.len());
+        let read = Groups::read(file.len() as u64, |into, at| {
+            into.copy_from_slice(&file[at as usize..][..into.len()]);
+            Ok::<_, ()>(())
+        });
+        assert_eq!(read.as_ref(), Ok(&groups));
         assert_eq!(Groups::checked(id, file.len() as u64, groups.values()).as_ref(), Some(&groups));
         for group in 0..groups.count() {
             let place = groups.place(&(group..group + 1));

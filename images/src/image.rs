@@ -116,9 +116,31 @@ fn features(manifest: &Manifest) -> u32 {
 
 /// Digest and chunk table of a file, without its manifest.
 pub fn parse_table(bytes: &[u8]) -> Result<(SnapshotId, Vec<ChunkId>), ImageError> {
+    table_of(bytes).map(|(id, table)| (id, digests(table).collect()))
+}
+
+/// The same, the table as it lies in the file: see [`digests`].
+pub fn table_of(bytes: &[u8]) -> Result<(SnapshotId, &[u8]), ImageError> {
     let parts = split(bytes)?;
     parts.check_sum()?;
-    Ok((digest(bytes), parts.table.chunks_exact(DIGEST_BYTES).filter_map(ChunkId::from_slice).collect()))
+    Ok((digest(bytes), parts.table))
+}
+
+/// The chunks of a table as it lies in a file.
+pub fn digests(table: &[u8]) -> impl Iterator<Item = ChunkId> + '_ {
+    table.chunks_exact(DIGEST_BYTES).filter_map(ChunkId::from_slice)
+}
+
+/// The chunks that a file seems to name, also one that is damaged or was cut: at least those that can be read.
+#[must_use]
+pub fn likely_table(bytes: &[u8]) -> Vec<ChunkId> {
+    if bytes.len() < HEADER_BYTES {
+        return Vec::new();
+    }
+    let at = (HEADER_BYTES as u64).saturating_add(long(bytes, 24));
+    let from = usize::try_from(at).ok().and_then(|at| bytes.get(at..));
+    // Where the manifest's length is wrong, the table still ends with the file.
+    from.map_or_else(|| bytes.rchunks_exact(DIGEST_BYTES).filter_map(ChunkId::from_slice).collect(), |table| digests(table).collect())
 }
 
 /// The id of the snapshot that has this file.

@@ -31,7 +31,7 @@ pub use cut::cut;
 pub use error::ImageError;
 pub use groups::{GROUP_BYTES, Groups};
 pub use head::Head;
-pub use image::{Digesting, HEADER_BYTES, Image, STATE_VERSION, count_chunks, digest, parse_table};
+pub use image::{Digesting, HEADER_BYTES, Image, STATE_VERSION, count_chunks, digest, digests, likely_table, parse_table, table_of};
 pub use map::{PageMap, region_at};
 pub use table::Table;
 

@@ -11,15 +11,14 @@
 //!    end-8    8  magic "DFROSTPX"
 //! ```
 //!
-//! Finding a chunk is a search in place, begun where its digest says, so a pack needs no memory of its own. The index has a checksum over
-//! all of it, which takes 3 ms with 700 000 chunks. Whoever only reads frames need not wait for that ([`PackReader::unchecked`]): each
-//! entry that is used tells the checksum of its frame, and a chunk that is not found is missing only where the index is whole.
+//! Finding a chunk is a search in the index, begun where its digest says: two or three reads of 1.5 KiB ([`Layout::find_by`]). The index
+//! has a checksum over all of it, which takes 3 ms with 700 000 chunks. A reader of frames need not wait for that: each entry that is used
+//! tells the checksum of its frame, and a chunk that is not found is missing only where the index is whole.
 
 use crate::error::ImageError;
 use crate::image::{long, word};
 use pages::ChunkId;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 /// First bytes of a pack.
 pub const MAGIC: &[u8; 8] = b"DFROSTPK";
@@ -85,32 +84,24 @@ impl PackWriter {
     }
 }
 
-/// A whole pack, usually a mapped file.
-#[derive(Debug)]
-pub struct PackReader<B> {
-    bytes: B,
-    index: Range<usize>,
+/// Where index and frames of a pack lie, as its footer says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    index: Range<u64>,
     checksum: u32,
-    /// Whether the index has that checksum, once it was computed.
-    whole: OnceLock<bool>,
 }
 
-impl<B: AsRef<[u8]>> PackReader<B> {
-    /// Check footer and index.
-    pub fn open(bytes: B) -> Result<Self, ImageError> {
-        let reader = Self::unchecked(bytes)?;
-        reader.check_index()?;
-        Ok(reader)
-    }
+/// Bytes at the beginning and at the end of a pack that [`Layout::parse`] takes.
+pub const ENDS_BYTES: (usize, usize) = (MAGIC.len(), FOOTER_BYTES);
 
-    /// Check the footer alone.
-    pub fn unchecked(bytes: B) -> Result<Self, ImageError> {
-        let all = bytes.as_ref();
-        let need = MAGIC.len() + FOOTER_BYTES;
-        let footer_at = all.len().checked_sub(FOOTER_BYTES).filter(|_| all.len() >= need);
-        let footer_at = footer_at.ok_or(ImageError::Truncated { what: "pack", have: all.len() as u64, need: need as u64 })?;
-        let footer = &all[footer_at..];
-        if &all[..8] != MAGIC {
+impl Layout {
+    /// Check the first and the last bytes ([`ENDS_BYTES`]) of a pack of `file_bytes`.
+    pub fn parse(first: &[u8], last: &[u8], file_bytes: u64) -> Result<Self, ImageError> {
+        let need = (MAGIC.len() + FOOTER_BYTES) as u64;
+        let truncated = || ImageError::Truncated { what: "pack", have: file_bytes, need };
+        let footer_at = file_bytes.checked_sub(FOOTER_BYTES as u64).filter(|_| file_bytes >= need).ok_or_else(truncated)?;
+        let footer = last.get(..FOOTER_BYTES).ok_or_else(truncated)?;
+        if first.get(..MAGIC.len()) != Some(&MAGIC[..]) {
             return Err(ImageError::Magic("pack"));
         }
         if &footer[24..] != END_MAGIC {
@@ -121,30 +112,28 @@ impl<B: AsRef<[u8]>> PackReader<B> {
         }
         let (entries, at) = (long(footer, 0), long(footer, 8));
         let index_bytes = entries.checked_mul(ENTRY_BYTES as u64).ok_or(ImageError::Pack("its footer is impossible"))?;
-        if at < MAGIC.len() as u64 || at.checked_add(index_bytes) != Some(footer_at as u64) {
+        if at < MAGIC.len() as u64 || at.checked_add(index_bytes) != Some(footer_at) {
             return Err(ImageError::Pack("its footer is impossible"));
         }
-        let (index, checksum) = (at as usize..footer_at, word(footer, 16));
-        Ok(Self { bytes, index, checksum, whole: OnceLock::new() })
+        Ok(Self { index: at..footer_at, checksum: word(footer, 16) })
     }
 
-    /// Check the index, if that was not done yet.
-    pub fn check_index(&self) -> Result<(), ImageError> {
-        let whole = self.whole.get_or_init(|| crc32c::crc32c(&self.bytes.as_ref()[self.index.clone()]) == self.checksum);
-        if *whole { Ok(()) } else { Err(ImageError::Checksum("pack's index")) }
+    /// Where the index lies.
+    #[must_use]
+    pub fn index(&self) -> Range<u64> {
+        self.index.clone()
     }
 
-    fn entry(&self, at: usize) -> (ChunkId, u64, u32, u32) {
-        let index = &self.bytes.as_ref()[self.index.clone()];
-        let entry = &index[at * ENTRY_BYTES..(at + 1) * ENTRY_BYTES];
-        let id = ChunkId::from_slice(&entry[..32]).unwrap_or(ChunkId([0; 32]));
-        (id, long(entry, 32), word(entry, 40), word(entry, 44))
+    /// CRC32C of the index.
+    #[must_use]
+    pub fn checksum(&self) -> u32 {
+        self.checksum
     }
 
     /// How many chunks.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.index.len() / ENTRY_BYTES
+        ((self.index.end - self.index.start) / ENTRY_BYTES as u64) as usize
     }
 
     /// Whether there is none.
@@ -153,20 +142,76 @@ impl<B: AsRef<[u8]>> PackReader<B> {
         self.index.is_empty()
     }
 
+    /// Offset, length and CRC32C of a chunk's frame, of an index that is read by `read` from an offset in the pack on.
+    pub fn find_by<E>(&self, id: &ChunkId, mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>) -> Result<Option<(u64, u32, u32)>, E> {
+        search(self.len(), id, |run| {
+            let mut block = vec![0; run.len() * ENTRY_BYTES];
+            read(self.index.start + (run.start * ENTRY_BYTES) as u64, &mut block)?;
+            Ok(block)
+        })
+    }
+
+    /// Where a frame lies of which the index says offset and length.
+    pub fn place(&self, offset: u64, len: u32) -> Result<Range<u64>, ImageError> {
+        let end = offset.checked_add(u64::from(len)).filter(|end| *end <= self.index.start && offset >= MAGIC.len() as u64);
+        end.map(|end| offset..end).ok_or(ImageError::Pack("its index points outside"))
+    }
+}
+
+/// Offset, length and CRC32C of a chunk's frame in a whole index.
+#[must_use]
+pub fn find_in(index: &[u8], id: &ChunkId) -> Option<(u64, u32, u32)> {
+    let block = |run: Range<usize>| index.get(run.start * ENTRY_BYTES..run.end * ENTRY_BYTES).ok_or(());
+    search(index.len() / ENTRY_BYTES, id, block).ok().flatten()
+}
+
+/// All chunks of a part of an index, whole entries, with the lengths of their frames.
+pub fn entries_in(index: &[u8]) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
+    let (entries, _) = index.as_chunks::<ENTRY_BYTES>();
+    entries.iter().filter_map(|entry| Some((ChunkId::from_slice(&entry[..32])?, word(entry, 40))))
+}
+
+/// A whole pack in memory.
+#[derive(Debug)]
+pub struct PackReader<B> {
+    bytes: B,
+    layout: Layout,
+}
+
+impl<B: AsRef<[u8]>> PackReader<B> {
+    /// Check footer and index.
+    pub fn open(bytes: B) -> Result<Self, ImageError> {
+        let all = bytes.as_ref();
+        let layout = Layout::parse(all, &all[all.len().saturating_sub(FOOTER_BYTES)..], all.len() as u64)?;
+        let reader = Self { bytes, layout };
+        if crc32c::crc32c(reader.index()) == reader.layout.checksum { Ok(reader) } else { Err(ImageError::Checksum("pack's index")) }
+    }
+
+    fn index(&self) -> &[u8] {
+        &self.bytes.as_ref()[self.layout.index.start as usize..self.layout.index.end as usize]
+    }
+
+    /// How many chunks.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.layout.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.layout.is_empty()
+    }
+
     /// All chunks with the lengths of their frames, by digest.
     pub fn entries(&self) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
-        (0..self.len()).map(|at| {
-            let (id, _, len, _) = self.entry(at);
-            (id, len)
-        })
+        entries_in(self.index())
     }
 
     /// Offset, length and CRC32C of a chunk's frame, as the index has them; `None` where it is not here.
     #[must_use]
     pub fn find(&self, id: &ChunkId) -> Option<(u64, u32, u32)> {
-        let index = &self.bytes.as_ref()[self.index.clone()];
-        let block = |run: Range<usize>| index.get(run.start * ENTRY_BYTES..run.end * ENTRY_BYTES).ok_or(());
-        search(self.len(), id, block).ok().flatten()
+        find_in(self.index(), id)
     }
 
     /// Whether the chunk is here.
@@ -178,32 +223,16 @@ impl<B: AsRef<[u8]>> PackReader<B> {
     /// Where a chunk's frame lies, its stored bytes checked; `None` where it is not here, or the index is damaged.
     pub fn frame(&self, id: &ChunkId) -> Result<Option<Range<usize>>, ImageError> {
         let Some((offset, len, crc)) = self.find(id) else { return Ok(None) };
-        let range = self.place(offset, len)?;
+        let place = self.layout.place(offset, len)?;
+        let range = place.start as usize..place.end as usize;
         check_frame(&self.bytes.as_ref()[range.clone()], crc)?;
         Ok(Some(range))
     }
 
-    /// The same as [`PackReader::find`], of an index that is read by `read` from an offset on: where bytes are a mapped file, nothing of it
-    /// is touched, and comes to be part of our memory with all that lies around it.
-    pub fn find_by<E>(&self, id: &ChunkId, mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>) -> Result<Option<(u64, u32, u32)>, E> {
-        search(self.len(), id, |run| {
-            let mut block = vec![0; run.len() * ENTRY_BYTES];
-            read((self.index.start + run.start * ENTRY_BYTES) as u64, &mut block)?;
-            Ok(block)
-        })
-    }
-
-    /// Bytes of the index.
+    /// The layout of the pack.
     #[must_use]
-    pub fn index_bytes(&self) -> usize {
-        self.index.len()
-    }
-
-    /// Where a frame lies of which the index says offset and length.
-    pub fn place(&self, offset: u64, len: u32) -> Result<Range<usize>, ImageError> {
-        let end = offset.checked_add(u64::from(len)).filter(|end| *end <= self.index.start as u64 && offset >= MAGIC.len() as u64);
-        let end = end.ok_or(ImageError::Pack("its index points outside"))?;
-        Ok(offset as usize..end as usize)
+    pub fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// The bytes themselves.
@@ -211,6 +240,12 @@ impl<B: AsRef<[u8]>> PackReader<B> {
     pub fn bytes(&self) -> &B {
         &self.bytes
     }
+}
+
+/// The checksum of bytes that come piece by piece, begun with 0.
+#[must_use]
+pub fn checksum(so_far: u32, piece: &[u8]) -> u32 {
+    crc32c::crc32c_append(so_far, piece)
 }
 
 /// A frame has the checksum that the index says.
@@ -276,13 +311,14 @@ mod tests {
             Ok::<_, ()>(())
         };
         for (n, id) in ids.iter().enumerate() {
-            let (offset, len, crc) = pack.find_by(id, &mut read).expect("readable").expect("it is there");
-            let frame = &bytes[pack.place(offset, len).expect("within")];
+            let (offset, len, crc) = pack.layout().find_by(id, &mut read).expect("readable").expect("it is there");
+            let place = pack.layout().place(offset, len).expect("within");
+            let frame = &bytes[place.start as usize..place.end as usize];
             assert_eq!((frame, check_frame(frame, crc)), (&n.to_le_bytes()[..], Ok(())));
             assert_eq!(pack.frame(id).expect("is whole").map(|range| &bytes[range]), Some(&n.to_le_bytes()[..]));
         }
         for other in [[0; 32], [0xff; 32], *blake3::hash(b"none").as_bytes()] {
-            assert_eq!(pack.find_by(&ChunkId(other), &mut read), Ok(None));
+            assert_eq!(pack.layout().find_by(&ChunkId(other), &mut read), Ok(None));
         }
         assert!(reads < 3 * ids.len(), "{reads} reads");
     }

@@ -5,7 +5,6 @@
 //! docs/decisions/0004 has figures.
 
 use anyhow::{Context as _, Result};
-use bytes::Bytes;
 use pages::ChunkId;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -33,9 +32,9 @@ fn main() -> Result<()> {
         let mut upload = clients[0].upload()?;
         let mut ids = Vec::new();
         for _ in 0..CHUNKS {
-            let frame: Vec<u8> = (0..kib * 1024).map(|_| random.u8(..)).collect();
-            let id = ChunkId(std::array::from_fn(|_| random.u8(..)));
-            upload.put(id, Bytes::from(frame))?;
+            let raw: Vec<u8> = (0..kib * 1024).map(|_| random.u8(..)).collect();
+            let id = images::chunk_id(&raw);
+            upload.put(id, images::codec::Encoder::new(1).encode(&raw)?)?;
             ids.push(id);
         }
         upload.finish()?;

@@ -5,6 +5,7 @@
 //! store = "/var/lib/defrost"
 //! max_connections = 256
 //! drain_seconds = 30
+//! max_image_mib = 256
 //! admin = "127.0.0.1:7442"          # /metrics and /ready over HTTP
 //! [tls]                              # for grpcs://
 //! cert = "/etc/defrost/cert.pem"
@@ -22,6 +23,8 @@ use std::time::Duration;
 const LISTEN: &str = "127.0.0.1:7440";
 /// Connections at once unless told. Each has a thread; a restore needs two or three, a checkpoint two.
 const MAX_CONNECTIONS: usize = 256;
+/// Largest image taken unless told, in MiB: that of a process of 128 GiB. It is spooled to a file; its commit takes as much memory again.
+const MAX_IMAGE_MIB: u64 = 256;
 /// How long calls under way may take to finish after SIGTERM unless told: well over the time of one upload message.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -61,6 +64,7 @@ struct File {
     store: Option<PathBuf>,
     max_connections: Option<usize>,
     drain_seconds: Option<u64>,
+    max_image_mib: Option<u64>,
     admin: Option<String>,
     tls: Option<TlsFiles>,
 }
@@ -92,6 +96,8 @@ pub struct Config {
     pub max_connections: usize,
     /// How long calls under way may take to finish when the server ends.
     pub drain: Duration,
+    /// Bytes of the largest image that is taken.
+    pub max_image_bytes: u64,
     /// For grpcs://.
     pub tls: Option<Tls>,
     /// Where metrics are.
@@ -155,7 +161,8 @@ impl Config {
     /// Serve `store` on one address, everything else as usual.
     #[must_use]
     pub fn new(listen: Address, store: PathBuf) -> Self {
-        Self { listen: vec![listen], store, max_connections: MAX_CONNECTIONS, drain: DRAIN, tls: None, admin: None }
+        let max_image_bytes = MAX_IMAGE_MIB << 20;
+        Self { listen: vec![listen], store, max_connections: MAX_CONNECTIONS, drain: DRAIN, max_image_bytes, tls: None, admin: None }
     }
 
     /// Put flags and file together.
@@ -180,6 +187,7 @@ impl Config {
             store: cli.store.or(file.store).unwrap_or_else(store::default_dir),
             max_connections,
             drain: cli.drain_seconds.or(file.drain_seconds).map_or(DRAIN, Duration::from_secs),
+            max_image_bytes: file.max_image_mib.unwrap_or(MAX_IMAGE_MIB).saturating_mul(1 << 20),
             tls,
             admin: file.admin,
         })

@@ -66,7 +66,7 @@ impl Server {
         let metrics = Arc::new(Metrics::default());
         let places = Places::new(config.max_connections, metrics.clone());
         let (draining, drained) = watch::channel(false);
-        let service = Service::new(store, metrics.clone(), drained.clone());
+        let service = Service::new(store, metrics.clone(), drained.clone(), config.max_image_bytes);
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let routes = runtime.block_on(routes(service));
         let plain = Transport::builder()

@@ -1,31 +1,30 @@
-//! The calls. Frames are answered at once from mapped packs, on the connection's own thread; whatever writes to a disk runs on
-//! another. What comes in is turned into domain types first.
+//! The calls. Frames are answered at once, on the connection's own thread; whatever writes to a disk or reads much of it runs on
+//! another. What is large on its way in is spooled to a file. What comes in is turned into domain types first.
 
 use crate::metrics::{Call, Metrics};
 use bytes::Bytes;
 use pages::{ChunkId, SnapshotName};
 use proto::domain::{
-    self, MAX_ANSWER_BYTES, MAX_HEAD_BYTES, NewChunk, NewWorkingSet, PIECE_BYTES, PageAnswer, PageRequest, ProtocolError, Refusal,
+    self, Lease, MAX_ANSWER_BYTES, MAX_GROUPS, MAX_HEAD_BYTES, NewChunk, NewWorkingSet, PageAnswer, PageRequest, ProtocolError, Refusal,
     SomeGroups, Tagging,
 };
 use proto::wire::pages_server::Pages;
 use proto::wire::snapshots_server::Snapshots;
 use proto::wire::{
     CommitPiece, Digests, FetchAnswer, FetchRequest, Frame, GcAnswer, GcRequest, GetChunkRequest, GroupsRequest, HelloAnswer, HelloRequest,
-    ImageHead, ListAnswer, ListRequest, NameRequest, Piece, PutAnswer, PutBatch, PutWorkingSetAnswer, RemoveAnswer, SnapshotId,
+    ImageHead, LeaseAnswer, LeaseRequest, ListAnswer, ListRequest, NameRequest, Piece, PutAnswer, PutBatch, PutWorkingSetAnswer, RemoveAnswer, SnapshotId,
     SnapshotLine, TagRequest, WorkingSet, WorkingSetAnswer,
 };
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use store::{Store, StoreError};
+use std::io::Write as _;
+use store::{Digesting, GcReport, Store, StoreError};
 use tokio::sync::watch;
 use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-
-/// Largest image taken: that of a process of about 4 TiB.
-const MAX_IMAGE_BYTES: usize = 8 << 30;
 
 /// Both services over one store.
 #[derive(Clone)]
@@ -33,12 +32,13 @@ pub struct Service {
     store: Arc<dyn Store>,
     metrics: Arc<Metrics>,
     draining: watch::Receiver<bool>,
+    max_image_bytes: u64,
 }
 
 impl Service {
     /// Serve `store` until `draining` says that the server ends.
-    pub fn new(store: Arc<dyn Store>, metrics: Arc<Metrics>, draining: watch::Receiver<bool>) -> Self {
-        Self { store, metrics, draining }
+    pub fn new(store: Arc<dyn Store>, metrics: Arc<Metrics>, draining: watch::Receiver<bool>, max_image_bytes: u64) -> Self {
+        Self { store, metrics, draining, max_image_bytes }
     }
 
     async fn blocking<T: Send + 'static>(
@@ -71,10 +71,17 @@ impl Service {
     }
 
     fn frames(&self, run: &[ChunkId]) -> Result<Vec<Bytes>, Refusal> {
+        let too_large = |bytes: u64| Refusal::TooLarge(format!("{bytes} bytes in one answer: at most {MAX_ANSWER_BYTES}"));
+        // Before they are read: a run may name a gigabyte.
+        if run.len() > 1
+            && let Some(bytes) = self.store.frames_bytes(run).filter(|bytes| *bytes > MAX_ANSWER_BYTES as u64)
+        {
+            return Err(too_large(bytes));
+        }
         let frames = self.store.frames(run).map_err(|error| self.refusal(run, error))?;
         let bytes: usize = frames.iter().map(Bytes::len).sum();
         if bytes > MAX_ANSWER_BYTES && run.len() > 1 {
-            return Err(Refusal::TooLarge(format!("{bytes} bytes in one answer: at most {MAX_ANSWER_BYTES}")));
+            return Err(too_large(bytes as u64));
         }
         Ok(frames)
     }
@@ -99,10 +106,18 @@ fn status(error: StoreError) -> Status {
         StoreError::NameTaken(_) => Status::already_exists(text),
         StoreError::Full { .. } => Status::resource_exhausted(text),
         StoreError::Damaged { .. } | StoreError::DamagedThere { .. } => Status::data_loss(text),
-        StoreError::TooLarge { .. } => Status::invalid_argument(text),
+        StoreError::TooLarge { .. } | StoreError::WrongFrame { .. } | StoreError::Holder => Status::invalid_argument(text),
         StoreError::Unreachable(_) => Status::unavailable(text),
         _ => Status::internal(text),
     }
+}
+
+/// What is wrong with an image whose bytes do not have its digest.
+fn damaged_image(store: &dyn Store, id: &pages::SnapshotId) -> StoreError {
+    store.image_head(id).err().unwrap_or_else(|| StoreError::DamagedThere {
+        address: "here".to_owned(),
+        why: format!("the image of snapshot {id} is damaged: its digest does not fit; `defrost verify --repair` mends it from a copy"),
+    })
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -178,14 +193,31 @@ impl Snapshots for Service {
 
     async fn get_image(&self, request: Request<SnapshotId>) -> Result<Response<Self::GetImageStream>, Status> {
         let id = pages::SnapshotId::try_from(request.into_inner())?;
-        let image = self.blocking(move |store| store.image(&id)).await?;
-        let call = Call::begin(&self.metrics);
-        let pieces = (0..image.len()).step_by(PIECE_BYTES).map(move |at| {
-            let _until_sent = &call;
-            let end = (at + PIECE_BYTES).min(image.len());
-            Ok(Piece { data: image.slice(at..end) })
+        let (sender, pieces) = tokio::sync::mpsc::channel(1);
+        let (store, call) = (self.store.clone(), Call::begin(&self.metrics));
+        let first = self.blocking(move |store| store.image_groups(&id, &(0..MAX_GROUPS), None)).await?;
+        // On a thread of its own, which waits for the client to take each piece; the digest tells at the end whether the file is whole.
+        tokio::task::spawn_blocking(move || {
+            let (_until_sent, mut digesting, mut piece, mut at) = (call, Digesting::default(), Ok(first), 0);
+            loop {
+                let outcome = match piece {
+                    Ok(data) if data.is_empty() && digesting.id() == id => return,
+                    Ok(data) if data.is_empty() => Err(status(damaged_image(store.as_ref(), &id))),
+                    Ok(data) => {
+                        digesting.add(&data);
+                        Ok(Piece { data })
+                    }
+                    Err(error) => Err(status(error)),
+                };
+                let failed = outcome.is_err();
+                if sender.blocking_send(outcome).is_err() || failed {
+                    return; // the client has left, or was told why
+                }
+                at += MAX_GROUPS;
+                piece = store.image_groups(&id, &(at..at.saturating_add(MAX_GROUPS)), None);
+            }
         });
-        Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
+        Ok(Response::new(Box::pin(ReceiverStream::new(pieces))))
     }
 
     async fn get_head(&self, request: Request<SnapshotId>) -> Result<Response<ImageHead>, Status> {
@@ -207,7 +239,7 @@ impl Snapshots for Service {
 
     async fn find_missing(&self, request: Request<Digests>) -> Result<Response<Digests>, Status> {
         let ids = Vec::<ChunkId>::try_from(request.into_inner())?;
-        let missing = self.store.find_missing(&ids).map_err(status)?;
+        let missing = self.blocking(move |store| store.find_missing(&ids)).await?; // it reads their frames
         let digests = missing.iter().map(|id| domain::digest_bytes(&id.0)).collect();
         Ok(Response::new(Digests { digests }))
     }
@@ -238,19 +270,26 @@ impl Snapshots for Service {
     async fn commit(&self, request: Request<Streaming<CommitPiece>>) -> Result<Response<SnapshotId>, Status> {
         let _call = Call::begin(&self.metrics);
         let mut pieces = request.into_inner();
-        let (mut name, mut image) = (None, Vec::new());
+        let (mut name, mut bytes) = (None, 0);
+        let mut image = self.blocking(|store| store.spool()).await?;
         while let Some(piece) = pieces.message().await? {
             if name.is_none() {
                 name = Some(domain::name("name", &piece.name)?);
             }
-            if image.len() + piece.data.len() > MAX_IMAGE_BYTES {
-                return Err(ProtocolError::Invalid { field: "data", why: "the image is too large".to_owned() }.into());
+            bytes += piece.data.len() as u64;
+            if bytes > self.max_image_bytes {
+                let why = format!("an image of more than {} bytes: raise max_image_mib of the server", self.max_image_bytes);
+                return Err(ProtocolError::Invalid { field: "data", why }.into());
             }
-            image.extend_from_slice(&piece.data);
+            let written = move |_: &dyn Store| {
+                image.write_all(&piece.data).map_err(StoreError::io("the image sent"))?;
+                Ok(image)
+            };
+            image = self.blocking(written).await?;
         }
         let name = name.ok_or(ProtocolError::Missing { field: "name" })?;
-        let store = self.store.clone();
-        let done = tokio::task::spawn_blocking(move || store.commit(image.into(), &name)).await;
+        let (store, wanted) = (self.store.clone(), name.clone());
+        let done = tokio::task::spawn_blocking(move || store.commit_file(&image, &wanted)).await;
         match done.map_err(|_| Status::internal("the server failed at this call: see its log"))? {
             Err(error @ StoreError::MissingChunk(_)) => Err(Status::failed_precondition(error.to_string())),
             committed => Ok(Response::new(committed.map_err(status)?.into())),
@@ -269,6 +308,8 @@ impl Snapshots for Service {
             digest: domain::digest_bytes(&s.id.0),
             created_unix_s: s.created_unix_s,
             chunks: s.chunks,
+            damage: s.damage.unwrap_or_default(),
+            leases: s.leases,
         };
         Ok(Response::new(ListAnswer { snapshots: found.into_iter().map(line).collect() }))
     }
@@ -281,7 +322,21 @@ impl Snapshots for Service {
 
     async fn gc(&self, _: Request<GcRequest>) -> Result<Response<GcAnswer>, Status> {
         let report = self.blocking(|store| store.gc()).await?;
-        Ok(Response::new(GcAnswer { packs: report.packs, bytes: report.bytes }))
+        let GcReport { packs, bytes, kept_packs, kept_bytes, unreadable } = report;
+        Ok(Response::new(GcAnswer { packs, bytes, kept_packs, kept_bytes, unreadable }))
+    }
+
+    async fn lease(&self, request: Request<LeaseRequest>) -> Result<Response<LeaseAnswer>, Status> {
+        let Lease { id, holder, release } = Lease::try_from(request.into_inner())?;
+        let work = move |store: &dyn Store| {
+            match holder {
+                Some(holder) if release => store.release(&id, &holder)?,
+                Some(holder) => store.lease(&id, &holder)?,
+                None => {}
+            }
+            store.leases(&id)
+        };
+        Ok(Response::new(LeaseAnswer { live: self.blocking(work).await? }))
     }
 
     async fn put_working_set(&self, request: Request<WorkingSet>) -> Result<Response<PutWorkingSetAnswer>, Status> {

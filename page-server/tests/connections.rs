@@ -4,6 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use images::chunk_id;
+use images::codec::Encoder;
 use page_server::{Config, Server};
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use proto::Address;
@@ -72,11 +73,16 @@ impl Store for Buggy {
     }
 }
 
+/// Of the chunk that the server below has.
+fn frame() -> Bytes {
+    Encoder::new(1).encode(b"one").expect("compressed")
+}
+
 fn started(change: impl FnOnce(&mut Config)) -> Result<(Server, String, ChunkId)> {
     let memory = MemoryStore::new();
     let id = chunk_id(b"one");
     let mut upload = memory.upload()?;
-    upload.put(id, Bytes::from_static(b"frame"))?;
+    upload.put(id, frame())?;
     upload.finish()?;
     let mut config = Config::new(Address::Plain("127.0.0.1:0".to_owned()), "unused".into());
     change(&mut config);
@@ -93,12 +99,12 @@ fn host(address: &str) -> &str {
 fn a_panic_ends_its_connection_and_no_other() -> Result<()> {
     let (server, address, id) = started(|_| {})?;
     let (bystander, victim) = (RemoteStore::open(&address)?, RemoteStore::open(&address)?);
-    assert_eq!(bystander.frame(&id)?, "frame");
+    assert_eq!(bystander.frame(&id)?, frame());
     assert!(matches!(victim.frame(&PANICS), Err(StoreError::Unreachable(_))));
     assert!(victim.resolve(&"panics".parse()?).is_err_and(|error| error.to_string().contains("see its log")));
-    assert_eq!(bystander.frame(&id)?, "frame");
-    assert_eq!(victim.frame(&id)?, "frame", "over a new connection");
-    assert_eq!(RemoteStore::open(&address)?.frame(&id)?, "frame");
+    assert_eq!(bystander.frame(&id)?, frame());
+    assert_eq!(victim.frame(&id)?, frame(), "over a new connection");
+    assert_eq!(RemoteStore::open(&address)?.frame(&id)?, frame());
     assert_eq!(server.drain(), 0);
     Ok(())
 }
@@ -111,7 +117,7 @@ fn a_slow_store_call_delays_its_connection_and_no_other() -> Result<()> {
         let slow = scope.spawn(|| slow.frame(&SLOW));
         let mut answers = 0;
         while !slow.is_finished() {
-            assert_eq!(quick.frame(&id).expect("an answer"), "frame");
+            assert_eq!(quick.frame(&id).expect("an answer"), frame());
             answers += 1;
         }
         assert!(answers > 10, "only {answers} answers beside a slow one");
@@ -129,7 +135,7 @@ fn connections_are_limited_and_places_come_back() -> Result<()> {
     let second = RemoteStore::open(&address)?;
     let refused = RemoteStore::open(&address).expect_err("a third");
     assert!(refused.to_string().contains("hung up"), "{refused}");
-    assert_eq!(first.frame(&id)?, "frame");
+    assert_eq!(first.frame(&id)?, frame());
     drop(second);
     let begun = Instant::now();
     while RemoteStore::open(&address).is_err() {
@@ -170,7 +176,7 @@ fn nonsense_ends_its_connection_and_no_other() -> Result<()> {
         let _ = stream.shutdown(std::net::Shutdown::Write);
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
-        assert_eq!(bystander.frame(&id)?, "frame");
+        assert_eq!(bystander.frame(&id)?, frame());
     }
     let half_open = TcpStream::connect(host(&address))?; // says nothing
     let begun = Instant::now();
@@ -217,7 +223,7 @@ fn malformed_messages_are_refused_by_field() -> Result<()> {
         let large = WorkingSet { digest: Bytes::from(vec![1; 32]), data: Bytes::from(vec![0; (8 << 20) + 1]) };
         refused(snapshots.put_working_set(large).await.expect_err("large"), "data");
         let unfinished =
-            PutBatch { chunks: vec![StoredChunk { digest: Bytes::from(vec![9; 32]), frame: Bytes::from_static(b"x") }], last: false };
+            PutBatch { chunks: vec![StoredChunk { digest: Bytes::copy_from_slice(&chunk_id(b"two").0), frame: Encoder::new(1).encode(b"two")? }], last: false };
         refused(snapshots.put_chunks(tokio_stream::iter([unfinished.clone()])).await.expect_err("no last batch"), "last");
         let hollow = PutBatch { chunks: vec![StoredChunk { digest: Bytes::from(vec![9; 32]), frame: Bytes::new() }], last: true };
         refused(snapshots.put_chunks(tokio_stream::iter([hollow])).await.expect_err("no frame"), "chunks.frame");
@@ -244,7 +250,7 @@ fn malformed_messages_are_refused_by_field() -> Result<()> {
         let answer = answers.message().await?.context("an answer")?;
         assert_eq!((answer.status(), answer.failed), (FetchStatus::NotFound, Bytes::from(vec![1; 32])));
         let answer = answers.message().await?.context("an answer")?;
-        assert_eq!((answer.id, answer.status(), answer.frames), (5, FetchStatus::Ok, vec![Bytes::from_static(b"frame")]));
+        assert_eq!((answer.id, answer.status(), answer.frames), (5, FetchStatus::Ok, vec![frame()]));
         assert!(answers.message().await?.is_none());
         Ok(())
     })

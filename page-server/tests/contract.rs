@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
+use images::codec::Encoder;
 use images::manifest::Manifest;
 use images::{GROUP_BYTES, Groups, Image, chunk_id};
 use page_server::{Config, Server};
@@ -25,11 +26,11 @@ fn name(text: &str) -> SnapshotName {
     text.parse().expect("a name")
 }
 
-/// A chunk and bytes that may stand for its frame: no store decodes them.
+/// A chunk and its frame.
 fn chunk(seed: u64) -> (ChunkId, Bytes) {
     let mut random = fastrand::Rng::with_seed(seed);
-    let frame: Vec<u8> = (0..random.usize(100..20_000)).map(|_| random.u8(..)).collect();
-    (chunk_id(&seed.to_le_bytes()), Bytes::from(frame))
+    let raw: Vec<u8> = (0..random.usize(100..20_000)).map(|_| random.u8(..)).collect();
+    (chunk_id(&raw), Encoder::new(1).encode(&raw).expect("compressed"))
 }
 
 fn put(store: &dyn Store, seeds: impl IntoIterator<Item = u64>) -> Result<Vec<ChunkId>> {
@@ -106,6 +107,22 @@ fn holds(store: &dyn Store) -> Result<()> {
         let begun = std::time::Instant::now();
         let came = std::iter::repeat_with(|| coming.look()).find(|came| !matches!(came, Arrived::NotYet) || begun.elapsed() > PATIENCE);
         assert!(matches!(came, Some(Arrived::Frames(frames)) if frames == [chunk(4).1]), "a look is enough to drive the connection");
+    }
+
+    // What is not the chunk that it is sent as is refused, and nothing of its upload stays.
+    let [(id, frame), (other, another)] = [chunk(33), chunk(34)];
+    let mut turned = frame.to_vec();
+    turned[frame.len() / 2] ^= 1;
+    for wrong in [another.clone(), turned.into(), frame.slice(1..), Bytes::from_static(b"no frame"), [&frame[..], b"more"].concat().into()] {
+        let upload = || {
+            let mut upload = store.upload()?;
+            upload.put(other, another.clone())?;
+            upload.put(id, wrong.clone())?;
+            upload.finish()
+        };
+        let refused = upload().expect_err("another chunk").to_string();
+        ensure!(refused.contains(&id.to_string()) && refused.contains("is refused"), "{refused}");
+        assert_eq!(store.find_missing(&[id, other])?, [id, other]);
     }
 
     // A snapshot needs its chunks, and a name that is free.
@@ -272,17 +289,19 @@ fn a_flaky_store_that_is_not_told_to_fail() -> Result<()> {
 fn an_answer_that_exceeds_a_message_comes_in_parts() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let memory = MemoryStore::new();
-    let ids: Vec<ChunkId> = (0..40_u64).map(|n| chunk_id(&n.to_le_bytes())).collect();
+    let mut random = fastrand::Rng::with_seed(1);
+    let raws: Vec<Vec<u8>> = (0..40).map(|_| std::iter::repeat_with(|| random.u8(..)).take(1 << 20).collect()).collect();
+    let ids: Vec<ChunkId> = raws.iter().map(|raw| chunk_id(raw)).collect();
+    let sent = raws.iter().map(|raw| Encoder::new(1).encode(raw)).collect::<Result<Vec<_>, _>>()?;
     let mut upload = memory.upload()?;
-    for (n, id) in ids.iter().enumerate() {
-        upload.put(*id, Bytes::from(vec![n as u8; 1 << 20]))?;
+    for (id, frame) in ids.iter().zip(&sent) {
+        upload.put(*id, frame.clone())?;
     }
     upload.finish()?;
     let server = Server::start(&config(folder.path()), Arc::new(memory))?;
     let store = RemoteStore::open(&server.addresses()[0].to_string())?;
     let frames = store.frames(&ids)?;
-    assert!(frames.iter().enumerate().all(|(n, frame)| frame.len() == 1 << 20 && frame.iter().all(|byte| *byte == n as u8)));
-    assert_eq!(frames.len(), 40);
+    assert!(frames == sent);
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
+use images::codec::Encoder;
 use images::manifest::Manifest;
 use images::{Image, chunk_id};
 use page_server::{Config, Server};
@@ -12,9 +13,8 @@ use std::time::{Duration, Instant};
 use store::{Access, Class, FlakyStore, MemoryStore, Options, Plan, Replicas, Store, StoreError};
 
 fn chunk(seed: u64) -> (ChunkId, Bytes) {
-    let mut random = fastrand::Rng::with_seed(seed);
-    let frame: Vec<u8> = (0..random.usize(100..20_000)).map(|_| random.u8(..)).collect();
-    (chunk_id(&seed.to_le_bytes()), Bytes::from(frame))
+    let raw: Vec<u8> = seed.to_le_bytes().repeat(100);
+    (chunk_id(&raw), Encoder::new(1).encode(&raw).expect("compressed"))
 }
 
 const CHUNKS: u64 = 50;

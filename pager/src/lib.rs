@@ -37,6 +37,7 @@ pub mod history;
 pub mod journal;
 pub mod keep;
 mod latency;
+mod lease;
 mod ledger;
 pub mod mailbox;
 mod markers;

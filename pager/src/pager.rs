@@ -4,6 +4,7 @@ use crate::demanded::Demanded;
 use crate::history::History;
 use crate::keep::Keep;
 use crate::latency::Latency;
+use crate::lease;
 use crate::ledger::Pumped;
 use crate::nudges::Nudges;
 use crate::origins::Origins;
@@ -197,6 +198,7 @@ impl Pager {
         let mut threads = fault_loop::spawn(&shared, places, &config.demand, config.prefetch)?;
         threads.push(completion::spawn(shared.clone(), handlers).inspect_err(|_| shared.halt())?);
         threads.push(outage::spawn(shared.clone()).inspect_err(|_| shared.halt())?);
+        threads.push(lease::spawn(shared.clone(), config.bulk.clone()).inspect_err(|_| shared.halt())?);
         threads.extend(digests::spawn(&shared, &config.bulk).inspect_err(|_| shared.halt())?);
         threads.extend(collapse::spawn(&shared).inspect_err(|_| shared.halt())?);
         if config.replay {
@@ -272,6 +274,17 @@ impl Shared {
         while !until(&state.0) {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Wait for a change of the state, no longer than `longest`.
+    pub(crate) fn wait_briefly(&self, longest: std::time::Duration) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_timeout(state, longest));
+    }
+
+    /// The state now.
+    pub(crate) fn state(&self) -> State {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
     pub(crate) fn wait_settled(&self) -> State {

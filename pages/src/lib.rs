@@ -13,4 +13,4 @@ mod snapshot;
 pub use address::{HUGE_PAGE_BYTES, PAGE_SIZE_BYTES, PageAddr, VirtAddr};
 pub use digest::{ChunkId, SnapshotId};
 pub use range::PageRange;
-pub use snapshot::{InvalidName, SnapshotName};
+pub use snapshot::{InvalidName, SnapshotName, SnapshotRef};

@@ -84,6 +84,16 @@ impl Class {
     }
 }
 
+impl From<Class> for wire::FetchClass {
+    fn from(class: Class) -> Self {
+        match class {
+            Class::Demand => Self::Demand,
+            Class::Replay => Self::Replay,
+            Class::Bulk => Self::Bulk,
+        }
+    }
+}
+
 /// A digest on the wire.
 #[must_use]
 pub fn digest_bytes(digest: &[u8; 32]) -> Bytes {
@@ -154,11 +164,7 @@ impl TryFrom<wire::FetchRequest> for PageRequest {
 
 impl From<PageRequest> for wire::FetchRequest {
     fn from(request: PageRequest) -> Self {
-        let class = match request.class {
-            Class::Demand => wire::FetchClass::Demand,
-            Class::Replay => wire::FetchClass::Replay,
-            Class::Bulk => wire::FetchClass::Bulk,
-        };
+        let class = wire::FetchClass::from(request.class);
         let digests = request.run.iter().map(|id| digest_bytes(&id.0)).collect();
         Self { id: request.id, digests, class: class as i32 }
     }
@@ -356,6 +362,10 @@ pub struct Line {
     pub created_unix_s: u64,
     /// Chunks of the snapshot.
     pub chunks: u64,
+    /// What is wrong with it.
+    pub damage: Option<String>,
+    /// Live restores that need it.
+    pub leases: u64,
 }
 
 impl TryFrom<wire::SnapshotLine> for Line {
@@ -367,6 +377,34 @@ impl TryFrom<wire::SnapshotLine> for Line {
             id: SnapshotId(chunk_id("snapshots.digest", &message.digest)?.0),
             created_unix_s: message.created_unix_s,
             chunks: message.chunks,
+            damage: Some(message.damage).filter(|damage| !damage.is_empty()),
+            leases: message.leases,
         })
+    }
+}
+
+/// A lease that is asked for, renewed or given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Of which snapshot.
+    pub id: SnapshotId,
+    /// Who needs it; the store checks it. Without one, only a question.
+    pub holder: Option<String>,
+    /// It is given back.
+    pub release: bool,
+}
+
+impl TryFrom<wire::LeaseRequest> for Lease {
+    type Error = ProtocolError;
+
+    fn try_from(message: wire::LeaseRequest) -> Result<Self, ProtocolError> {
+        let id = SnapshotId(chunk_id("digest", &message.digest)?.0);
+        Ok(Self { id, holder: Some(message.holder).filter(|holder| !holder.is_empty()), release: message.release })
+    }
+}
+
+impl From<Lease> for wire::LeaseRequest {
+    fn from(lease: Lease) -> Self {
+        Self { digest: digest_bytes(&lease.id.0), holder: lease.holder.unwrap_or_default(), release: lease.release }
     }
 }

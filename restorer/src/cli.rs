@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use defrost_restorer::checkpoint::MAX_DELETED_BYTES;
 use pager::{LOST_AFTER_S, Latency, OnLost, Recording};
-use pages::SnapshotName;
+use pages::{SnapshotName, SnapshotRef};
 use std::path::PathBuf;
 
 /// Brings a frozen process back before its memory arrives.
@@ -27,13 +27,26 @@ pub struct StoreArg {
 /// One snapshot and how to print.
 #[derive(Clone, Debug, Args)]
 pub struct OneSnapshot {
-    /// NAME or NAME:TAG
-    pub name: SnapshotName,
+    /// NAME or NAME:TAG; with @DIGEST it must stand for that snapshot
+    pub name: SnapshotRef,
     #[command(flatten)]
     pub store: StoreArg,
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// What `verify` takes.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub one: OneSnapshot,
+    /// Mend what is damaged, from another store that has the same snapshot, then verify
+    #[arg(long, requires = "from")]
+    pub repair: bool,
+    /// The store to mend it from: as --store elsewhere
+    #[arg(long, requires = "repair")]
+    pub from: Option<String>,
 }
 
 /// What `checkpoint` takes.
@@ -298,8 +311,8 @@ pub struct RecallArgs {
 /// What `restore` takes.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
-    /// NAME or NAME:TAG
-    pub name: SnapshotName,
+    /// NAME or NAME:TAG; with @DIGEST it must stand for that snapshot
+    pub name: SnapshotRef,
     #[command(flatten)]
     pub store: StoreArg,
     /// Restore nothing: print every obstacle that a restore here would meet, one line each, and exit with 1 if there is one
@@ -393,7 +406,7 @@ pub enum Verb {
     /// What a snapshot holds: process, threads, memory, files
     Inspect(OneSnapshot),
     /// Check every byte of a snapshot
-    Verify(OneSnapshot),
+    Verify(VerifyArgs),
     /// Forget a name; gc frees its space
     Remove(OneSnapshot),
     /// Copy a snapshot from one store to another, checking every byte

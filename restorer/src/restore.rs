@@ -53,7 +53,7 @@ use namespace::Namespace;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use pager::phases::{Phase, Phases};
-use pages::{SnapshotName, VirtAddr};
+use pages::{SnapshotId, SnapshotName, SnapshotRef, VirtAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use store::Store;
@@ -63,6 +63,8 @@ use store::Store;
 pub struct Request {
     /// Which snapshot.
     pub name: SnapshotName,
+    /// The digest that it must have, if any.
+    pub digest: Option<SnapshotId>,
     /// The store's address, for the daemon.
     pub store_text: String,
     /// Where the outside's streams lead.
@@ -115,7 +117,7 @@ pub fn restore(
     before_run: &mut dyn FnMut(Pid, &Manifest) -> Result<(), RestoreError>,
 ) -> Result<Restored, RestoreError> {
     let mut phases = Phases::begin("restore");
-    let id = store.resolve(&request.name)?;
+    let id = store::resolve_as(store, &request.name, request.digest)?;
     let head = store.image_head(&id)?;
     let image = Image::of_head(&head)?;
     let manifest = &image.manifest;
@@ -158,8 +160,8 @@ pub fn obstacles(manifest: &Manifest, plan: &Plan) -> Vec<RestoreError> {
 }
 
 /// The same for a snapshot that a store has.
-pub fn rehearse(name: &SnapshotName, store: &dyn Store, plan: &Plan) -> Result<Vec<RestoreError>, RestoreError> {
-    let head = store.image_head(&store.resolve(name)?)?;
+pub fn rehearse(snapshot: &SnapshotRef, store: &dyn Store, plan: &Plan) -> Result<Vec<RestoreError>, RestoreError> {
+    let head = store.image_head(&store::resolve_as(store, &snapshot.name, snapshot.digest)?)?;
     Ok(obstacles(&Image::of_head(&head)?.manifest, plan))
 }
 

@@ -65,11 +65,16 @@ impl Claims {
         }
     }
 
+    /// Whether somebody was told so, or uploaded it.
+    pub(crate) fn has(&self, id: &ChunkId) -> bool {
+        self.known().relied_on.contains_key(&id.prefix())
+    }
+
     /// An image names these now.
-    pub(crate) fn named(&self, ids: &[ChunkId]) {
+    pub(crate) fn named(&self, ids: impl IntoIterator<Item = ChunkId>) {
         let mut known = self.known();
         // An image may name a chunk at many places.
-        for prefix in ids.iter().map(ChunkId::prefix).collect::<HashSet<_>>() {
+        for prefix in ids.into_iter().map(|id| id.prefix()).collect::<HashSet<_>>() {
             if let Entry::Occupied(mut entry) = known.relied_on.entry(prefix) {
                 match entry.get().0 {
                     0 | 1 => {
@@ -119,9 +124,9 @@ mod tests {
         assert!(!claims.spared()(&ids[0]));
         claims.rely(ids);
         claims.rely([ids[1]]);
-        claims.named(&ids);
+        claims.named(ids);
         assert_eq!(ids.each_ref().map(claims.spared()), [false, true]);
-        claims.named(&ids);
+        claims.named(ids);
         assert_eq!(ids.each_ref().map(claims.spared()), [false, false]);
     }
 }

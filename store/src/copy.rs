@@ -50,7 +50,20 @@ pub enum CopyError {
 pub fn copy(from: &dyn Store, to: &dyn Store, name: &SnapshotName, progress: &dyn Fn(u64, u64)) -> Result<CopyReport, CopyError> {
     let bytes = from.image(&from.resolve(name)?)?;
     refuse_taken(to, name)?;
-    let image = Image::parse(&bytes).map_err(|source| CopyError::Image { name: name.clone(), source })?;
+    let report = copy_chunks(from, to, name, &bytes, progress)?;
+    to.commit(bytes, name)?;
+    Ok(report)
+}
+
+/// Copy the chunks of an image that `to` does not have whole.
+pub(crate) fn copy_chunks(
+    from: &dyn Store,
+    to: &dyn Store,
+    name: &SnapshotName,
+    image: &[u8],
+    progress: &dyn Fn(u64, u64),
+) -> Result<CopyReport, CopyError> {
+    let image = Image::parse(image).map_err(|source| CopyError::Image { name: name.clone(), source })?;
     let map = PageMap::new(&image);
     let mut seen = HashSet::new();
     let chunks: Vec<(u32, ChunkId)> = (0..).zip(image.table.iter()).filter(|(_, id)| seen.insert(*id)).collect();
@@ -70,6 +83,5 @@ pub fn copy(from: &dyn Store, to: &dyn Store, name: &SnapshotName, progress: &dy
         progress(report.copied, missing.len() as u64);
     }
     upload.finish()?;
-    to.commit(bytes, name)?;
     Ok(report)
 }

@@ -1,6 +1,7 @@
 //! What a store can answer instead of what was asked.
 
 use images::ImageError;
+use images::codec::CodecError;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use proto::address::InvalidAddress;
 use proto::domain::ProtocolError;
@@ -19,6 +20,16 @@ pub enum StoreError {
     /// The name is in use.
     #[error("snapshot {0} exists already: choose another name or tag, or remove it with `defrost remove {0}`")]
     NameTaken(SnapshotName),
+    /// The name stands for another snapshot than the one asked for.
+    #[error("snapshot {name} has digest {found} and not {wanted}: the name was given to another snapshot since; use the new digest if that is meant")]
+    Replaced {
+        /// The name.
+        name: SnapshotName,
+        /// What it stands for.
+        found: SnapshotId,
+        /// What was asked for.
+        wanted: SnapshotId,
+    },
     /// A snapshot's image is not there although its name is.
     #[error("the image of snapshot {0} is missing from the store: remove the name and checkpoint again")]
     MissingImage(SnapshotId),
@@ -26,12 +37,20 @@ pub enum StoreError {
     #[error("chunk {0} is missing from the store: checkpoint again")]
     MissingChunk(ChunkId),
     /// Stored bytes are not what was stored.
-    #[error("{path}: {source}; restore the file from a backup or remove the snapshots that need it")]
+    #[error("{path}: {source}; mend it from another store (`defrost verify NAME --repair --from STORE`) or remove the snapshots that need it")]
     Damaged {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         source: ImageError,
+    },
+    /// What was sent as a chunk is another, or none.
+    #[error("the frame sent as chunk {chunk} is refused: {source}; nothing of the upload is stored: compress the chunk again")]
+    WrongFrame {
+        /// The chunk.
+        chunk: ChunkId,
+        /// What is wrong.
+        source: CodecError,
     },
     /// A server says that what it stores is damaged.
     #[error("the page server at {address}: {why}")]
@@ -41,8 +60,11 @@ pub enum StoreError {
         /// Its words, which name the file.
         why: String,
     },
+    /// The name of a lease's holder is malformed.
+    #[error("the holder of a lease is named by 1 to 64 letters and digits")]
+    Holder,
     /// The disk is full.
-    #[error("{path}: the disk is full; nothing was stored: free some space (`defrost gc`) and try again")]
+    #[error("{path}: the disk is full; nothing was stored: free some space (`defrost remove` what is not needed, then `defrost gc`) and try again")]
     Full {
         /// Where.
         path: PathBuf,

@@ -203,6 +203,18 @@ impl<S: Store> Store for FlakyStore<S> {
         self.inner.gc()
     }
 
+    fn lease(&self, id: &SnapshotId, holder: &str) -> Result<(), StoreError> {
+        self.inner.lease(id, holder)
+    }
+
+    fn release(&self, id: &SnapshotId, holder: &str) -> Result<(), StoreError> {
+        self.inner.release(id, holder)
+    }
+
+    fn leases(&self, id: &SnapshotId) -> Result<u64, StoreError> {
+        self.inner.leases(id)
+    }
+
     fn put_working_set(&self, id: &SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
         self.dice.storing()?;
         self.inner.put_working_set(id, bytes)

@@ -13,13 +13,17 @@ mod copy;
 mod error;
 mod flaky;
 mod head_file;
+mod image_file;
 mod latency;
+mod leases;
 mod local;
 mod local_upload;
 mod lock;
 mod memory;
+mod pack_file;
 mod packs;
 mod remote;
+mod repair;
 mod replicas;
 mod sound;
 mod table;
@@ -30,17 +34,21 @@ pub use copy::{CopyError, CopyReport, copy};
 pub use error::StoreError;
 pub use flaky::{FlakyStore, Plan};
 pub use head_file::head_file;
+pub use images::Digesting;
+pub use leases::LEASE;
 pub use local::{Access, LocalStore};
 pub use memory::MemoryStore;
 pub use proto::Address;
 pub use proto::client::Options;
 pub use proto::domain::{Class, MAX_WORKING_SET_BYTES};
 pub use remote::RemoteStore;
+pub use repair::{RepairReport, repair};
 pub use replicas::Replicas;
 pub use sound::{Unsound, sound_chunk, sound_copy, sound_frame};
 pub use table::{MOST_GROUPS, bring_table};
 
 use bytes::Bytes;
+use images::codec::{Decoder, Verified};
 use images::{Groups, Head, ImageError};
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use std::ops::Range;
@@ -58,6 +66,21 @@ pub struct SnapshotInfo {
     pub created_unix_s: u64,
     /// Chunks it names.
     pub chunks: u64,
+    /// What is wrong with it, as far as is known; of a name that cannot be read the digest is zeros.
+    pub damage: Option<String>,
+    /// Live restores that need it.
+    pub leases: u64,
+}
+
+/// What a store knows to be damaged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// Packs that cannot be used or have wrong frames.
+    pub packs: u64,
+    /// Wrong frames, found since the store was opened.
+    pub frames: u64,
+    /// Names whose snapshot cannot be restored, found by the last listing.
+    pub names: u64,
 }
 
 /// What several servers were used for.
@@ -78,16 +101,27 @@ pub struct GcReport {
     pub packs: u64,
     /// Bytes of them.
     pub bytes: u64,
+    /// Packs kept only because an upload, which is not committed yet, relies on them.
+    pub kept_packs: u64,
+    /// Bytes of them.
+    pub kept_bytes: u64,
+    /// Names that cannot be read: while there are any, no image is collected, as it may be theirs.
+    pub unreadable: u64,
 }
 
 /// A place for snapshots. Calls block.
 pub trait Store: Send + Sync {
-    /// Those of `ids` that are not stored.
+    /// Those of `ids` that are not stored. All others were checked: an upload may leave them out.
     fn find_missing(&self, ids: &[ChunkId]) -> Result<Vec<ChunkId>, StoreError>;
     /// Begin to store chunks.
     fn upload(&self) -> Result<Box<dyn Upload>, StoreError>;
     /// Store an image, all of whose chunks are stored, under a name that is free.
     fn commit(&self, image: Bytes, name: &SnapshotName) -> Result<SnapshotId, StoreError>;
+    /// The same of an image in a file that only this process has and that does not change any more.
+    fn commit_file(&self, image: &std::fs::File, name: &SnapshotName) -> Result<SnapshotId, StoreError> {
+        let mapped = kernel::mapped_file::MappedFile::open(image).map_err(StoreError::io("the image sent"))?;
+        self.commit(Bytes::from_owner(mapped), name)
+    }
     /// A further name, which is free, for the snapshot of a name.
     fn tag(&self, from: &SnapshotName, to: &SnapshotName) -> Result<SnapshotId, StoreError>;
     /// The snapshot of a name.
@@ -107,6 +141,10 @@ pub trait Store: Send + Sync {
     }
     /// The stored frames of chunks, their stored bytes checked, in the order asked: all, or an error that names the first that is not.
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError>;
+    /// How many bytes these frames have together, where that is known without reading them.
+    fn frames_bytes(&self, _ids: &[ChunkId]) -> Option<u64> {
+        None
+    }
     /// The stored frame of one chunk.
     fn frame(&self, id: &ChunkId) -> Result<Bytes, StoreError> {
         self.frames(std::slice::from_ref(id))?.pop().ok_or(StoreError::MissingChunk(*id))
@@ -152,6 +190,26 @@ pub trait Store: Send + Sync {
     fn gc(&self) -> Result<GcReport, StoreError>;
     /// Keep a working set beside a snapshot, in place of the one before; whole or not at all, at most [`MAX_WORKING_SET_BYTES`].
     fn put_working_set(&self, id: &SnapshotId, bytes: Bytes) -> Result<(), StoreError>;
+    /// Take or renew a lease: a live restore, known by a name of its own, needs this snapshot for the next [`LEASE`].
+    fn lease(&self, _id: &SnapshotId, _holder: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
+    /// Give a lease back.
+    fn release(&self, _id: &SnapshotId, _holder: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
+    /// How many live restores need a snapshot.
+    fn leases(&self, _id: &SnapshotId) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+    /// What is known to be damaged.
+    fn damage(&self) -> Damage {
+        Damage::default()
+    }
+    /// A file without a name where something large may be put before it is stored.
+    fn spool(&self) -> Result<std::fs::File, StoreError> {
+        tempfile::tempfile().map_err(StoreError::io("a temporary file"))
+    }
     /// The working set of a snapshot, if one was kept. It is a hint: nobody checks it but whoever uses it.
     fn working_set(&self, id: &SnapshotId) -> Result<Option<Bytes>, StoreError>;
 }
@@ -181,6 +239,15 @@ pub fn refuse_taken(store: &dyn Store, name: &SnapshotName) -> Result<(), StoreE
         Ok(_) => Err(StoreError::NameTaken(name.clone())),
         Err(StoreError::NotFound { .. }) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+/// The snapshot of a name, which must be the one with this digest where one is given.
+pub fn resolve_as(store: &dyn Store, name: &SnapshotName, digest: Option<SnapshotId>) -> Result<SnapshotId, StoreError> {
+    let found = store.resolve(name)?;
+    match digest {
+        Some(wanted) if wanted != found => Err(StoreError::Replaced { name: name.clone(), found, wanted }),
+        _ => Ok(found),
     }
 }
 
@@ -214,9 +281,14 @@ fn check_image(bytes: &[u8], id: &SnapshotId) -> Result<(), ImageError> {
     if images::digest(bytes) == *id { Ok(()) } else { checked_table(bytes, id).map(drop) }
 }
 
-/// Digest and chunks of an image that somebody sent.
-fn sent_image(bytes: &[u8]) -> Result<(SnapshotId, Vec<ChunkId>), StoreError> {
-    images::parse_table(bytes).map_err(|source| StoreError::Damaged { path: PathBuf::from("the image sent"), source })
+/// Digest and table of an image that somebody sent.
+fn sent_image(bytes: &[u8]) -> Result<(SnapshotId, &[u8]), StoreError> {
+    images::table_of(bytes).map_err(|source| StoreError::Damaged { path: PathBuf::from("the image sent"), source })
+}
+
+/// What was sent as a chunk is that chunk: every store asks before it keeps a frame.
+fn check_sent(decoder: &mut Decoder, contents: &mut Verified, id: &ChunkId, frame: &[u8]) -> Result<(), StoreError> {
+    decoder.check(id, frame, contents).map(drop).map_err(|source| StoreError::WrongFrame { chunk: *id, source })
 }
 
 fn check_working_set(bytes: &[u8]) -> Result<(), StoreError> {

@@ -7,28 +7,31 @@
 //! DIR/snapshots/DIGEST.working-set   what a restore touched first, kept beside the image
 //! DIR/refs/NAME:TAG                  the digest that a name stands for
 //! DIR/tmp/                           what is being written; swept when opened for writing
-//! DIR/lock.write                     see `lock`
+//! DIR/leases/DIGEST.HOLDER           a live restore needs this snapshot (`leases`)
+//! DIR/lock.write, DIR/lock.lease     see `lock`, `leases`
 //! ```
 //!
 //! Every file is written under tmp/, synced, renamed into place, and its folder synced: whatever dies, the store opens and has no
-//! snapshot by halves. Frames are answered straight from the mapped pack. Whatever gives or takes a name holds one lock, so that a
+//! snapshot by halves. Packs and images are read and never mapped (decision 0021): a file that
+//! was cut is an error of whoever needs it. Whatever gives or takes a name holds one lock, so that a
 //! collection never removes what a commit has just found there, and `claims` keeps it from what an upload relies on.
 
 use crate::local_upload::LocalUpload;
 use crate::lock::Lock;
 use crate::packs::Packs;
-use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set, table};
+use crate::image_file::ImageFile;
+use crate::leases::Leases;
+use crate::{Damage, GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set};
 use bytes::Bytes;
 use images::head::SMALL_BYTES;
-use images::{GROUP_BYTES, Groups, Head};
-use kernel::mapped_file::MappedFile;
+use images::{Groups, Head};
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{ErrorKind, Write as _};
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a store is opened for.
@@ -47,8 +50,9 @@ pub struct LocalStore {
     packs: Arc<Packs>,
     names: Mutex<()>,
     writing: Option<Lock>,
-    /// The image that was last read in part, mapped, by the number of its inode.
-    in_parts: Mutex<Option<(u64, Bytes)>>,
+    leases: Leases,
+    /// Names that the last listing found damaged.
+    damaged_names: AtomicU64,
 }
 
 impl LocalStore {
@@ -56,7 +60,7 @@ impl LocalStore {
     pub fn open(dir: &Path, access: Access) -> Result<Self, StoreError> {
         let mut writing = None;
         if access == Access::Write {
-            for folder in ["packs", "snapshots", "refs", "tmp"] {
+            for folder in ["packs", "snapshots", "refs", "leases", "tmp"] {
                 fs::create_dir_all(dir.join(folder)).map_err(StoreError::io(dir.join(folder)))?;
             }
             writing = Some(Lock::take(dir, "lock.write")?);
@@ -69,7 +73,8 @@ impl LocalStore {
             packs: Arc::new(Packs::open(dir, writing.is_some())?),
             names: Mutex::default(),
             writing,
-            in_parts: Mutex::default(),
+            leases: Leases::of(dir),
+            damaged_names: AtomicU64::new(0),
         })
     }
 
@@ -114,55 +119,18 @@ impl LocalStore {
         if self.image_path(id).exists() { Ok(()) } else { Err(StoreError::MissingImage(*id)) }
     }
 
-    /// An image file, mapped; nothing of it is checked.
-    fn map_image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
-        let path = self.image_path(id);
-        let mapped = File::open(&path).and_then(|file| MappedFile::open(&file)).map_err(no_image(id, &path))?;
-        Ok(Bytes::from_owner(mapped))
-    }
-
-    /// The same for whoever reads it part by part.
-    fn map_for_parts(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
-        let path = self.image_path(id);
-        let file = File::open(&path).map_err(no_image(id, &path))?;
-        let inode = file.metadata().map_err(StoreError::io(&path))?.ino();
-        let mut last = self.in_parts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, image)) = last.as_ref().filter(|(of, _)| *of == inode) {
-            return Ok(image.clone());
-        }
-        let image = Bytes::from_owner(MappedFile::open(&file).map_err(StoreError::io(&path))?);
-        *last = Some((inode, image.clone()));
-        Ok(image)
-    }
-
-    /// An image file, and what `check` finds in it.
-    fn read_image<T>(
-        &self,
-        id: &SnapshotId,
-        check: impl Fn(&[u8], &SnapshotId) -> Result<T, images::ImageError>,
-    ) -> Result<(Bytes, T), StoreError> {
-        let image = self.map_image(id)?;
-        let found = check(&image, id).map_err(|source| StoreError::Damaged { path: self.image_path(id), source })?;
-        Ok((image, found))
-    }
-
-    /// What is wrong with an image file some part of which is.
-    fn damaged(&self, id: &SnapshotId, image: &[u8]) -> StoreError {
-        let source = crate::check_image(image, id).err().unwrap_or(images::ImageError::Checksum("image"));
-        StoreError::Damaged { path: self.image_path(id), source }
+    fn image_file(&self, id: &SnapshotId) -> Result<ImageFile, StoreError> {
+        ImageFile::open(id, self.image_path(id))
     }
 
     /// The groups of an image file: those kept beside it, or computed of all of it.
-    fn groups(&self, id: &SnapshotId, image: &[u8]) -> Result<Groups, StoreError> {
-        let kept = if is_small(image) { None } else { fs::read(self.groups_path(id)).ok() };
-        if let Some(groups) = kept.and_then(|values| Groups::checked(*id, image.len() as u64, &values)) {
+    fn groups(&self, id: &SnapshotId, image: &ImageFile) -> Result<Groups, StoreError> {
+        let kept = if is_small(image.bytes()) { None } else { fs::read(self.groups_path(id)).ok() };
+        if let Some(groups) = kept.and_then(|values| Groups::checked(*id, image.bytes(), &values)) {
             return Ok(groups);
         }
-        let groups = Groups::of(image);
-        if groups.id() != *id {
-            return Err(self.damaged(id, image));
-        }
-        if self.writing.is_some() && !is_small(image) {
+        let groups = image.groups()?;
+        if self.writing.is_some() && !is_small(image.bytes()) {
             self.keep_groups(&groups);
         }
         Ok(groups)
@@ -178,18 +146,19 @@ impl LocalStore {
         }
     }
 
-    /// The chunks that an image file names.
-    fn table(&self, id: &SnapshotId) -> Result<Vec<ChunkId>, StoreError> {
-        self.read_image(id, crate::checked_table).map(|(_, table)| table)
+    /// What is wrong with a snapshot as far as can be told without reading its chunks.
+    fn count_or_damage(&self, id: &SnapshotId, look_at_chunks: bool) -> Result<u64, StoreError> {
+        let image = self.image_file(id)?;
+        let chunks = image.count_chunks()?;
+        if look_at_chunks && let Some((_, lost)) = self.packs.first_lost(&image.likely_table()?) {
+            return Err(lost);
+        }
+        Ok(chunks)
     }
 
-    /// How many chunks an image names, by its header: the rest is checked by whoever reads it.
-    fn count_chunks(&self, id: &SnapshotId) -> Result<u64, StoreError> {
-        let path = self.image_path(id);
-        let mut header = Vec::with_capacity(images::HEADER_BYTES);
-        let file = File::open(&path).map_err(no_image(id, &path))?;
-        file.take(images::HEADER_BYTES as u64).read_to_end(&mut header).map_err(StoreError::io(&path))?;
-        images::count_chunks(&header).map_err(|source| StoreError::Damaged { path, source })
+    /// The name stands for this snapshot already, whose image is damaged or gone: a commit of the same image mends it.
+    fn mends(&self, name: &SnapshotName, id: &SnapshotId) -> bool {
+        self.resolve(name).is_ok_and(|found| found == *id) && self.image_file(id).and_then(|image| image.whole()).is_err()
     }
 
     /// Write a whole file so that it is there completely or not at all.
@@ -218,16 +187,8 @@ impl LocalStore {
 }
 
 /// One whose groups are computed in no time.
-fn is_small(image: &[u8]) -> bool {
-    image.len() as u64 <= SMALL_BYTES
-}
-
-/// An image's file cannot be read.
-fn no_image<'a>(id: &'a SnapshotId, path: &'a Path) -> impl FnOnce(std::io::Error) -> StoreError + 'a {
-    move |error| match error.kind() {
-        ErrorKind::NotFound => StoreError::MissingImage(*id),
-        _ => StoreError::io(path)(error),
-    }
+fn is_small(image_bytes: u64) -> bool {
+    image_bytes <= SMALL_BYTES
 }
 
 /// Whether there is a store at all, as far as we may know.
@@ -261,7 +222,7 @@ pub(crate) fn sync_folder(file: &Path) -> Result<(), StoreError> {
 
 impl Store for LocalStore {
     fn find_missing(&self, ids: &[ChunkId]) -> Result<Vec<ChunkId>, StoreError> {
-        Ok(ids.iter().filter(|id| !self.packs.can_be_relied_on(id)).copied().collect())
+        Ok(self.packs.unreliable(ids))
     }
 
     fn upload(&self) -> Result<Box<dyn Upload>, StoreError> {
@@ -272,16 +233,21 @@ impl Store for LocalStore {
     fn commit(&self, image: Bytes, name: &SnapshotName) -> Result<SnapshotId, StoreError> {
         let _names = self.for_writing()?;
         let (id, table) = crate::sent_image(&image)?;
-        if let Some(missing) = self.packs.first_missing(&table) {
+        if let Some(missing) = self.packs.first_unreliable(images::digests(table)) {
             return Err(StoreError::MissingChunk(missing));
         }
-        self.must_be_free(name)?;
+        let mends = self.mends(name, &id);
+        if !mends {
+            self.must_be_free(name)?;
+        }
         self.write_durably(&self.image_path(&id), &image)?;
-        if !is_small(&image) {
+        if !is_small(image.len() as u64) {
             self.keep_groups(&Groups::of(&image));
         }
-        self.give_name(name, &id)?;
-        self.packs.claims.named(&table);
+        if !mends {
+            self.give_name(name, &id)?;
+        }
+        self.packs.claims.named(images::digests(table));
         Ok(id)
     }
 
@@ -304,34 +270,25 @@ impl Store for LocalStore {
     }
 
     fn image(&self, id: &SnapshotId) -> Result<Bytes, StoreError> {
-        self.read_image(id, crate::check_image).map(|(image, ())| image)
+        self.image_file(id)?.whole()
     }
 
     fn image_head(&self, id: &SnapshotId) -> Result<Head, StoreError> {
-        let image = self.map_for_parts(id)?;
-        Head::of_file(self.groups(id, &image)?, &image).map_err(|_| self.damaged(id, &image))
+        let image = self.image_file(id)?;
+        image.head(self.groups(id, &image)?)
     }
 
     fn image_groups(&self, id: &SnapshotId, groups: &Range<u32>, _: Option<usize>) -> Result<Bytes, StoreError> {
-        if self.writing.is_some() {
-            return Ok(table::part(&self.map_for_parts(id)?, groups));
-        }
-        // Read, as frames are (`packs`): they are kept, and a mapped file would be counted with all that lies around them.
-        let (path, group_bytes) = (self.image_path(id), GROUP_BYTES as u64);
-        let file = File::open(&path).map_err(no_image(id, &path))?;
-        let (mut bytes, most) = (Vec::new(), groups.len() as u64 * group_bytes);
-        let sought = (&file).seek(SeekFrom::Start(u64::from(groups.start) * group_bytes));
-        sought.and_then(|_| file.take(most).read_to_end(&mut bytes)).map_err(StoreError::io(&path))?;
-        Ok(bytes.into())
+        self.image_file(id)?.groups_bytes(groups)
     }
 
     fn frames(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, StoreError> {
         let one = |id: &ChunkId| {
-            if let Some(frame) = self.packs.frame(id)? {
-                return Ok(frame);
-            }
-            if self.writing.is_none() {
-                self.packs.rescan()?; // a writer may have added a pack
+            match self.packs.frame(id) {
+                Ok(Some(frame)) => return Ok(frame),
+                Err(error) if self.writing.is_some() || !error.is_about_contents() => return Err(error),
+                Ok(None) | Err(_) if self.writing.is_none() => self.packs.rescan()?, // a writer may have added a pack
+                Ok(None) | Err(_) => {}
             }
             self.packs.frame(id)?.ok_or(StoreError::MissingChunk(*id))
         };
@@ -339,18 +296,31 @@ impl Store for LocalStore {
         ids.iter().zip(together).map(|(id, frame)| frame.map_or_else(|| one(id), Ok)).collect()
     }
 
+    fn frames_bytes(&self, ids: &[ChunkId]) -> Option<u64> {
+        Some(self.packs.frames_bytes(ids))
+    }
+
     fn list(&self) -> Result<Vec<SnapshotInfo>, StoreError> {
-        let mut found = Vec::new();
+        let (mut found, live, look_at_chunks) = (Vec::new(), self.leases.live(false)?, self.packs.damage() != (0, 0));
         for (name, entry) in self.names()? {
             let id = match self.resolve(&name) {
                 Err(StoreError::NotFound { .. }) => continue, // removed while we looked
-                other => other?,
+                other => other,
             };
-            let chunks = self.count_chunks(&id)?;
+            let counted = id.as_ref().map(|id| self.count_or_damage(id, look_at_chunks));
+            let damage = match (&id, &counted) {
+                (Err(error), _) | (_, Ok(Err(error))) => Some(error.to_string()),
+                _ => None,
+            };
             let made = entry.metadata().and_then(|meta| meta.modified()).ok();
             let age = made.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
-            found.push(SnapshotInfo { name, id, created_unix_s: age.map_or(0, |age| age.as_secs()), chunks });
+            let leases = id.as_ref().ok().and_then(|id| live.get(&id.to_string())).copied().unwrap_or_default();
+            let chunks = counted.ok().and_then(Result::ok).unwrap_or_default();
+            let id = id.unwrap_or(SnapshotId([0; 32]));
+            found.push(SnapshotInfo { name, id, created_unix_s: age.map_or(0, |age| age.as_secs()), chunks, damage, leases });
         }
+        let damaged = found.iter().filter(|snapshot| snapshot.damage.is_some()).count();
+        self.damaged_names.store(damaged as u64, Ordering::Relaxed);
         Ok(found)
     }
 
@@ -365,22 +335,64 @@ impl Store for LocalStore {
 
     fn gc(&self) -> Result<GcReport, StoreError> {
         let _names = self.for_writing()?;
-        let (mut named, mut needed) = (HashSet::new(), HashSet::new());
+        let _no_new_lease = self.leases.lock()?;
+        let (mut named, mut unreadable): (HashSet<String>, u64) = (self.leases.live(true)?.into_keys().collect(), 0);
         for (name, _) in self.names()? {
-            let id = self.resolve(&name)?;
-            if named.insert(id.to_string()) {
-                needed.extend(self.table(&id)?);
+            match self.resolve(&name) {
+                Ok(id) => drop(named.insert(id.to_string())),
+                Err(StoreError::NotFound { .. }) => {}
+                Err(error) => {
+                    tracing::warn!(%name, %error, "nobody knows which image this name stands for: no image is collected until it is removed");
+                    unreadable += 1;
+                }
             }
         }
-        let folder = self.dir.join("snapshots");
+        let (folder, mut needed, mut unknown) = (self.dir.join("snapshots"), HashSet::new(), false);
         for entry in fs::read_dir(&folder).map_err(StoreError::io(&folder))?.flatten() {
             let path = entry.path();
-            if !path.file_stem().is_some_and(|stem| named.contains(&*stem.to_string_lossy())) {
-                fs::remove_file(&path).map_err(StoreError::io(&path))?;
+            let id = path.file_stem().and_then(|stem| stem.to_str()?.parse::<SnapshotId>().ok());
+            match id {
+                Some(id) if unreadable > 0 || named.contains(&id.to_string()) => {
+                    if path.extension().is_some_and(|kind| kind == "image") {
+                        match ImageFile::open(&id, path).and_then(|image| image.likely_table()) {
+                            Ok(table) => needed.extend(table),
+                            Err(error) => {
+                                tracing::error!(%error, "nobody knows which chunks this image needs: no chunk is collected until it is read");
+                                unknown = true;
+                            }
+                        }
+                    }
+                }
+                _ => fs::remove_file(&path).map_err(StoreError::io(&path))?,
             }
         }
-        let (packs, bytes) = self.packs.collect(&needed)?;
-        Ok(GcReport { packs, bytes })
+        let collected = if unknown { GcReport::default() } else { self.packs.collect(&needed)? };
+        Ok(GcReport { unreadable, ..collected })
+    }
+
+    fn lease(&self, id: &SnapshotId, holder: &str) -> Result<(), StoreError> {
+        let held = self.leases.lock()?;
+        self.has_image(id)?;
+        self.leases.renew(id, holder, &held)
+    }
+
+    fn release(&self, id: &SnapshotId, holder: &str) -> Result<(), StoreError> {
+        self.leases.release(id, holder)
+    }
+
+    fn leases(&self, id: &SnapshotId) -> Result<u64, StoreError> {
+        Ok(self.leases.live(false)?.get(&id.to_string()).copied().unwrap_or_default())
+    }
+
+    fn damage(&self) -> Damage {
+        let (packs, frames) = self.packs.damage();
+        Damage { packs, frames, names: self.damaged_names.load(Ordering::Relaxed) }
+    }
+
+    fn spool(&self) -> Result<File, StoreError> {
+        drop(self.for_writing()?);
+        let tmp = self.dir.join("tmp");
+        tempfile::tempfile_in(&tmp).map_err(StoreError::io(tmp))
     }
 
     fn put_working_set(&self, id: &SnapshotId, bytes: Bytes) -> Result<(), StoreError> {

@@ -1,10 +1,15 @@
 //! Chunks on their way into a directory: appended to a pack under tmp/ that is renamed into place when it is whole.
+//!
+//! Every frame is decoded and digested before it is written (decision 0021), so that nothing that is stored from now on can be another
+//! chunk than it is said to be. A chunk that is stored already is left out once its stored frame was checked.
 
 use crate::claims::UnderWay;
 use crate::local::sync_folder;
 use crate::packs::Packs;
 use crate::{StoreError, Upload};
 use bytes::Bytes;
+use crate::pack_file::VERIFIED;
+use images::codec::{Decoder, Verified};
 use images::pack::{MAGIC, PackWriter};
 use pages::ChunkId;
 use std::collections::HashSet;
@@ -14,6 +19,8 @@ use tempfile::NamedTempFile;
 
 /// Bytes of frames after which the next pack begins: small enough to be collected one by one.
 const PACK_BYTES: u64 = 256 << 20;
+/// Chunks after which it begins as well: their entries are held in memory until the pack is written, some 112 bytes each.
+const PACK_CHUNKS: u64 = 1 << 18;
 /// Bytes written between two hints to start writing back, so that the final sync has little left to do.
 const WRITE_BACK_BYTES: u64 = 8 << 20;
 /// Bytes gathered before each write.
@@ -24,7 +31,12 @@ const BUFFER_BYTES: usize = 1 << 20;
 pub(crate) struct LocalUpload {
     packs: Arc<Packs>,
     _under_way: UnderWay,
+    /// Of the pack that is being written.
     seen: HashSet<ChunkId>,
+    decoder: Decoder,
+    contents: Verified,
+    /// Packs that it has closed.
+    closed: Vec<String>,
     current: Option<Writing>,
 }
 
@@ -37,7 +49,7 @@ struct Writing {
 
 impl LocalUpload {
     pub(crate) fn new(packs: Arc<Packs>) -> Self {
-        Self { _under_way: packs.claims.begin(), packs, seen: HashSet::new(), current: None }
+        Self { _under_way: packs.claims.begin(), packs, seen: HashSet::new(), decoder: Decoder::new(), contents: Verified::default(), closed: Vec::new(), current: None }
     }
 
     fn begin(&self) -> Result<Writing, StoreError> {
@@ -52,14 +64,17 @@ impl LocalUpload {
         let Some(Writing { mut file, books, .. }) = self.current.take() else { return Ok(()) };
         let index = books.finish();
         // The index names every frame and its checksum: the same name means the same pack.
-        let name = format!("{:.32}.pack", images::chunk_id(&index).to_string());
+        let name = format!("{VERIFIED}{:.32}.pack", images::chunk_id(&index).to_string());
         let to = self.packs.folder().join(&name);
         file.write_all(&index).map_err(StoreError::io(&to))?;
         let file = file.into_inner().map_err(|error| StoreError::io(&to)(error.into_error()))?;
         file.as_file().sync_all().map_err(StoreError::io(&to))?;
         file.persist(&to).map_err(|error| StoreError::io(&to)(error.error))?;
         sync_folder(&to)?;
-        self.packs.add(&name)
+        self.packs.add(&name)?;
+        self.closed.push(name);
+        self.seen.clear(); // the packs know them now
+        Ok(())
     }
 }
 
@@ -76,7 +91,8 @@ impl Writing {
 
 impl Upload for LocalUpload {
     fn put(&mut self, id: ChunkId, frame: Bytes) -> Result<(), StoreError> {
-        if !self.seen.insert(id) || self.packs.can_be_relied_on(&id) {
+        crate::check_sent(&mut self.decoder, &mut self.contents, &id, &frame)?;
+        if !self.seen.insert(id) || self.packs.unreliable(&[id]).is_empty() {
             return Ok(());
         }
         let mut writing = match self.current.take() {
@@ -86,12 +102,21 @@ impl Upload for LocalUpload {
         writing.books.append(id, &frame);
         writing.file.write_all(&frame).map_err(StoreError::io(self.packs.dir.join("tmp")))?;
         writing.hint();
-        let full = writing.books.frames_bytes() >= PACK_BYTES;
+        let full = writing.books.frames_bytes() >= PACK_BYTES || writing.books.chunks() >= PACK_CHUNKS;
         self.current = Some(writing);
         if full { self.close() } else { Ok(()) }
     }
 
     fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
-        self.close()
+        self.close()?;
+        self.closed.clear();
+        Ok(())
+    }
+}
+
+impl Drop for LocalUpload {
+    /// Nobody relies on what an upload left that was not finished: the next collection frees it.
+    fn drop(&mut self) {
+        self.closed.iter().for_each(|name| self.packs.unrely(name));
     }
 }

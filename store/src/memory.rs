@@ -2,6 +2,7 @@
 
 use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set, checked_table};
 use bytes::Bytes;
+use images::codec::{Decoder, Verified};
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -68,14 +69,15 @@ impl Store for MemoryStore {
     }
 
     fn upload(&self) -> Result<Box<dyn Upload>, StoreError> {
-        Ok(Box::new(MemoryUpload { store: self.clone(), frames: HashMap::new() }))
+        let (store, decoder, contents) = (self.clone(), Decoder::new(), Verified::default());
+        Ok(Box::new(MemoryUpload { store, frames: HashMap::new(), decoder, contents }))
     }
 
     fn commit(&self, image: Bytes, name: &SnapshotName) -> Result<SnapshotId, StoreError> {
         let (id, table) = crate::sent_image(&image)?;
         let mut held = self.write();
-        if let Some(missing) = table.iter().find(|id| !held.frames.contains_key(id)) {
-            return Err(StoreError::MissingChunk(*missing));
+        if let Some(missing) = images::digests(table).find(|id| !held.frames.contains_key(id)) {
+            return Err(StoreError::MissingChunk(missing));
         }
         held.must_be_free(name)?;
         held.images.insert(id, image);
@@ -107,7 +109,7 @@ impl Store for MemoryStore {
     fn list(&self) -> Result<Vec<SnapshotInfo>, StoreError> {
         let held = self.read();
         let line = |(name, (id, at)): (&SnapshotName, &(SnapshotId, u64))| {
-            Ok(SnapshotInfo { name: name.clone(), id: *id, created_unix_s: *at, chunks: held.table(id)?.len() as u64 })
+            Ok(SnapshotInfo { name: name.clone(), id: *id, created_unix_s: *at, chunks: held.table(id)?.len() as u64, damage: None, leases: 0 })
         };
         held.names.iter().map(line).collect()
     }
@@ -160,10 +162,13 @@ impl Store for MemoryStore {
 struct MemoryUpload {
     store: MemoryStore,
     frames: HashMap<ChunkId, Bytes>,
+    decoder: Decoder,
+    contents: Verified,
 }
 
 impl Upload for MemoryUpload {
     fn put(&mut self, id: ChunkId, frame: Bytes) -> Result<(), StoreError> {
+        crate::check_sent(&mut self.decoder, &mut self.contents, &id, &frame)?;
         self.frames.entry(id).or_insert(frame);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The packs of a directory: mapped once; a chunk is found by the first eight bytes of its digest.
+//! The packs of a directory; a chunk is found by the first eight bytes of its digest.
 //!
 //! A restore opens the store three times, and must not wait longer for that the more chunks there are. So a reader checks the index of a
 //! pack only before it says that a chunk is missing: each entry that it uses tells the checksum of its frame, which is checked. And of
@@ -7,84 +7,36 @@
 //! long as that takes, on a thread of its own. Where two chunks share eight bytes, or the pack found has a damaged copy, all packs are
 //! searched: slow, but never wrong.
 //!
-//! A writer, who is mostly a server for many, lends frames out of the mapped file. A reader reads them, and the entries on the way there
-//! (two or three reads of 1.5 KiB): whatever is touched of a mapped file counts as our memory from then on, with 64 KiB around it, or 2 MiB where the
-//! page cache has huge pages, and a pager is to take little.
+//! Damage is local: a pack that cannot be opened is left aside, and named once a chunk is asked for that no other pack has. A frame that
+//! is wrong is looked for in the other packs; an upload of the same chunk adds a good one. Packs whose frames were verified before they
+//! were written are asked first.
 
-use crate::StoreError;
+use crate::{GcReport, StoreError};
 use crate::claims::Claims;
+use crate::pack_file::{PackFile, Placed, Wrong};
 use bytes::Bytes;
-use images::ImageError;
-use images::pack::{PackReader, check_frame};
-use kernel::mapped_file::MappedFile;
+use images::codec::{Decoder, Verified};
+use images::pack::check_frame;
 use pages::ChunkId;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::fs;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Packs searched without a table: a binary search in each costs about as much as hashing once (0.1 to 0.3 µs), while the table of a
 /// chunk costs 0.1 µs to make at every opening, and a pack has tens of thousands.
 const FEW: usize = 4;
 
-/// Indexes of so many bytes together are looked up where they are mapped, as that takes no more of a pager's memory: some 87 000 chunks.
-const MAPPED_INDEXES_BYTES: usize = 4 << 20;
+/// Indexes of so many bytes together are kept in memory, by a reader and by a writer: 87 000 and 1.4 million chunks.
+const KEPT_INDEXES_BYTES: [u64; 2] = [4 << 20, 64 << 20];
 /// Frames that lie one behind the other are read together up to about so many bytes: what bulk asks for at once.
-const TOGETHER_BYTES: usize = 1 << 20;
-/// What is wrong with a pack that was cut since it was opened.
-const CUT: &str = "it ends in the middle";
-
-/// A pack that is mapped; frames keep it alive.
-#[derive(Debug)]
-struct Pack {
-    name: String,
-    /// Of a reader.
-    file: Option<File>,
-    bytes: Bytes,
-    reader: PackReader<Bytes>,
-}
-
-/// Where a frame lies in a pack, and its checksum.
-type Placed = (Range<usize>, u32);
-
-impl Pack {
-    /// Where a chunk's frame lies, as far as the index tells: looked up in the mapped file, or in what is read of it.
-    fn find(&self, id: &ChunkId, reads: bool) -> std::io::Result<Result<Option<Placed>, ImageError>> {
-        let found = match &self.file {
-            Some(file) if reads => self.reader.find_by(id, |at, into| file.read_exact_at(into, at)),
-            _ => Ok(self.reader.find(id)),
-        };
-        let place = |(offset, len, crc)| self.reader.place(offset, len).map(|place| (place, crc));
-        match found {
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(Err(ImageError::Pack(CUT))),
-            found => found.map(|found| found.map(place).transpose()),
-        }
-    }
-
-    /// The bytes there: lent out of the mapped file, or read.
-    fn bytes(&self, place: Range<usize>) -> std::io::Result<Result<Bytes, ImageError>> {
-        let Some(file) = &self.file else { return Ok(Ok(self.bytes.slice(place))) };
-        let mut bytes = vec![0; place.len()]; // which the pack has
-        match file.read_exact_at(&mut bytes, place.start as u64) {
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(Err(ImageError::Pack(CUT))),
-            read => read.map(|()| Ok(Bytes::from(bytes))),
-        }
-    }
-
-    /// A chunk's frame, checked.
-    fn frame(&self, id: &ChunkId, reads: bool) -> std::io::Result<Result<Option<Bytes>, ImageError>> {
-        let (place, crc) = match self.find(id, reads)? {
-            Ok(Some(placed)) => placed,
-            Ok(None) => return Ok(Ok(None)),
-            Err(error) => return Ok(Err(error)),
-        };
-        Ok(self.bytes(place)?.and_then(|frame| check_frame(&frame, crc).map(|()| Some(frame))))
-    }
-}
+const TOGETHER_BYTES: u64 = 1 << 20;
+/// Chunks that are checked together before they are relied on.
+const CHECKED_TOGETHER: usize = 256;
+/// Part of the descriptors that a process may open which packs may take; others are opened for each read.
+const DESCRIPTORS_SHARE: u64 = 2;
 
 /// The packs of one directory, shared with uploads, which add to them.
 #[derive(Debug)]
@@ -96,37 +48,56 @@ pub(crate) struct Packs {
     writing: bool,
     /// Packs that look-ups without a table went through.
     searched: AtomicU64,
+    /// Chunks whose frames were found to be wrong, by pack.
+    bad: Mutex<BTreeMap<String, HashSet<ChunkId>>>,
+    /// Packs whose descriptors may be kept.
+    descriptors: usize,
 }
 
-type Prefixes = HashMap<[u8; 8], Arc<Pack>>;
+type Prefixes = HashMap<[u8; 8], Arc<PackFile>>;
+/// Verified ones come first.
+type Rank = (bool, String);
 
 #[derive(Debug, Default)]
 struct Open {
-    by_name: BTreeMap<String, Arc<Pack>>,
+    by_name: BTreeMap<Rank, Arc<PackFile>>,
+    /// Those that cannot be used, and why.
+    damaged: BTreeMap<String, Wrong>,
     /// Whether a table is kept where there are more than few packs.
     tabled: bool,
     /// The table; empty while there is none.
     by_prefix: Prefixes,
     /// Of all packs.
-    index_bytes: usize,
+    index_bytes: u64,
 }
 
-/// Make the table longer by what some packs have.
-fn add_to(table: &mut Prefixes, packs: impl IntoIterator<Item = Arc<Pack>>) {
+fn rank(pack: &PackFile) -> Rank {
+    (!pack.is_verified(), pack.name.clone())
+}
+
+/// Make the table longer by what some packs have; of a chunk's packs a verified one is in it.
+fn add_to(table: &mut Prefixes, packs: impl IntoIterator<Item = Arc<PackFile>>) {
     for pack in packs {
-        table.reserve(pack.reader.len());
-        for (id, _) in pack.reader.entries() {
-            table.entry(id.prefix()).or_insert_with(|| pack.clone());
+        table.reserve(pack.len());
+        let added = pack.each_chunk(|id| {
+            let likely = table.entry(id.prefix()).or_insert_with(|| pack.clone());
+            if pack.is_verified() && !likely.is_verified() {
+                *likely = pack.clone();
+            }
+        });
+        if let Err(wrong) = added {
+            tracing::warn!(pack = %pack.path().display(), ?wrong, "its index cannot be read any more");
         }
     }
 }
 
 impl Open {
-    fn insert(&mut self, pack: Arc<Pack>) {
-        if self.by_name.insert(pack.name.clone(), pack.clone()).is_some() {
+    fn insert(&mut self, pack: Arc<PackFile>) {
+        self.damaged.remove(&pack.name);
+        if self.by_name.insert(rank(&pack), pack.clone()).is_some() {
             return; // the same chunks by the same name: one copy is as good as the other
         }
-        self.index_bytes += pack.reader.index_bytes();
+        self.index_bytes += pack.index_bytes();
         if !self.tabled || self.by_name.len() <= FEW {
             return;
         }
@@ -134,22 +105,16 @@ impl Open {
         add_to(&mut self.by_prefix, new);
     }
 
-    /// The packs that have a chunk, as far as they can be relied on.
-    fn holders(&self, id: &ChunkId) -> impl Iterator<Item = &Arc<Pack>> {
-        self.candidates(id).filter(|pack| pack.reader.contains(id) && pack.reader.check_index().is_ok())
-    }
-
-    /// Whether a reader reads indexes, too.
-    fn reads(&self) -> bool {
-        self.index_bytes > MAPPED_INDEXES_BYTES
+    fn has(&self, name: &str) -> bool {
+        [false, true].into_iter().any(|unverified| self.by_name.contains_key(&(unverified, name.to_owned())))
     }
 
     fn chunks(&self) -> u64 {
-        self.by_name.values().map(|pack| pack.reader.len() as u64).sum()
+        self.by_name.values().map(|pack| pack.len() as u64).sum()
     }
 
     /// The pack that has a chunk, as far as the index tells; then all others that may have it.
-    fn candidates(&self, id: &ChunkId) -> impl Iterator<Item = &Arc<Pack>> {
+    fn candidates(&self, id: &ChunkId) -> impl Iterator<Item = &Arc<PackFile>> {
         let likely = self.by_prefix.get(&id.prefix());
         let may_have_it = likely.is_some() || self.by_prefix.is_empty();
         let others = self.by_name.values().filter(move |pack| may_have_it && !likely.is_some_and(|first| Arc::ptr_eq(pack, first)));
@@ -157,11 +122,22 @@ impl Open {
     }
 }
 
+/// What is wrong with a pack, as an error that names it.
+fn named(path: &Path, wrong: &Wrong) -> StoreError {
+    match wrong {
+        Wrong::Contents(source) => StoreError::Damaged { path: path.to_owned(), source: source.clone() },
+        Wrong::Unreadable(error) => StoreError::io(path)(std::io::Error::new(error.kind(), error.to_string())),
+    }
+}
+
 impl Packs {
-    /// Map all packs of a store, also to store more there.
+    /// Open all packs of a store, also to store more there.
     pub(crate) fn open(dir: &Path, writing: bool) -> Result<Self, StoreError> {
         let open = RwLock::new(Open { tabled: writing, ..Open::default() });
-        let packs = Self { dir: dir.to_owned(), claims: Claims::default(), open, writing, searched: AtomicU64::new(0) };
+        let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+        let descriptors = usize::try_from(limit / DESCRIPTORS_SHARE).unwrap_or(usize::MAX);
+        let (claims, searched, bad) = Default::default();
+        let packs = Self { dir: dir.to_owned(), claims, open, writing, searched, bad, descriptors };
         packs.rescan()?;
         Ok(packs)
     }
@@ -170,32 +146,53 @@ impl Packs {
         self.dir.join("packs")
     }
 
-    /// Map packs that turned up in the folder since.
+    /// Open packs that turned up in the folder since. One that cannot be used is left aside.
     pub(crate) fn rescan(&self) -> Result<(), StoreError> {
         let folder = self.folder();
         for entry in fs::read_dir(&folder).map_err(StoreError::io(&folder))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".pack") && !self.read(|open| open.by_name.contains_key(&name)) {
-                self.map(&name, false)?;
+            if !name.ends_with(".pack") || self.read(|open| open.has(&name)) {
+                continue;
+            }
+            if let Err(wrong) = self.insert(&name, false) {
+                let path = folder.join(&name);
+                let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+                if open.damaged.insert(name, wrong).is_none() && self.writing {
+                    let error = open.damaged.values().last().map(|wrong| named(&path, wrong).to_string()).unwrap_or_default();
+                    tracing::error!(error, "a pack cannot be used: all others are served");
+                }
             }
         }
         Ok(())
     }
 
-    /// Map one more pack, which its upload relies on.
+    /// Open one more pack, which its upload relies on.
     pub(crate) fn add(&self, name: &str) -> Result<(), StoreError> {
-        self.map(name, true)
+        self.insert(name, true).map_err(|wrong| named(&self.folder().join(name), &wrong))
     }
 
-    fn map(&self, name: &str, relied_on: bool) -> Result<(), StoreError> {
-        let path = self.folder().join(name);
-        let file = File::open(&path).map_err(StoreError::io(&path))?;
-        let bytes = Bytes::from_owner(MappedFile::open(&file).map_err(StoreError::io(&path))?);
-        let open = if self.writing { PackReader::open } else { PackReader::unchecked };
-        let reader = open(bytes.clone()).map_err(|source| StoreError::Damaged { path, source })?;
-        let pack = Arc::new(Pack { name: name.to_owned(), file: (!self.writing).then_some(file), bytes, reader });
+    /// The upload that relied on a pack has failed.
+    pub(crate) fn unrely(&self, name: &str) {
+        let pack = self.read(|open| open.by_name.values().find(|pack| pack.name == name).cloned());
+        let mut ids = Vec::new();
+        if pack.is_some_and(|pack| pack.each_chunk(|id| ids.push(id)).is_ok()) {
+            self.claims.named(ids);
+        }
+    }
+
+    fn insert(&self, name: &str, relied_on: bool) -> Result<(), Wrong> {
+        let (packs, index_bytes) = self.read(|open| (open.by_name.len(), open.index_bytes));
+        let pack = Arc::new(PackFile::open(&self.folder(), name, packs < self.descriptors)?);
+        if self.writing {
+            if index_bytes + pack.index_bytes() <= KEPT_INDEXES_BYTES[1] {
+                pack.keep_index()?;
+            }
+            pack.check_index()?;
+        }
         if relied_on {
-            self.claims.rely(pack.reader.entries().map(|(id, _)| id));
+            let mut ids = Vec::with_capacity(pack.len());
+            pack.each_chunk(|id| ids.push(id))?;
+            self.claims.rely(ids);
         }
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(pack);
         Ok(())
@@ -205,17 +202,82 @@ impl Packs {
         look(&self.open.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether a pack has a chunk, for somebody who will not upload it if so.
-    pub(crate) fn can_be_relied_on(&self, id: &ChunkId) -> bool {
-        // In one step, as far as a collection can tell.
-        self.read(|open| open.holders(id).next().map(|_| self.claims.rely([*id])).is_some())
+    fn bad(&self) -> MutexGuard<'_, BTreeMap<String, HashSet<ChunkId>>> {
+        self.bad.lock().unwrap_or_else(PoisonError::into_inner) // every change of it is one step
     }
 
-    /// One of `ids` that no pack has. They are looked up by digest: searches that follow each other read the same parts of the indexes.
-    pub(crate) fn first_missing(&self, ids: &[ChunkId]) -> Option<ChunkId> {
-        let mut ids = ids.to_vec();
-        ids.sort_unstable();
-        self.read(|open| ids.into_iter().find(|id| open.holders(id).next().is_none()))
+    /// Note that a pack's frame is wrong; said in the log the first time.
+    fn note_bad(&self, pack: &PackFile, id: &ChunkId, why: &dyn std::fmt::Display) {
+        if self.bad().entry(pack.name.clone()).or_default().insert(*id) && self.writing {
+            tracing::error!(pack = %pack.path().display(), chunk = %id, %why, "a stored frame is wrong: the next upload of the chunk replaces it");
+        }
+    }
+
+    /// Packs that cannot be used or have wrong frames, and these frames.
+    pub(crate) fn damage(&self) -> (u64, u64) {
+        let bad = self.bad();
+        let unusable = self.read(|open| open.damaged.keys().filter(|name| !bad.contains_key(*name)).count());
+        ((unusable + bad.len()) as u64, bad.values().map(|chunks| chunks.len() as u64).sum())
+    }
+
+    /// A pack that has a chunk and an index that can be relied on.
+    fn holds(open: &Open, id: &ChunkId) -> bool {
+        open.candidates(id).any(|pack| matches!(pack.find(id), Ok(Some(_))) && pack.check_index().is_ok())
+    }
+
+    /// Those of `ids` of which no pack has a sound frame, for a client that will not upload the others. Each frame's checksum is checked,
+    /// and of packs that were not verified when they were written each is decoded and digested.
+    pub(crate) fn unreliable(self: &Arc<Self>, ids: &[ChunkId]) -> Vec<ChunkId> {
+        let (mut decoder, mut contents, mut unreliable) = (Decoder::new(), Verified::default(), Vec::new());
+        for ids in ids.chunks(CHECKED_TOGETHER) {
+            // In one step, as far as a collection can tell.
+            let here: Vec<ChunkId> = self.read(|open| {
+                let here: Vec<ChunkId> = ids.iter().filter(|id| Self::holds(open, id)).copied().collect();
+                self.claims.rely(here.iter().copied());
+                here
+            });
+            let mut frames = here.iter().zip(self.together(&here)).peekable();
+            for id in ids {
+                let Some((_, frame)) = frames.next_if(|(here, _)| *here == id) else {
+                    unreliable.push(*id);
+                    continue;
+                };
+                let sound = frame.is_some_and(|(frame, verified)| verified || decoder.check(id, &frame, &mut contents).is_ok());
+                if !sound && !self.is_sound(id, &mut decoder, &mut contents) {
+                    self.claims.named([*id]);
+                    unreliable.push(*id);
+                }
+            }
+        }
+        unreliable
+    }
+
+    /// Whether some pack has a sound frame of a chunk; those that are wrong are noted.
+    fn is_sound(&self, id: &ChunkId, decoder: &mut Decoder, contents: &mut Verified) -> bool {
+        let candidates: Vec<Arc<PackFile>> = self.read(|open| open.candidates(id).cloned().collect());
+        candidates.iter().any(|pack| match pack.frame(id) {
+            Ok(None) => false,
+            Ok(Some(_)) if pack.is_verified() => true,
+            Ok(Some(frame)) => decoder.check(id, &frame, contents).inspect_err(|why| self.note_bad(pack, id, why)).is_ok(),
+            Err(wrong) => {
+                self.note_bad(pack, id, &named(pack.path(), &wrong));
+                false
+            }
+        })
+    }
+
+    /// One of `ids` that no pack has a sound frame of. Those that somebody relies on were checked when they were spoken of.
+    pub(crate) fn first_unreliable(self: &Arc<Self>, ids: impl Iterator<Item = ChunkId>) -> Option<ChunkId> {
+        let mut ids = ids.peekable();
+        while ids.peek().is_some() {
+            let piece: Vec<ChunkId> = ids.by_ref().take(CHECKED_TOGETHER).collect();
+            let (known, unknown): (Vec<_>, Vec<_>) = piece.into_iter().partition(|id| self.claims.has(id));
+            let missing = self.read(|open| known.into_iter().find(|id| !Self::holds(open, id)));
+            if let Some(id) = missing.or_else(|| self.unreliable(&unknown).first().copied()) {
+                return Some(id);
+            }
+        }
+        None
     }
 
     /// The frame of a chunk; damaged only where no pack has a sound copy.
@@ -223,37 +285,55 @@ impl Packs {
         self.read(|open| {
             self.note_search(open);
             let mut damaged = None;
-            let path = |pack: &Pack| self.folder().join(&pack.name);
             for pack in open.candidates(id) {
-                match pack.frame(id, open.reads()).map_err(StoreError::io(path(pack)))? {
+                self.keep_index(open, pack);
+                match pack.frame(id) {
                     Ok(Some(frame)) => return Ok(Some(frame)),
                     Ok(None) => {}
-                    Err(source) => {
-                        damaged.get_or_insert_with(|| StoreError::Damaged { path: path(pack), source });
+                    Err(wrong) => {
+                        let error = named(pack.path(), &wrong);
+                        self.note_bad(pack, id, &error);
+                        damaged.get_or_insert(error);
                     }
                 }
             }
-            // It may be in one whose index is damaged.
-            let index = |pack: &Arc<Pack>| pack.reader.check_index().err().map(|source| StoreError::Damaged { path: path(pack), source });
-            damaged.or_else(|| open.by_name.values().find_map(index)).map_or(Ok(None), Err)
+            // It may be in one whose index is damaged, or that cannot be used.
+            let index = |pack: &Arc<PackFile>| pack.check_index().err().map(|wrong| named(pack.path(), &wrong));
+            let unusable = || open.damaged.iter().next().map(|(name, wrong)| named(&self.folder().join(name), wrong));
+            damaged.or_else(|| open.by_name.values().find_map(index)).or_else(unusable).map_or(Ok(None), Err)
         })
+    }
+
+    /// Few chunks' indexes are kept in memory once they are asked.
+    fn keep_index(&self, open: &Open, pack: &PackFile) {
+        if !self.writing && open.index_bytes <= KEPT_INDEXES_BYTES[0] {
+            let _ = pack.keep_index(); // what is wrong with it is said by the look-up
+        }
     }
 
     /// Frames of chunks that lie one behind the other in a pack, as a process's memory does, each of such runs read at once. Those that
     /// this does not bring, for whatever reason, are none.
     pub(crate) fn frames_together(self: &Arc<Self>, ids: &[ChunkId]) -> Vec<Option<Bytes>> {
-        let mut frames = vec![None; ids.len()];
-        if self.writing || ids.len() < 2 {
-            return frames; // lent out of the mapped file
+        if ids.len() < 2 {
+            return vec![None; ids.len()];
         }
+        self.together(ids).into_iter().map(|frame| frame.map(|(frame, _)| frame)).collect()
+    }
+
+    /// The same, and whether each frame was verified when it was written.
+    fn together(self: &Arc<Self>, ids: &[ChunkId]) -> Vec<Option<(Bytes, bool)>> {
+        let mut frames = vec![None; ids.len()];
         self.read(|open| {
             let place = |(nth, id): (usize, &ChunkId)| {
                 self.note_search(open);
-                let reads = open.reads();
-                let (pack, (place, crc)) = open.candidates(id).find_map(|pack| Some((pack, pack.find(id, reads).ok()?.ok()??)))?;
+                let look = |pack: &Arc<PackFile>| -> Option<Placed> {
+                    self.keep_index(open, pack);
+                    pack.find(id).ok()?
+                };
+                let (pack, (place, crc)) = open.candidates(id).find_map(|pack| Some((pack, look(pack)?)))?;
                 Some((pack, place, crc, nth))
             };
-            let mut placed: Vec<_> = ids.iter().enumerate().filter_map(place).collect();
+            let mut placed: Vec<(&Arc<PackFile>, Range<u64>, u32, usize)> = ids.iter().enumerate().filter_map(place).collect();
             placed.sort_by(|(pack, place, ..), (other, theirs, ..)| (&pack.name, place.start).cmp(&(&other.name, theirs.start)));
             let mut start = 0;
             let runs = placed.chunk_by(|(pack, place, ..), (other, next, ..)| {
@@ -262,16 +342,22 @@ impl Packs {
             });
             for run in runs {
                 let (Some((pack, first, ..)), Some((_, last, ..))) = (run.first(), run.last()) else { continue };
-                let Ok(Ok(bytes)) = pack.bytes(first.start..last.end) else { continue };
+                let Ok(bytes) = pack.bytes(first.start..last.end) else { continue };
                 for (_, place, crc, nth) in run {
-                    let frame = bytes.slice(place.start - first.start..place.end - first.start);
+                    let frame = bytes.slice((place.start - first.start) as usize..(place.end - first.start) as usize);
                     if check_frame(&frame, *crc).is_ok() {
-                        frames[*nth] = Some(frame);
+                        frames[*nth] = Some((frame, pack.is_verified()));
                     }
                 }
             }
         });
         frames
+    }
+
+    /// Bytes of these frames together, as the indexes have them.
+    pub(crate) fn frames_bytes(&self, ids: &[ChunkId]) -> u64 {
+        let len = |(place, _): Placed| place.end - place.start;
+        self.read(|open| ids.iter().filter_map(|id| open.candidates(id).find_map(|pack| pack.find(id).ok()?)).map(len).sum())
     }
 
     /// Once a reader has gone through as many packs as there are chunks, a table would have taken less time.
@@ -295,28 +381,51 @@ impl Packs {
         let mut table = Prefixes::new();
         add_to(&mut table, known.values().cloned());
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        add_to(&mut table, open.by_name.iter().filter(|(name, _)| !known.contains_key(*name)).map(|(_, pack)| pack.clone()));
+        add_to(&mut table, open.by_name.iter().filter(|(rank, _)| !known.contains_key(*rank)).map(|(_, pack)| pack.clone()));
         (open.tabled, open.by_prefix) = (true, table);
     }
 
-    /// Remove packs that have no chunk of `needed` and that no upload relies on; how many, and their bytes.
-    pub(crate) fn collect(&self, needed: &HashSet<ChunkId>) -> Result<(u64, u64), StoreError> {
+    /// The first of `ids` that no pack has whole, and what is wrong, as far as is known without reading frames.
+    pub(crate) fn first_lost(self: &Arc<Self>, ids: &[ChunkId]) -> Option<(ChunkId, StoreError)> {
+        let bad = self.bad().clone();
+        let lost = self.read(|open| {
+            let whole = |pack: &&Arc<PackFile>, id: &ChunkId| {
+                !bad.get(&pack.name).is_some_and(|chunks| chunks.contains(id)) && matches!(pack.find(id), Ok(Some(_)))
+            };
+            ids.iter().find(|id| !open.candidates(id).any(|pack| whole(&pack, id))).copied()
+        })?;
+        // The look-up of its frame tells why.
+        Some((lost, self.frame(&lost).err().unwrap_or(StoreError::MissingChunk(lost))))
+    }
+
+    /// Remove packs that have no chunk of `needed` and that no upload relies on. One whose index cannot be read stays.
+    pub(crate) fn collect(&self, needed: &HashSet<ChunkId>) -> Result<GcReport, StoreError> {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        let spared = self.claims.spared();
-        let is_needed = |pack: &Pack| pack.reader.entries().any(|(id, _)| needed.contains(&id) || spared(&id));
-        let useless: Vec<Arc<Pack>> = open.by_name.values().filter(|pack| !is_needed(pack)).cloned().collect();
-        let mut freed = (0, 0);
+        let (spared, mut report) = (self.claims.spared(), GcReport::default());
+        let mut useless = Vec::new();
+        for pack in open.by_name.values() {
+            let (mut is_needed, mut is_spared) = (false, false);
+            let read = pack.each_chunk(|id| {
+                is_needed = is_needed || needed.contains(&id);
+                is_spared = is_spared || spared(&id);
+            });
+            match (is_needed || read.is_err(), is_spared) {
+                (true, _) => {}
+                (false, true) => (report.kept_packs, report.kept_bytes) = (report.kept_packs + 1, report.kept_bytes + pack.file_bytes()),
+                (false, false) => useless.push(pack.clone()),
+            }
+        }
         for pack in &useless {
-            let path = self.folder().join(&pack.name);
-            fs::remove_file(&path).map_err(StoreError::io(&path))?;
-            open.by_name.remove(&pack.name);
-            freed = (freed.0 + 1, freed.1 + pack.bytes.len() as u64);
+            fs::remove_file(pack.path()).map_err(StoreError::io(pack.path()))?;
+            open.by_name.remove(&rank(pack));
+            self.bad().remove(&pack.name);
+            (report.packs, report.bytes) = (report.packs + 1, report.bytes + pack.file_bytes());
         }
         if !useless.is_empty() {
-            let anew = Open { tabled: open.tabled, ..Open::default() };
-            let kept = std::mem::replace(&mut *open, anew).by_name;
-            kept.into_values().for_each(|pack| open.insert(pack));
+            let old = std::mem::take(&mut *open);
+            *open = Open { tabled: old.tabled, damaged: old.damaged, ..Open::default() };
+            old.by_name.into_values().for_each(|pack| open.insert(pack));
         }
-        Ok(freed)
+        Ok(report)
     }
 }

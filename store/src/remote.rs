@@ -18,7 +18,7 @@ use link::Link;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use proto::Address;
 use proto::client::{DEADLINE, Options};
-use proto::domain::{self, Class, Line, MAX_GROUPS, MAX_RUN, PIECE_BYTES, PageAnswer, ProtocolError, Refusal, SomeGroups};
+use proto::domain::{self, Class, Lease, Line, MAX_GROUPS, MAX_RUN, PIECE_BYTES, PageAnswer, ProtocolError, Refusal, SomeGroups};
 use proto::wire::{self, CommitPiece, Digests, GcRequest, ListRequest, NameRequest, TagRequest, WorkingSet};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -216,6 +216,15 @@ impl RemoteStore {
         }
     }
 
+    /// A server that knows no leases spares nothing: the restore goes on without.
+    fn ask_lease(&self, lease: Lease) -> Result<u64, StoreError> {
+        let id = lease.id;
+        match self.link.wait(DEADLINE, "taking a lease", self.link.snapshots()?.lease(wire::LeaseRequest::from(lease)))? {
+            Err(status) if status.code() == Code::Unimplemented => Ok(0),
+            answered => Ok(self.of_snapshot(&id, answered)?.into_inner().live),
+        }
+    }
+
     fn snapshot_id(&self, message: wire::SnapshotId) -> Result<SnapshotId, StoreError> {
         SnapshotId::try_from(message).map_err(|error| self.link.protocol(error))
     }
@@ -246,7 +255,7 @@ impl Store for RemoteStore {
         let mut client = self.link.snapshots()?;
         match self.link.wait(SYNC_DEADLINE, "committing", client.commit(tokio_stream::iter(pieces)))? {
             Err(status) if status.code() == Code::FailedPrecondition => {
-                let missing = self.find_missing(&crate::sent_image(&image)?.1)?;
+                let missing = self.find_missing(&images::digests(crate::sent_image(&image)?.1).collect::<Vec<_>>())?;
                 Err(missing.first().map_or_else(|| self.link.failed(&status), |id| StoreError::MissingChunk(*id)))
             }
             answered => self.snapshot_id(self.named(name, answered)?.into_inner()),
@@ -315,8 +324,9 @@ impl Store for RemoteStore {
     fn list(&self) -> Result<Vec<SnapshotInfo>, StoreError> {
         let answer = self.link.call("listing", self.link.snapshots()?.list(ListRequest {}))?.into_inner();
         let line = |message| {
-            let Line { name, id, created_unix_s, chunks } = Line::try_from(message).map_err(|error| self.link.protocol(error))?;
-            Ok(SnapshotInfo { name, id, created_unix_s, chunks })
+            let line = Line::try_from(message).map_err(|error| self.link.protocol(error))?;
+            let Line { name, id, created_unix_s, chunks, damage, leases } = line;
+            Ok(SnapshotInfo { name, id, created_unix_s, chunks, damage, leases })
         };
         answer.snapshots.into_iter().map(line).collect()
     }
@@ -329,7 +339,20 @@ impl Store for RemoteStore {
     fn gc(&self) -> Result<GcReport, StoreError> {
         let answered = self.link.wait(SYNC_DEADLINE, "collecting", self.link.snapshots()?.gc(GcRequest {}))?;
         let answer = answered.map_err(|status| self.link.failed(&status))?.into_inner();
-        Ok(GcReport { packs: answer.packs, bytes: answer.bytes })
+        let wire::GcAnswer { packs, bytes, kept_packs, kept_bytes, unreadable } = answer;
+        Ok(GcReport { packs, bytes, kept_packs, kept_bytes, unreadable })
+    }
+
+    fn lease(&self, id: &SnapshotId, holder: &str) -> Result<(), StoreError> {
+        self.ask_lease(Lease { id: *id, holder: Some(holder.to_owned()), release: false }).map(drop)
+    }
+
+    fn release(&self, id: &SnapshotId, holder: &str) -> Result<(), StoreError> {
+        self.ask_lease(Lease { id: *id, holder: Some(holder.to_owned()), release: true }).map(drop)
+    }
+
+    fn leases(&self, id: &SnapshotId) -> Result<u64, StoreError> {
+        self.ask_lease(Lease { id: *id, holder: None, release: false })
     }
 
     fn put_working_set(&self, id: &SnapshotId, bytes: Bytes) -> Result<(), StoreError> {

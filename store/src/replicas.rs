@@ -340,6 +340,17 @@ impl Store for Replicas {
         self.several()
     }
 
+    /// With each server that answers: any of them may come to be asked.
+    fn lease(&self, id: &SnapshotId, holder: &str) -> Result<(), StoreError> {
+        let answers = self.servers.iter().filter(|server| server.may_be_asked()).map(|server| server.store.lease(id, holder));
+        let answers: Vec<_> = answers.collect();
+        if answers.iter().any(Result::is_ok) { Ok(()) } else { answers.into_iter().next().unwrap_or(Ok(())) }
+    }
+
+    fn release(&self, id: &SnapshotId, holder: &str) -> Result<(), StoreError> {
+        self.servers.iter().filter(|server| server.may_be_asked()).try_for_each(|server| server.store.release(id, holder))
+    }
+
     /// With the server in use alone: it is a hint.
     fn put_working_set(&self, id: &SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
         self.in_turn(|store| store.put_working_set(id, bytes.clone()))

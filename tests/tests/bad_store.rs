@@ -147,6 +147,79 @@ fn a_damaged_frame_is_told_through_a_page_server() -> Result<()> {
     Ok(())
 }
 
+/// A checkpoint relies on nothing that is stored and wrong: what it leaves out because it is there already is read and checked, in a
+/// directory and by a page server, also where the damage came while the server ran. Before, it ended the process, which was lost.
+#[test]
+fn a_checkpoint_relies_on_no_damaged_chunk() -> Result<()> {
+    let mut frozen = Frozen::new()?;
+    let whole = frozen.folder.path().join("whole").to_string_lossy().into_owned();
+    for (name, damage) in [("flips", None), ("served", None), ("cut", Some(100)), ("served-cut", Some(100))] {
+        restore(&frozen.victim, "whole", &whole)?;
+        let store = frozen.copy(name)?;
+        let server = if name.starts_with("served") { Some(Server::start(&store)?) } else { None };
+        let address = server.as_ref().map_or_else(|| store.to_string_lossy().into_owned(), Server::store);
+        for pack in files(&store, "packs")? {
+            match damage {
+                Some(bytes) => cut(&pack, bytes)?,
+                None => (len(&pack)? / 10..len(&pack)?).step_by(5000).try_for_each(|from_end| flip(&pack, from_end))?,
+            }
+        }
+        checkpoint(&mut frozen.victim, "again", &address).with_context(|| name.to_string())?;
+        defrost_ok(&["verify", "again", "--store", &address]).with_context(|| name.to_string())?;
+        // Its chunks are whole again for the older snapshot as well, as far as the process has not changed them.
+        restore(&frozen.victim, "again", &address).with_context(|| name.to_string())?;
+        frozen.victim.check("").with_context(|| name.to_string())?;
+        checkpoint(&mut frozen.victim, "put-away", &frozen.folder.path().join("away").to_string_lossy())?;
+        defrost_ok(&["remove", "put-away", "--store", &frozen.folder.path().join("away").to_string_lossy()])?;
+    }
+    Ok(())
+}
+
+/// A pack is cut under a running server, which goes on, answers what is whole and names what is not; so does one that is started over
+/// it. The snapshot is mended from another store.
+#[test]
+fn damage_under_a_server_is_local_and_is_mended() -> Result<()> {
+    let frozen = Frozen::new()?;
+    let whole = frozen.folder.path().join("whole").to_string_lossy().into_owned();
+    let store = frozen.copy("served")?;
+    let server = Server::start(&store)?;
+    let other = Victim::c("refused", &["nothing"])?;
+    let pid = other.pid().to_string();
+    defrost_ok(&["checkpoint", &pid, "other", "--leave-running", "--store", &server.store()])?;
+    let damaged = files(&store, "packs")?.into_iter().max_by_key(|pack| len(pack).unwrap_or_default()).context("a pack")?;
+    let check = |server: &Server| -> Result<()> {
+        ensure_words(&defrost_fails(&["verify", "whole", "--store", &server.store()])?, &[".pack", "it ends in the middle"])?;
+        defrost_ok(&["verify", "other", "--store", &server.store()])?;
+        let list = defrost_ok(&["list", "--store", &server.store()])?;
+        let (other, whole) = list.trim().split_once('\n').context("two lines")?;
+        ensure!(!other.contains("DAMAGED") && whole.contains("whole:latest") && whole.contains("DAMAGED: "), "{list}");
+        defrost_ok(&["gc", "--store", &server.store()]).map(drop)
+    };
+    cut(&damaged, len(&damaged)? / 2)?;
+    check(&server).context("cut while it ran")?;
+    drop(server);
+    let server = Server::start(&store)?;
+    check(&server).context("cut before it started")?;
+    let mended = defrost_ok(&["verify", "whole", "--repair", "--from", &whole, "--store", &server.store()])?;
+    ensure_words(&mended, &["chunks are whole", "mended"])?;
+    ensure!(!defrost_ok(&["list", "--store", &server.store()])?.contains("DAMAGED"), "it is still marked");
+    // An image that is gone, or cut, is mended as well.
+    let id = defrost_ok(&["list", "--store", &whole])?.split_whitespace().nth(1).context("a digest")?.to_owned();
+    let image = store.join(format!("snapshots/{id}.image"));
+    for damage in [|image: &Path| Ok(fs::remove_file(image)?), |image: &Path| cut(image, 100)] as [Damage; 2] {
+        damage(&image)?;
+        ensure!(defrost_ok(&["list", "--store", &server.store()])?.contains("DAMAGED"), "a damaged image is not marked");
+        defrost_ok(&["verify", "whole", "--repair", "--from", &whole, "--store", &server.store()])?;
+    }
+    // A name that was given to another snapshot is noticed by whoever knows the digest.
+    defrost_ok(&["verify", &format!("whole@{id}"), "--store", &server.store()])?;
+    for verb in ["verify", "restore", "inspect", "remove"] {
+        let told = defrost_fails(&[verb, &format!("other@{id}"), "--store", &server.store()])?;
+        ensure_words(&told, &["snapshot other:latest has digest ", &id, "given to another snapshot"])?;
+    }
+    other.check("")
+}
+
 #[test]
 fn names_in_use_and_unknown_names_are_refused() -> Result<()> {
     let frozen = Frozen::new()?;

@@ -104,6 +104,7 @@ not_asked! {
     list(wire::ListRequest) -> wire::ListAnswer;
     remove(wire::NameRequest) -> wire::RemoveAnswer;
     gc(wire::GcRequest) -> wire::GcAnswer;
+    lease(wire::LeaseRequest) -> wire::LeaseAnswer;
     put_working_set(wire::WorkingSet) -> wire::PutWorkingSetAnswer;
     get_working_set(wire::SnapshotId) -> wire::WorkingSetAnswer;
 }

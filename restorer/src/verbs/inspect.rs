@@ -8,7 +8,7 @@ use images::manifest::description::Kind;
 use images::manifest::{Backing, Description, Manifest, Object, ObjectKind, Region};
 use images::working_set::WorkingSet;
 use images::{Image, PageMap};
-use pages::{PAGE_SIZE_BYTES, SnapshotId};
+use pages::{PAGE_SIZE_BYTES, SnapshotId, SnapshotRef};
 use serde::Serialize;
 use std::collections::HashSet;
 use std::fmt;
@@ -103,8 +103,8 @@ struct ObjectLine {
 
 /// Show one snapshot.
 pub fn inspect(one: OneSnapshot) -> Result<()> {
-    let (name, store) = (one.name, open_named(one.store, Access::Read)?);
-    let id = store.resolve(&name)?;
+    let (SnapshotRef { name, digest }, store) = (one.name, open_named(one.store, Access::Read)?);
+    let id = store::resolve_as(store.as_ref(), &name, digest)?;
     let image = Image::parse(&store.image(&id)?).with_context(|| format!("snapshot {name}"))?;
     let mut summary = summary(name.to_string(), id, &image);
     summary.working_set = working_set(store.as_ref(), &image)?;

@@ -10,7 +10,7 @@ use defrost_restorer::restore::terminals::Terminals;
 use defrost_restorer::restore::{self, Changes, RestoreError, Stdio};
 use pager::Policy;
 use pager::phases::Phase;
-use pages::SnapshotName;
+use pages::SnapshotRef;
 use serde_json::json;
 use std::process::ExitCode;
 use store::{Access, Class};
@@ -48,7 +48,8 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
         return rehearse(&args.name, &address, &how, args.json);
     }
     let request = restore::Request {
-        name: args.name,
+        name: args.name.name,
+        digest: args.name.digest,
         store_text: address.clone(),
         stdio: if args.detach { Stdio::Null } else { Stdio::Ours },
         eager: args.eager,
@@ -96,9 +97,10 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
 }
 
 /// Say what would stop a restore, one line for each obstacle.
-fn rehearse(name: &SnapshotName, address: &str, plan: &restore::Plan, json: bool) -> Result<ExitCode> {
+fn rehearse(snapshot: &SnapshotRef, address: &str, plan: &restore::Plan, json: bool) -> Result<ExitCode> {
     let store = open(address, Access::Read, Class::Bulk)?;
-    let found: Vec<String> = restore::rehearse(name, store.as_ref(), plan)?.iter().map(ToString::to_string).collect();
+    let name = &snapshot.name;
+    let found: Vec<String> = restore::rehearse(snapshot, store.as_ref(), plan)?.iter().map(ToString::to_string).collect();
     match found.as_slice() {
         _ if json => show(true, &json!({ "name": name.to_string(), "obstacles": found }), &"")?,
         [] => show(false, &(), &format!("{name} would be restored here"))?,
