@@ -166,9 +166,10 @@ impl Digesting {
     }
 }
 
-/// How many chunks a file names, by its first [`HEADER_BYTES`] alone.
-pub fn count_chunks(bytes: &[u8]) -> Result<u64, ImageError> {
-    header(bytes).map(|header| long(header, 32))
+/// How many chunks a file of so many bytes names, by its first [`HEADER_BYTES`] alone.
+pub fn count_chunks(first: &[u8], file_bytes: u64) -> Result<u64, ImageError> {
+    sizes(first)?.must_be(file_bytes)?;
+    header(first).map(|header| long(header, 32))
 }
 
 /// The header of a file, checked.

@@ -12,14 +12,14 @@ use proto::wire::pages_server::Pages;
 use proto::wire::snapshots_server::Snapshots;
 use proto::wire::{
     CommitPiece, Digests, FetchAnswer, FetchRequest, Frame, GcAnswer, GcRequest, GetChunkRequest, GroupsRequest, HelloAnswer, HelloRequest,
-    ImageHead, LeaseAnswer, LeaseRequest, ListAnswer, ListRequest, NameRequest, Piece, PutAnswer, PutBatch, PutWorkingSetAnswer, RemoveAnswer, SnapshotId,
-    SnapshotLine, TagRequest, WorkingSet, WorkingSetAnswer,
+    ImageHead, LeaseAnswer, LeaseRequest, ListAnswer, ListRequest, NameRequest, Piece, PutAnswer, PutBatch, PutWorkingSetAnswer,
+    RemoveAnswer, SnapshotId, SnapshotLine, TagRequest, WorkingSet, WorkingSetAnswer,
 };
 use std::future::Future;
+use std::io::Write as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::io::Write as _;
 use store::{Digesting, GcReport, Store, StoreError};
 use tokio::sync::watch;
 use tokio_stream::Stream;

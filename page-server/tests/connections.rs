@@ -222,8 +222,10 @@ fn malformed_messages_are_refused_by_field() -> Result<()> {
         refused(snapshots.find_missing(Digests { digests: vec![Bytes::from_static(b"short")] }).await.expect_err("short"), "digests");
         let large = WorkingSet { digest: Bytes::from(vec![1; 32]), data: Bytes::from(vec![0; (8 << 20) + 1]) };
         refused(snapshots.put_working_set(large).await.expect_err("large"), "data");
-        let unfinished =
-            PutBatch { chunks: vec![StoredChunk { digest: Bytes::copy_from_slice(&chunk_id(b"two").0), frame: Encoder::new(1).encode(b"two")? }], last: false };
+        let unfinished = PutBatch {
+            chunks: vec![StoredChunk { digest: Bytes::copy_from_slice(&chunk_id(b"two").0), frame: Encoder::new(1).encode(b"two")? }],
+            last: false,
+        };
         refused(snapshots.put_chunks(tokio_stream::iter([unfinished.clone()])).await.expect_err("no last batch"), "last");
         let hollow = PutBatch { chunks: vec![StoredChunk { digest: Bytes::from(vec![9; 32]), frame: Bytes::new() }], last: true };
         refused(snapshots.put_chunks(tokio_stream::iter([hollow])).await.expect_err("no frame"), "chunks.frame");

@@ -113,7 +113,8 @@ fn holds(store: &dyn Store) -> Result<()> {
     let [(id, frame), (other, another)] = [chunk(33), chunk(34)];
     let mut turned = frame.to_vec();
     turned[frame.len() / 2] ^= 1;
-    for wrong in [another.clone(), turned.into(), frame.slice(1..), Bytes::from_static(b"no frame"), [&frame[..], b"more"].concat().into()] {
+    for wrong in [another.clone(), turned.into(), frame.slice(1..), Bytes::from_static(b"no frame"), [&frame[..], b"more"].concat().into()]
+    {
         let upload = || {
             let mut upload = store.upload()?;
             upload.put(other, another.clone())?;

@@ -6,8 +6,8 @@
 
 use crate::address::{Address, InvalidAddress};
 use crate::domain::Class;
-use crate::wire::{FetchClass, HelloRequest};
 use crate::wire::snapshots_client::SnapshotsClient;
+use crate::wire::{FetchClass, HelloRequest};
 use crate::{VERSION, domain};
 use bytes::Bytes;
 use std::time::Duration;
@@ -73,7 +73,9 @@ pub async fn connect(address: &Address, options: &Options) -> Result<Channel, Co
     let unreachable = |why: String| ConnectError::Unreachable { address: address.clone(), why };
     let connecting = async {
         let channel = endpoint(address, options)?.connect().await.map_err(|error| unreachable(root_cause(&error)))?;
-        let answer = SnapshotsClient::new(channel.clone()).hello(HelloRequest { version: VERSION, class: FetchClass::from(options.class) as i32 }).await;
+        let answer = SnapshotsClient::new(channel.clone())
+            .hello(HelloRequest { version: VERSION, class: FetchClass::from(options.class) as i32 })
+            .await;
         let theirs = answer.map_err(|status| unreachable(not_a_server(&status)))?.into_inner().version;
         match theirs {
             VERSION => Ok(channel),

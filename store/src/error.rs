@@ -21,7 +21,9 @@ pub enum StoreError {
     #[error("snapshot {0} exists already: choose another name or tag, or remove it with `defrost remove {0}`")]
     NameTaken(SnapshotName),
     /// The name stands for another snapshot than the one asked for.
-    #[error("snapshot {name} has digest {found} and not {wanted}: the name was given to another snapshot since; use the new digest if that is meant")]
+    #[error(
+        "snapshot {name} has digest {found} and not {wanted}: the name was given to another snapshot since; use the new digest if that is meant"
+    )]
     Replaced {
         /// The name.
         name: SnapshotName,
@@ -37,7 +39,9 @@ pub enum StoreError {
     #[error("chunk {0} is missing from the store: checkpoint again")]
     MissingChunk(ChunkId),
     /// Stored bytes are not what was stored.
-    #[error("{path}: {source}; mend it from another store (`defrost verify NAME --repair --from STORE`) or remove the snapshots that need it")]
+    #[error(
+        "{path}: {source}; mend it from another store (`defrost verify NAME --repair --from STORE`) or remove the snapshots that need it"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -64,7 +68,9 @@ pub enum StoreError {
     #[error("the holder of a lease is named by 1 to 64 letters and digits")]
     Holder,
     /// The disk is full.
-    #[error("{path}: the disk is full; nothing was stored: free some space (`defrost remove` what is not needed, then `defrost gc`) and try again")]
+    #[error(
+        "{path}: the disk is full; nothing was stored: free some space (`defrost remove` what is not needed, then `defrost gc`) and try again"
+    )]
     Full {
         /// Where.
         path: PathBuf,

@@ -89,7 +89,7 @@ impl ImageFile {
     /// How many chunks it names, by its header: a reader checks the rest.
     pub(crate) fn count_chunks(&self) -> Result<u64, StoreError> {
         let header = self.part(0..images::HEADER_BYTES as u64)?;
-        images::count_chunks(&header).map_err(|source| self.damaged(source))
+        images::count_chunks(&header, self.bytes).map_err(|source| self.damaged(source))
     }
 
     /// What is wrong with an image some part of which is.

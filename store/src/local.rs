@@ -16,11 +16,11 @@
 //! was cut is an error of whoever needs it. Whatever gives or takes a name holds one lock, so that a
 //! collection never removes what a commit has just found there, and `claims` keeps it from what an upload relies on.
 
+use crate::image_file::ImageFile;
+use crate::leases::Leases;
 use crate::local_upload::LocalUpload;
 use crate::lock::Lock;
 use crate::packs::Packs;
-use crate::image_file::ImageFile;
-use crate::leases::Leases;
 use crate::{Damage, GcReport, SnapshotInfo, Store, StoreError, Upload, check_working_set};
 use bytes::Bytes;
 use images::head::SMALL_BYTES;

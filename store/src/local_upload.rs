@@ -5,10 +5,10 @@
 
 use crate::claims::UnderWay;
 use crate::local::sync_folder;
+use crate::pack_file::VERIFIED;
 use crate::packs::Packs;
 use crate::{StoreError, Upload};
 use bytes::Bytes;
-use crate::pack_file::VERIFIED;
 use images::codec::{Decoder, Verified};
 use images::pack::{MAGIC, PackWriter};
 use pages::ChunkId;
@@ -49,7 +49,15 @@ struct Writing {
 
 impl LocalUpload {
     pub(crate) fn new(packs: Arc<Packs>) -> Self {
-        Self { _under_way: packs.claims.begin(), packs, seen: HashSet::new(), decoder: Decoder::new(), contents: Verified::default(), closed: Vec::new(), current: None }
+        Self {
+            _under_way: packs.claims.begin(),
+            packs,
+            seen: HashSet::new(),
+            decoder: Decoder::new(),
+            contents: Verified::default(),
+            closed: Vec::new(),
+            current: None,
+        }
     }
 
     fn begin(&self) -> Result<Writing, StoreError> {

@@ -109,7 +109,14 @@ impl Store for MemoryStore {
     fn list(&self) -> Result<Vec<SnapshotInfo>, StoreError> {
         let held = self.read();
         let line = |(name, (id, at)): (&SnapshotName, &(SnapshotId, u64))| {
-            Ok(SnapshotInfo { name: name.clone(), id: *id, created_unix_s: *at, chunks: held.table(id)?.len() as u64, damage: None, leases: 0 })
+            Ok(SnapshotInfo {
+                name: name.clone(),
+                id: *id,
+                created_unix_s: *at,
+                chunks: held.table(id)?.len() as u64,
+                damage: None,
+                leases: 0,
+            })
         };
         held.names.iter().map(line).collect()
     }

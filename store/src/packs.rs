@@ -11,9 +11,9 @@
 //! is wrong is looked for in the other packs; an upload of the same chunk adds a good one. Packs whose frames were verified before they
 //! were written are asked first.
 
-use crate::{GcReport, StoreError};
 use crate::claims::Claims;
 use crate::pack_file::{PackFile, Placed, Wrong};
+use crate::{GcReport, StoreError};
 use bytes::Bytes;
 use images::codec::{Decoder, Verified};
 use images::pack::check_frame;

@@ -152,8 +152,7 @@ fn collections_beside_uploads_fail_no_commit() -> Result<()> {
     })
 }
 
-/// A listing reads the head of each image alone: an image of which nothing else is there is listed all the same. One that is damaged is
-/// marked, and is in nobody's way.
+/// A listing reads the header of each image alone. One that is damaged or cut is marked, and is in nobody's way.
 #[test]
 fn a_listing_reads_headers_alone_and_marks_a_damaged_one() -> Result<()> {
     let (folder, store) = opened()?;
@@ -163,8 +162,14 @@ fn a_listing_reads_headers_alone_and_marks_a_damaged_one() -> Result<()> {
     let other = put(&store, 2000..2001)?;
     commit(&store, &other, "b")?;
     let whole = std::fs::read(&image)?;
-    std::fs::write(&image, &whole[..images::HEADER_BYTES])?;
-    assert_eq!(store.list()?[0].chunks, 1000);
+    let mut behind = whole.clone();
+    behind[images::HEADER_BYTES + 100] ^= 1;
+    std::fs::write(&image, behind)?;
+    assert_eq!((store.list()?[0].chunks, &store.list()?[0].damage), (1000, &None));
+    for cut in [0, 10, images::HEADER_BYTES, whole.len() - 1] {
+        std::fs::write(&image, &whole[..cut])?;
+        assert!(store.list()?[0].damage.as_deref().is_some_and(|damage| damage.contains("truncated")), "cut to {cut} bytes");
+    }
     for at in 0..images::HEADER_BYTES {
         let mut bad = whole.clone();
         bad[at] ^= 1;

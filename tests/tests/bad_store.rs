@@ -156,6 +156,7 @@ fn a_checkpoint_relies_on_no_damaged_chunk() -> Result<()> {
     let mut last = None;
     for (name, damage) in [("flips", None), ("served", None), ("cut", Some(100)), ("served-cut", Some(100))] {
         restore(&frozen.victim, "whole", &whole)?;
+        defrost_ok(&["wait", &frozen.victim.pid().to_string()])?;
         let store = frozen.copy(name)?;
         let server = if name.starts_with("served") { Some(Server::start(&store)?) } else { None };
         let address = server.as_ref().map_or_else(|| store.to_string_lossy().into_owned(), Server::store);
