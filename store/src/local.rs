@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Every file is written under tmp/, synced, renamed into place, and its folder synced: whatever dies, the store opens and has no
-//! snapshot by halves. Packs and images are read and never mapped (decision 0021): a file that
+//! snapshot by halves. Packs and images are read and never mapped (decision 0025): a file that
 //! was cut is an error of whoever needs it. Whatever gives or takes a name holds one lock, so that a
 //! collection never removes what a commit has just found there, and `claims` keeps it from what an upload relies on.
 

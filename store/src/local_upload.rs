@@ -1,6 +1,6 @@
 //! Chunks on their way into a directory: appended to a pack under tmp/ that is renamed into place when it is whole.
 //!
-//! Every frame is decoded and digested before it is written (decision 0021), so that nothing that is stored from now on can be another
+//! Every frame is decoded and digested before it is written (decision 0025), so that nothing that is stored from now on can be another
 //! chunk than it is said to be. A chunk that is stored already is left out once its stored frame was checked.
 
 use crate::claims::UnderWay;
