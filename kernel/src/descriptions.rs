@@ -24,14 +24,14 @@ pub struct EpollSlot {
     pub before: u32,
 }
 
-/// How the description behind descriptor `fd` of process `pid` compares with the one that `slot`
-/// watches, in the order that kcmp(2) has: equal where it is that one. ENOENT where the epoll has
+/// How the description behind a descriptor of a process compares with the one that an epoll's slot
+/// (in another, or the same) watches, in the order that kcmp(2) has: equal where it is that one. ENOENT where the epoll has
 /// no such interest.
-pub fn compare_with_target(pid: Pid, fd: u32, slot: EpollSlot) -> Result<Ordering, Errno> {
+pub fn compare_with_target((pid, fd): (Pid, u32), (holder, slot): (Pid, EpollSlot)) -> Result<Ordering, Errno> {
     const KCMP_EPOLL_TFD: i32 = 7;
-    let (pid, at) = (pid.as_raw(), &raw const slot);
+    let (pid, holder, at) = (pid.as_raw(), holder.as_raw(), &raw const slot);
     // SAFETY: the kernel reads the slot, which has its form; the rest are integers.
-    let answer = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, u64::from(fd), at) };
+    let answer = unsafe { libc::syscall(libc::SYS_kcmp, pid, holder, KCMP_EPOLL_TFD, u64::from(fd), at) };
     match Errno::result(answer)? {
         0 => Ok(Ordering::Equal),
         1 => Ok(Ordering::Less),

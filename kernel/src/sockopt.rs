@@ -2,14 +2,14 @@
 //! process's socket and for making it again.
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixCredentials, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, UnixCredentials, sendmsg};
 use std::io::IoSlice;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// Longest value asked for: IPv6 extension headers are the longest.
 const MAX_BYTES: usize = 2048;
 /// SIOCUNIXFILE of include/uapi/linux/un.h.
-const SIOCUNIXFILE: libc::Ioctl = 0x89e0;
+pub const SIOCUNIXFILE: u64 = 0x89e0;
 /// Bytes of `struct sock_filter`.
 const INSTRUCTION_BYTES: usize = 8;
 
@@ -125,6 +125,26 @@ pub fn unix_file(socket: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
     }
 }
 
+/// How many of the next `length` bytes of a stream, counted from its peek offset, come before the
+/// last buffer that the kernel keeps them in: that one is not shown, as there is no room for its last
+/// byte. Nothing is taken away.
+pub fn bytes_before_the_last_buffer(stream: &OwnedFd, length: usize) -> Result<usize, Errno> {
+    let mut room = vec![0_u8; length.saturating_sub(1)];
+    // The page at 0 is never mapped here: a copy to it fails.
+    let nowhere = libc::iovec { iov_base: std::ptr::without_provenance_mut(1), iov_len: 1 };
+    let mut parts = [libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() }, nowhere];
+    // SAFETY: all zeros is a message header without name, parts and control data.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    (header.msg_iov, header.msg_iovlen) = (parts.as_mut_ptr(), parts.len());
+    // SAFETY: the kernel writes into `room`, which is as long as its part says, and fails to write to
+    // the other part.
+    let answer = unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut header, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
+    match Errno::result(answer) {
+        Err(Errno::EFAULT) => Ok(0),
+        other => other.map(|bytes| bytes as usize),
+    }
+}
+
 /// Whom a message comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sender {
@@ -136,12 +156,20 @@ pub struct Sender {
     pub gid: u32,
 }
 
-/// Send a message on a connected unix socket, in another process's name where one is given
-/// (SCM_CREDENTIALS, which takes CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID). Yields how many bytes.
-pub fn send_as(socket: &OwnedFd, message: &[u8], sender: Option<Sender>, flags: MsgFlags) -> Result<usize, Errno> {
+/// Send a message on a unix socket, to the one at `to` or the one that it is connected to, in another process's name where one is given
+/// (SCM_CREDENTIALS, which takes CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID), with the descriptors
+/// `rights`. Yields how many bytes.
+pub fn send_as(
+    socket: &OwnedFd,
+    to: Option<&UnixAddr>,
+    message: &[u8],
+    (sender, rights): (Option<Sender>, &[RawFd]),
+    flags: MsgFlags,
+) -> Result<usize, Errno> {
     let from = sender.map(|Sender { pid, uid, gid }| UnixCredentials::from(libc::ucred { pid: pid as libc::pid_t, uid, gid }));
-    let control: Vec<ControlMessage<'_>> = from.iter().map(ControlMessage::ScmCredentials).collect();
-    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(message)], &control, flags, None)
+    let rights = Some(ControlMessage::ScmRights(rights)).filter(|_| !rights.is_empty());
+    let control: Vec<ControlMessage<'_>> = from.iter().map(ControlMessage::ScmCredentials).chain(rights).collect();
+    sendmsg(socket.as_raw_fd(), &[IoSlice::new(message)], &control, flags, to)
 }
 
 /// Bind a packet socket to a protocol (in network byte order) and a device; 0 is every one.

@@ -17,6 +17,7 @@ mod files;
 mod found;
 mod host;
 mod host_memory;
+mod in_flight;
 mod inherited;
 mod interests;
 mod locks;
@@ -119,16 +120,17 @@ pub fn restore(
     let mut phases = Phases::begin("restore");
     let id = store::resolve_as(store, &request.name, request.digest)?;
     let head = store.image_head(&id)?;
-    let image = Image::of_head(&head)?;
-    let manifest = &image.manifest;
+    let mut image = Image::of_head(&head)?;
     let how = Plan {
         outlook: Outlook::Gone,
         new_pid_namespace: request.new_pid_namespace,
         inherit_cgroups: request.inherit_cgroups,
         changes: request.changes.clone(),
     };
-    let (found, obstacles) = obstacles::of_image(manifest, &how);
+    let (found, obstacles) = obstacles::of_image(&image.manifest, &how);
     obstacles.into_iter().next().map_or(Ok(()), Err)?;
+    let held = in_flight::hold(&mut image.manifest);
+    let manifest = &image.manifest;
     let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {
         return Err(RestoreError::Image("has no process".to_owned()));
     };
@@ -144,7 +146,7 @@ pub fn restore(
         made.objects.settle(manifest)?;
         files::watch(manifest, &mut made)?;
         phases.done("fill files");
-        let restored = bring_back(Job { request, image: &image, made: &made }, process, leader, eager, daemon, phases, before_run)?;
+        let restored = bring_back(Job { request, image: &image, made: &made, held }, process, leader, eager, daemon, phases, before_run)?;
         made.objects.keep();
         Ok(restored)
     })
@@ -175,7 +177,7 @@ fn bring_back(
     mut phases: Phases,
     before_run: &mut dyn FnMut(Pid, &Manifest) -> Result<(), RestoreError>,
 ) -> Result<Restored, RestoreError> {
-    let Job { request, image, made } = job;
+    let Job { request, image, made, .. } = job;
     let namespace = if request.new_pid_namespace { Some(Namespace::make()?) } else { None };
     let unpinned = pin_beside_child();
     // What a slack of 0 stands for is the slack of the process that makes a new one.
@@ -254,6 +256,7 @@ struct Job<'a> {
     request: &'a Request,
     image: &'a Image,
     made: &'a files::Made,
+    held: in_flight::Held,
 }
 
 fn build(
@@ -264,7 +267,7 @@ fn build(
     daemon: &mut Daemon,
     phases: &mut Phases,
 ) -> Step<Vec<Stopped>> {
-    let Job { image, made, request } = *job;
+    let Job { image, made, request, held } = *job;
     let manifest = &image.manifest;
     let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {
         return Err(RestoreError::Image("has no process".to_owned()));
@@ -302,12 +305,13 @@ fn build(
     shared_memory::protect(&mut b, &manifest.regions)?;
     memory::guard_and_lock(&mut b, &manifest.regions)?;
     groups(&mut b, process)?;
-    sockets::build(&mut b, manifest, made, pidfd)?;
+    let sources = own_files::open(&mut b, manifest, made)?;
+    sockets::build(&mut b, manifest, made, (pidfd, &sources))?;
     // By number, while the child has ours.
     if let Some(cwd) = process.cwd_object.checked_sub(1).and_then(|object| made.objects.fd(u64::from(object), false)) {
         b.later("working directory", libc::SYS_fchdir, [cwd as u64, 0, 0, 0, 0, 0])?;
     }
-    descriptors::number(&mut b, manifest, made)?;
+    descriptors::number(&mut b, manifest, made, &sources)?;
     b.flush()?;
     phases.done("descriptors");
     let (uffd, kept) = descriptors::watch(&mut b, manifest, made, pidfd, !request.eager)?;
@@ -332,7 +336,7 @@ fn build(
         cgroups::join_threads(&others, &manifest.threads[1..])?;
     }
     descriptors::of_threads(&mut b, manifest)?;
-    locks::take(&mut b, manifest)?;
+    in_flight::release(&mut b, manifest, held)?;
     limits(&mut b, stopped.tid(), process, !request.eager)?;
     threads::process_wide(&mut b, process)?; // timers may name threads
     threads::queue_signals(&mut b, process.pid, None, &process.shared_pending)?;

@@ -74,6 +74,31 @@ fn pairs_keep_messages_senders_and_credentials() -> Result<()> {
 }
 
 #[test]
+fn descriptors_in_flight_arrive() -> Result<()> {
+    there_and_back(victim("in_flight")?, &[])
+}
+
+#[test]
+fn unread_datagrams_of_its_own_sockets_come_back() -> Result<()> {
+    there_and_back(victim("datagrams")?, &[])
+}
+
+#[test]
+fn connections_of_the_process_with_itself_wait_again() -> Result<()> {
+    there_and_back(victim("callers")?, &[])
+}
+
+/// A connection of another process waits: it is named.
+#[test]
+fn unix_connections_of_others_that_wait_are_refused() -> Result<()> {
+    let victim = victim("listens")?;
+    let _caller = std::os::unix::net::UnixStream::connect(victim.folder().join("listens"))?;
+    let whose = format!("a connection of process {} ", std::process::id());
+    refused(&victim, &[], &[&whose, "waits to be accepted", "let it accept"])?;
+    victim.check("")
+}
+
+#[test]
 fn tcp_and_udp_keep_addresses_and_states() -> Result<()> {
     there_and_back(victim("ip")?, &[])
 }
@@ -335,10 +360,11 @@ refusals! {
         "unread_udp", "messages that came to it wait unread", "--drop-unread";
     unread_netlink_messages_are_not_lost: "unread_netlink", "wait unread", "--drop-unread";
     unread_unix_datagrams_are_not_lost:
-        "unread_unix", "messages from outside wait in it", "let it read them first";
-    descriptors_in_flight_are_refused: "in_flight", "descriptors on their way (SCM_RIGHTS)";
+        "unread_unix", "a message of gone waits in it, which is no socket of the process", "let it read";
     unix_connections_that_wait_are_refused:
-        "waiting_unix", "1 connections wait to be accepted", "let it accept them";
+        "waiting_unix", "a connection that its maker has closed waits to be accepted", "let it accept";
+    bytes_of_unix_connections_that_wait_are_refused:
+        "waiting_data", "waits to be accepted has bytes or descriptors in it", "let it accept";
     tcp_connections_that_wait_are_refused:
         "waiting_tcp", "1 connections wait to be accepted", "--tcp-close";
     corked_data_is_refused: "corked", "data that it has not sent waits in it";

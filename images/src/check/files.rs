@@ -85,7 +85,7 @@ fn is_whole(file: &Description, files: usize) -> bool {
             Some(Kind::Timerfd(timer)) => timer_is_whole(timer),
             // Which object a kept file is, `objects` checks.
             Some(Kind::Signalfd(_) | Kind::Kept(_)) => true,
-            Some(Kind::Socket(socket)) => socket::is_whole(socket),
+            Some(Kind::Socket(socket)) => socket::is_whole(socket, files),
         }
 }
 

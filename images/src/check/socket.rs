@@ -2,7 +2,7 @@
 //! length.
 
 use super::{NAME_MAX_BYTES, PATH_MAX_BYTES, text};
-use crate::manifest::{ClosedConnection, FileOwner, Membership, PeerCredentials, Socket, SocketFile};
+use crate::manifest::{ClosedConnection, FileOwner, Membership, PeerCredentials, Rights, Socket, SocketFile};
 use std::net::SocketAddr;
 
 /// AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET.
@@ -26,10 +26,13 @@ const GROUPS_MAX: usize = 65_536;
 const FILTER_MAX_BYTES: usize = 4096 * 8;
 /// Longest hardware address, MAX_ADDR_LEN.
 const HARDWARE_MAX_BYTES: usize = 32;
+/// Most descriptors that come with one message, SCM_MAX_FD.
+const RIGHTS_MAX: usize = 253;
 /// One past the last multicast group that netlink can have.
 const NETLINK_GROUPS_BYTES: usize = 1024;
 
-pub(super) fn is_whole(socket: &Socket) -> bool {
+/// One socket, where there are `files` descriptions.
+pub(super) fn is_whole(socket: &Socket, files: usize) -> bool {
     let address = |address: &[u8]| match socket.family {
         UNIX => address.len() <= UNIX_ADDRESS_BYTES,
         family if INET.contains(&family) => address.is_empty() || inet(address),
@@ -52,11 +55,32 @@ pub(super) fn is_whole(socket: &Socket) -> bool {
         && socket.senders.iter().all(credentials)
         && senders
         && closed
+        && rights(socket, files)
+        && sources(socket, files)
         && socket.filter.len() <= FILTER_MAX_BYTES
         && socket.filter.len().is_multiple_of(8)
         && socket.memberships.iter().all(membership)
         && socket.netlink_groups.len() <= NETLINK_GROUPS_BYTES
         && text(&socket.interface, INTERFACE_MAX_BYTES)
+}
+
+/// Descriptors in flight come with messages that are there, and are of descriptions that are.
+fn rights(socket: &Socket, files: usize) -> bool {
+    let whole = |rights: &Rights| {
+        let some = (1..=RIGHTS_MAX).contains(&rights.files.len());
+        (rights.item as usize) < socket.queue.len() && some && rights.files.iter().all(|file| (*file as usize) < files)
+    };
+    let ascending = socket.rights.is_sorted_by(|a, b| a.item < b.item);
+    ascending && (socket.rights.is_empty() || socket.family == UNIX) && socket.rights.iter().all(whole)
+}
+
+/// Who sent each datagram, and who waits at a listener, is among the descriptions.
+fn sources(socket: &Socket, files: usize) -> bool {
+    let sources = socket.sources.is_empty() || (socket.sources.len() == socket.queue.len() && !socket.address.is_empty());
+    let waiting = socket.waiting.is_empty() || socket.listening;
+    let of_unix = socket.family == UNIX || (socket.sources.is_empty() && socket.waiting.is_empty());
+    let within = socket.sources.iter().all(|file| *file as usize <= files) && socket.waiting.iter().all(|file| (*file as usize) < files);
+    sources && waiting && of_unix && within
 }
 
 fn is_tcp(socket: &Socket) -> bool {

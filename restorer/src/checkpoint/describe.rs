@@ -6,6 +6,7 @@
 
 pub mod files;
 mod guards;
+mod in_flight;
 mod keyrings;
 mod landlock;
 mod mapped_file;

@@ -44,7 +44,7 @@ impl Proc {
 
     /// An error of reading a file of it, for `map_err`.
     pub fn failed(self, name: &str) -> impl FnOnce(std::io::Error) -> CheckpointError {
-        let (pid, path) = (self.pid, format!("/proc/{}/{name}", self.via));
+        let (pid, path) = (self.pid, self.path(name).display().to_string());
         move |source| match source.raw_os_error() {
             Some(libc::ESRCH) => CheckpointError::Vanished(pid),
             Some(libc::EACCES | libc::EPERM) => CheckpointError::NotPermitted(pid),
@@ -52,10 +52,10 @@ impl Proc {
         }
     }
 
-    /// Path of a file of it.
+    /// Path of a file of it; an absolute `name` stays as it is.
     #[must_use]
     pub fn path(self, name: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/{name}", self.via))
+        PathBuf::from(format!("/proc/{}", self.via)).join(name)
     }
 
     /// A file as text; bytes that are not UTF-8 are replaced.

@@ -13,10 +13,9 @@ use nix::fcntl::OFlag;
 use pages::PageRange;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-/// Descriptors get their numbers, epolls what they watch.
-pub fn number(b: &mut Builder<'_>, manifest: &Manifest, made: &Made) -> Step<()> {
-    let sources = own_files::open(b, manifest, made)?;
-    interests::early(b, manifest, &sources)?;
+/// Descriptors get their numbers, epolls what they watch; descriptions are at `sources` in the child.
+pub fn number(b: &mut Builder<'_>, manifest: &Manifest, made: &Made, sources: &[Option<u64>]) -> Step<()> {
+    interests::early(b, manifest, sources)?;
     // Something else keeps the numbers of those that come later.
     let keeper = made.mailbox.ends()[0].as_raw_fd() as u64;
     for descriptor in &manifest.descriptors {
@@ -24,7 +23,7 @@ pub fn number(b: &mut Builder<'_>, manifest: &Manifest, made: &Made) -> Step<()>
         let args = [source.unwrap_or(keeper), descriptor.fd.into(), flags(descriptor), 0, 0, 0];
         b.later(&format!("fd {}", descriptor.fd), libc::SYS_dup3, args)?;
     }
-    interests::late(b, manifest, &sources)
+    interests::late(b, manifest, sources)
 }
 
 fn flags(descriptor: &Descriptor) -> u64 {

@@ -20,6 +20,7 @@ pub use timer::arm as arm_timers;
 
 use super::error::RestoreError;
 use super::found::Found;
+use super::in_flight::in_queue_of;
 use super::memory::may_write;
 use super::objects::Objects;
 use super::sockets;
@@ -27,8 +28,8 @@ use images::manifest::description::Kind;
 use images::manifest::{Backing, Description, Manifest, Process, Region};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use pager::mailbox::Mailbox;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// Where the process's standard streams of the outside are reattached to.
@@ -109,12 +110,18 @@ pub fn watch(manifest: &Manifest, made: &mut Made) -> Result<(), RestoreError> {
     Ok(())
 }
 
-/// The lowest number of each description; 0 where it has none.
+/// The lowest number of each description; where it is only in flight, that of the socket in which it waits.
 pub(super) fn lowest(manifest: &Manifest) -> Vec<u32> {
     let mut lowest = vec![0; manifest.files.len()];
     for descriptor in manifest.descriptors.iter().rev() {
         if let Some(fd) = lowest.get_mut(descriptor.file as usize) {
             *fd = descriptor.fd;
+        }
+    }
+    let has: HashSet<u32> = manifest.descriptors.iter().map(|descriptor| descriptor.file).collect();
+    if has.len() < lowest.len() {
+        for (at, file) in manifest.files.iter().enumerate() {
+            in_queue_of(file).filter(|sent| !has.contains(sent)).for_each(|sent| lowest[sent as usize] = lowest[at]);
         }
     }
     lowest

@@ -56,9 +56,9 @@ fn locked(file: &Description, holder: &LockLine) -> RestoreError {
     RestoreError::Locked { path: path(file).to_owned(), holder }
 }
 
-/// Take every lock of `manifest` again.
-pub fn take(b: &mut Builder<'_>, manifest: &Manifest) -> Step<()> {
-    for (file, fd) in manifest.files.iter().zip(lowest(manifest)) {
+/// Take again the locks of each description of `manifest` whose lowest number is `wanted`.
+pub fn take(b: &mut Builder<'_>, manifest: &Manifest, wanted: impl Fn(u32) -> bool) -> Step<()> {
+    for (file, fd) in manifest.files.iter().zip(lowest(manifest)).filter(|(_, fd)| wanted(*fd)) {
         for lock in &file.locks {
             let taken = take_one(b, fd.into(), lock)?;
             if let Err(errno) = taken {

@@ -10,6 +10,7 @@ mod addresses;
 mod closed;
 mod memberships;
 mod newborn;
+mod queue;
 mod socket_file;
 pub(super) mod trial;
 
@@ -23,7 +24,7 @@ use kernel::sockopt;
 use newborn::Newborn;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
+use nix::sys::socket::{Shutdown, shutdown};
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, fchown};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -35,6 +36,8 @@ const NO_MORE_WRITTEN: u32 = 2;
 /// A socket of the image.
 #[derive(Clone, Copy)]
 struct Wanted<'m> {
+    /// Which description it is.
+    file: u32,
     /// Lowest descriptor, for messages.
     fd: u32,
     /// Where it belongs in the child.
@@ -72,8 +75,8 @@ pub(super) fn placeholder(wanted: &Socket) -> Result<OwnedFd, String> {
     nix::fcntl::open("/", flags, Mode::empty()).map_err(text("hold its place"))
 }
 
-/// Make all sockets of `manifest` in the child.
-pub(super) fn build(b: &mut Builder<'_>, manifest: &Manifest, made: &Made, pidfd: &OwnedFd) -> Step<()> {
+/// Make all sockets of `manifest` in the child, where other descriptions are at `sources`.
+pub(super) fn build(b: &mut Builder<'_>, manifest: &Manifest, made: &Made, (pidfd, sources): (&OwnedFd, &[Option<u64>])) -> Step<()> {
     let wanted = wanted(manifest, made);
     let newborn = newborn::make(b, &wanted, pidfd)?;
     let all: Vec<(Wanted<'_>, &Newborn)> = wanted.iter().copied().zip(&newborn).collect();
@@ -87,31 +90,43 @@ pub(super) fn build(b: &mut Builder<'_>, manifest: &Manifest, made: &Made, pidfd
             addresses::listen(&newborn.socket, wanted.socket.backlog).map_err(|why| wanted.failed(why))?;
         }
     }
+    b.flush()?;
+    let senders = queue::Senders::new(&all, made, (pidfd, sources));
+    // A socket that is connected takes no more from others.
+    for (wanted, newborn) in all.iter().filter(|(wanted, _)| !senders.come_from_its_peer(wanted)) {
+        senders.deliver(wanted, newborn)?;
+    }
     newborn::listen(b, &wanted)?;
     for (wanted, newborn) in &all {
         connect(b, wanted, newborn, &all)?;
     }
-    for (wanted, newborn) in &all {
-        finish(wanted, newborn, own_pid(pidfd)).map_err(|why| wanted.failed(why))?;
+    for (wanted, newborn) in all.iter().filter(|(wanted, _)| senders.come_from_its_peer(wanted)) {
+        senders.deliver(wanted, newborn)?;
     }
+    newborn::call(b, &all)?;
     b.flush()?;
+    for (wanted, newborn) in &all {
+        let filled = newborn.other.as_ref().map_or(Ok(()), |other| senders.fill(other, wanted, newborn));
+        filled.map_err(|why| wanted.failed(why))?;
+    }
+    // No end is shut down before all is written.
+    for (wanted, newborn) in &all {
+        finish(wanted, newborn).map_err(|why| wanted.failed(why))?;
+    }
     files.keep();
     Ok(())
 }
 
-fn own_pid(pidfd: &OwnedFd) -> Option<u32> {
-    kernel::handoff::pidfd_pid(pidfd).ok().flatten()
-}
-
 fn wanted<'m>(manifest: &'m Manifest, made: &Made) -> Vec<Wanted<'m>> {
     let files = manifest.files.iter().zip(&made.files).zip(lowest(manifest));
-    files
-        .filter_map(|((file, place), fd)| {
+    (0..)
+        .zip(files)
+        .filter_map(|(at, ((file, place), fd))| {
             let Description { kind: Some(Kind::Socket(socket)), flags, .. } = file else {
                 return None;
             };
             let flags = OFlag::from_bits_truncate(*flags as i32);
-            Some(Wanted { fd, place: place.as_ref()?.as_raw_fd(), flags, socket })
+            Some(Wanted { file: at, fd, place: place.as_ref()?.as_raw_fd(), flags, socket })
         })
         .collect()
 }
@@ -167,13 +182,10 @@ fn connect(b: &mut Builder<'_>, wanted: &Wanted<'_>, newborn: &Newborn, all: &[(
     }
 }
 
-/// What waits in it, what is shut down, and what must come last.
-fn finish(wanted: &Wanted<'_>, newborn: &Newborn, pid: Option<u32>) -> Result<(), String> {
+/// What is shut down, and what must come last.
+fn finish(wanted: &Wanted<'_>, newborn: &Newborn) -> Result<(), String> {
     let made = &newborn.socket;
-    if let Some(other) = &newborn.other {
-        fill(other, wanted.socket, pid)?;
-    }
-    if wanted.socket.pair != 0 {
+    if wanted.is_unix() {
         let ways = [(NO_MORE_READ, Shutdown::Read), (NO_MORE_WRITTEN, Shutdown::Write)];
         for (_, how) in ways.into_iter().filter(|(bit, _)| wanted.socket.shutdown & bit != 0) {
             shutdown(made.as_raw_fd(), how).map_err(text("shut down"))?;
@@ -187,22 +199,6 @@ fn finish(wanted: &Wanted<'_>, newborn: &Newborn, pid: Option<u32>) -> Result<()
     }
     set_options(made, wanted.socket, true)?;
     fcntl(made, FcntlArg::F_SETFL(wanted.flags & SETTABLE)).map(drop).map_err(text("set its flags"))
-}
-
-/// Write what waits in `wanted` at its other end.
-fn fill(from: &OwnedFd, wanted: &Socket, pid: Option<u32>) -> Result<(), String> {
-    for (index, message) in wanted.queue.iter().enumerate() {
-        let sender = wanted.senders.get(index).map(|sender| {
-            let pid = if sender.own { pid.unwrap_or(0) } else { 0 };
-            sockopt::Sender { pid, uid: sender.uid, gid: sender.gid }
-        });
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let sent = sockopt::send_as(from, message, sender, flags).map_err(text("fill"))?;
-        if sent < message.len() {
-            return Err(format!("{} of {} bytes that waited in it fit", sent, message.len()));
-        }
-    }
-    Ok(())
 }
 
 fn set_filter(made: &OwnedFd, wanted: &Socket) -> Result<(), String> {

@@ -275,7 +275,8 @@ impl fmt::Display for Summary {
         }
         for file in &self.files {
             let fds: Vec<String> = file.fds.iter().map(u32::to_string).collect();
-            writeln!(f, "  {} {}", fds.join(","), file.kind)?;
+            let fds = if fds.is_empty() { "in flight:".to_owned() } else { fds.join(",") };
+            writeln!(f, "  {fds} {}", file.kind)?;
         }
         if !self.objects.is_empty() {
             writeln!(f, "contents kept here:")?;

@@ -429,22 +429,207 @@ def unread_netlink_after():
 def unread_unix_before():
     global named
     named = keep(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)); named.bind("named")
-    socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"message", "named")
+    other = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); other.bind("gone"); other.sendto(b"message", "named")
 
 
 def unread_unix_after():
     same(named.recv(9), b"message", "the message")
 
 
+def closed_after_sending(over, data, fds):
+    socket.send_fds(over, [data], fds)
+    for fd in fds:
+        os.close(fd)
+
+
 def in_flight_before():
-    global a, b
-    a, b = socket.socketpair()
-    socket.send_fds(a, [b"take"], [0])
+    global stream, packets, grams, kept, itself, ended
+    kinds = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM)
+    stream, packets, grams = (keep(*socket.socketpair(socket.AF_UNIX, kind)) for kind in kinds)
+    with open("text", "w") as file:
+        file.write("0123456789")
+    kept = os.open("text", os.O_RDWR | os.O_APPEND); os.lseek(kept, 3, 0)
+    # Bytes with descriptors between bytes without; one that the process has, twice.
+    stream[0].send(b"plain")
+    socket.send_fds(stream[0], [b"with"], [kept, kept])
+    stream[0].send(b"after")
+    # What the process has no more.
+    gone = os.open("text", os.O_RDONLY); os.lseek(gone, 7, 0)
+    locked = os.open("text", os.O_RDONLY); fcntl.flock(locked, fcntl.LOCK_EX)
+    closed_after_sending(stream[0], b"1", [gone, os.dup(gone), locked])
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"in the pipe")
+    memory = os.memfd_create("sent"); os.write(memory, b"in memory")
+    event = os.eventfd(5, os.EFD_NONBLOCK)
+    status = os.open("/proc/self/status", os.O_RDONLY)
+    listener = socket.socket(); listener.bind(("127.0.0.1", 0)); listener.listen(3)
+    closed_after_sending(packets[0], b"", [read_end, write_end, memory])
+    closed_after_sending(packets[0], b"second", [status, listener.detach()])
+    # An epoll in flight, which watches what is only in flight.
+    epoll = select.epoll()
+    epoll.register(event, select.EPOLLIN)
+    closed_after_sending(packets[0], b"third", [os.dup(epoll.fileno()), event]); epoll.close()
+    # A socket in flight, with a message and another descriptor waiting in it, in flight.
+    one, two = socket.socketpair()
+    deepest = os.open("/dev/zero", os.O_RDONLY)
+    closed_after_sending(one, b"deep", [deepest])
+    closed_after_sending(grams[0], b"sockets", [one.detach(), two.detach()])
+    grams[0].send(b"last")
+    # A pair that was sent over itself, of which one end is left.
+    e, itself = socket.socketpair()
+    socket.send_fds(e, [b"self"], [e.fileno(), itself.fileno()]); e.close()
+    # Of a connection that has ended.
+    other, ended = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    keep(itself, ended)
+    other.send(b""); closed_after_sending(other, b"end", [os.dup(kept)]); other.shutdown(socket.SHUT_WR); other.close()
+
+
+def taken(sock, data, count):
+    got, fds, _, _ = socket.recv_fds(sock, 99 if sock.type != socket.SOCK_STREAM else max(len(data), 1), 9)
+    same((got, len(fds)), (data, count), f"a message of {count} descriptors")
+    return fds
 
 
 def in_flight_after():
-    data, fds, _, _ = socket.recv_fds(b, 9, 1)
-    same((data, len(fds)), (b"take", 1), "the descriptor")
+    a, b = stream
+    taken(b, b"plain", 0)
+    first, second = taken(b, b"with", 2)
+    os.lseek(kept, 4, 0)
+    same([os.lseek(fd, 0, 1) for fd in (first, second)], [4, 4], "the shared position")
+    check(fcntl.fcntl(first, fcntl.F_GETFL) & os.O_APPEND, "O_APPEND")
+    taken(b, b"after", 0)
+    gone, again, locked = taken(b, b"1", 3)
+    same((os.read(gone, 1), os.read(again, 9)), (b"7", b"89"), "a file that was closed")
+    try:
+        fcntl.flock(os.open("text", os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB); check(False, "the lock is gone")
+    except BlockingIOError:
+        fcntl.flock(locked, fcntl.LOCK_UN)
+    a, b = packets
+    read_end, write_end, memory = taken(b, b"", 3)
+    same(os.read(read_end, 99), b"in the pipe", "the pipe")
+    os.write(write_end, b"more"); same(os.read(read_end, 99), b"more", "the pipe's other end")
+    same(os.pread(memory, 99, 0), b"in memory", "the memfd")
+    status, listener = taken(b, b"second", 2)
+    check(b"Pid:\t%d\n" % os.getpid() in os.read(status, 9999), "its own status")
+    listener = socket.socket(fileno=listener)
+    client = socket.create_connection(listener.getsockname()); accepted, _ = listener.accept()
+    client.close(); accepted.close()
+    epoll, event = taken(b, b"third", 2)
+    epoll = select.epoll.fromfd(epoll); told = epoll.poll(0)
+    check(len(told) == 1 and told[0][1] == select.EPOLLIN, f"the epoll tells {told}")
+    same(os.eventfd_read(event), 5, "the eventfd")
+    same(epoll.poll(0), [], "the epoll, read")
+    a, b = grams
+    one, two = (socket.socket(fileno=fd) for fd in taken(b, b"sockets", 2))
+    same(b.recv(9), b"last", "the last")
+    same(os.read(taken(two, b"deep", 1)[0], 3), b"\0\0\0", "the deepest")
+    two.send(b"back"); same(one.recv(9), b"back", "the pair that was sent")
+    e, f = (socket.socket(fileno=fd) for fd in taken(itself, b"self", 2))
+    e.send(b"x"); same(f.recv(9), b"x", "the pair that was sent over itself")
+    same(os.fstat(f.fileno()).st_ino, os.fstat(itself.fileno()).st_ino, "the end that was kept")
+    taken(ended, b"", 0)
+    taken(ended, b"end", 1)
+    same(ended.recv(9), b"", "the end")
+
+
+# ---- datagrams and connections that wait
+
+
+def datagrams_before():
+    global named, away, abstract, half, late, receiver_asks
+    named, other, away, abstract, half, late = (keep(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) for _ in range(6))
+    named.bind("named"); other.bind("other"); abstract.bind("\0defrost-waits-%d" % os.getpid())
+    # Its file is elsewhere, and it is connected since to one that has sent nothing.
+    away.bind("away"); os.rename("away", "moved")
+    other.sendto(b"from other", "named"); other.sendto(b"", "named")
+    abstract.sendto(b"from abstract", "named")
+    nameless = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    nameless.sendto(b"from none", "named"); nameless.close()
+    fd = os.open("/dev/zero", os.O_RDONLY)
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd, fd]))
+    named.sendmsg([b"to itself"], [rights], 0, "named"); os.close(fd)
+    other.sendto(b"moved", "moved"); away.connect("named")
+    other.connect("\0defrost-waits-%d" % os.getpid()); other.send(b"to abstract")
+    # More than others may send: those that are connected with each other have no bound but memory.
+    abstract.connect("other")
+    for n in range(30):
+        abstract.send(b"%d" % n)
+    keep(other)
+    half.bind("half"); other2 = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    other2.sendto(b"half", "half"); half.shutdown(socket.SHUT_RD); other2.close()
+    # It asks who sends to it once that is sent.
+    late.bind("late"); late.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    other3 = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); other3.sendto(b"who", "late"); other3.close()
+    late.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+    receiver_asks = keep(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)); receiver_asks.bind("asks")
+    other4 = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); other4.sendto(b"unsaid", "asks"); other4.close()
+    receiver_asks.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+
+
+def datagrams_after():
+    mine = "\0defrost-waits-%d" % os.getpid()
+    mine = mine.encode()
+    other = held[1]
+    for wanted in ((b"from other", "other"), (b"", "other"), (b"from abstract", mine), (b"from none", None)):
+        same(named.recvfrom(99), wanted, "a datagram")
+    data, fds, _, sender = socket.recv_fds(named, 99, 9)
+    same((data, len(fds), sender), (b"to itself", 2, "named"), "a datagram with descriptors")
+    same(os.read(fds[1], 1), b"\0", "the descriptor")
+    same(away.recvfrom(99), (b"moved", "other"), "to a file that was moved")
+    same(abstract.recvfrom(99), (b"to abstract", "other"), "to an abstract name")
+    for n in range(30):
+        same(other.recvfrom(9), (b"%d" % n, mine), "of its peer")
+    same(half.recv(9), b"half", "before the end"); same(half.recv(9), b"", "the end")
+    late.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    own = (os.getpid(), os.getuid(), os.getgid())
+    same(received(late), (b"who", own), "who sent it")
+    same(received(receiver_asks), (b"unsaid", (0, 65534, 65534)), "a sender that is not said")
+    for sock in (named, away, other, abstract, late):
+        sock.setblocking(False)
+        try:
+            sock.recv(9); check(False, "one more datagram")
+        except BlockingIOError:
+            pass
+    away.send(b"again"); same(named.recvfrom(9), (b"again", "away"), "again")
+
+
+def callers_before():
+    global servers, callers
+    servers, callers = [], []
+    for number, kind in enumerate((socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_STREAM, socket.SOCK_STREAM)):
+        name = "\0defrost-calls-%d" % os.getpid() if number == 2 else "calls%d" % number
+        server = keep(socket.socket(socket.AF_UNIX, kind)); server.bind(name); server.listen(5)
+        for n in range(4):
+            caller = keep(socket.socket(socket.AF_UNIX, kind))
+            if n == 1:
+                caller.bind("caller%d" % number)
+            caller.connect(name); callers.append(caller)
+        servers.append(server)
+    callers[3].shutdown(socket.SHUT_WR)
+    # The file is gone, and fewer may wait than do.
+    os.unlink("calls0"); servers[1].listen(1)
+    # A caller that is only in flight.
+    a, b = keep(*socket.socketpair())
+    closed_after_sending(a, b"caller", [os.dup(callers[14].fileno())]); callers[14].close()
+    held.remove(callers[14]); servers.append(b)
+
+
+def callers_after():
+    *listeners, b = servers
+    (fd,) = taken(b, b"caller", 1)
+    callers[14] = socket.socket(fileno=fd)
+    for number, server in enumerate(listeners):
+        for n in range(4):
+            accepted, name = server.accept()
+            same(name or "", "caller%d" % number if n == 1 else "", "its name")
+            same(credentials(accepted)[0], os.getpid(), "its pid")
+            caller = callers[4 * number + n]
+            accepted.send(b"to %d" % n); same(caller.recv(9), b"to %d" % n, "in order")
+            if number == 0 and n == 3:
+                same(accepted.recv(9), b"", "its end")
+            else:
+                caller.send(b"back"); same(accepted.recv(9), b"back", "back")
+        check(server.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1, "it listens")
 
 
 def waiting_unix_before():
@@ -455,6 +640,25 @@ def waiting_unix_before():
 
 def waiting_unix_after():
     server.accept()
+
+
+def listens_before():
+    global server
+    server = keep(socket.socket(socket.AF_UNIX)); server.bind("listens"); server.listen(2)
+
+
+def listens_after():
+    server.accept()
+
+
+def waiting_data_before():
+    global server, client
+    server = keep(socket.socket(socket.AF_UNIX)); server.bind("server"); server.listen(2)
+    client = keep(socket.socket(socket.AF_UNIX)); client.connect("server"); client.send(b"early")
+
+
+def waiting_data_after():
+    same(server.accept()[0].recv(9), b"early", "what was sent early")
 
 
 def waiting_tcp_before():

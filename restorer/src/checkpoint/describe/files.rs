@@ -10,6 +10,7 @@ mod epoll;
 mod fanotify;
 mod inotify;
 mod kernel_files;
+mod number;
 mod outside;
 mod pipe;
 pub mod regular;
@@ -18,6 +19,7 @@ mod terminal;
 mod timer;
 mod watched;
 
+use super::in_flight::{self, Queues};
 use super::objects::Objects;
 use super::sockets::{SocketTables, inode_of, mailbox, socket};
 use super::twins::Twins;
@@ -27,6 +29,7 @@ use crate::process::fdinfo::FdInfo;
 use images::manifest::description::Kind;
 use images::manifest::{Description, Descriptor};
 use kernel::known::fdinfo::{Fate, kind_of, unknown_key};
+pub(super) use number::Number;
 use outside::Holder;
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
@@ -34,10 +37,17 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 
 /// One open descriptor as /proc shows it.
-struct Open {
-    fd: u32,
-    link: String,
-    info: String,
+pub(super) struct Open {
+    pub(super) number: Number,
+    pub(super) link: String,
+    pub(super) info: String,
+}
+
+impl Open {
+    /// Whether it was opened with O_PATH.
+    pub(super) fn is_path_only(&self) -> bool {
+        FdInfo::new(&self.info).flags() & libc::O_PATH as u32 != 0
+    }
 }
 
 /// What all classifiers need.
@@ -45,6 +55,14 @@ pub(super) struct Context<'p> {
     pub(super) proc: Proc,
     pidfd: OwnedFd,
     open: &'p [Open],
+    /// What leads to descriptions that are only in flight.
+    duplicates: &'p [OwnedFd],
+    /// What waits in unix sockets.
+    pub(super) queues: &'p Queues,
+    /// Which description each socket is, by its inode.
+    sockets_by_inode: HashMap<u32, u32>,
+    /// Unix datagram sockets by their names.
+    pub(super) names: OnceCell<HashMap<Vec<u8>, u32>>,
     /// Descriptors by their links.
     by_link: OnceCell<HashMap<&'p str, Vec<&'p Open>>>,
     /// Who else has a pipe.
@@ -78,9 +96,26 @@ impl<'p> Context<'p> {
         !self.sharing(&format!("socket:[{inode}]")).is_empty()
     }
 
+    /// The description that the socket with this inode is.
+    pub(super) fn socket_file(&self, inode: u32) -> Option<u32> {
+        self.sockets_by_inode.get(&inode).copied()
+    }
+
+    /// The socket with this inode, lent to us, if it is the process's own.
+    pub(super) fn lend_socket(&self, inode: u32) -> Result<Option<OwnedFd>, CheckpointError> {
+        let link = format!("socket:[{inode}]");
+        self.sharing(&link).iter().find(|open| !open.is_path_only()).map(|open| self.lend(open.number)).transpose()
+    }
+
+    /// All of its sockets: the number of the description, and what leads to it.
+    pub(super) fn all_sockets(&self) -> impl Iterator<Item = (u32, Number)> {
+        let sockets = self.open.iter().filter(|open| !open.is_path_only());
+        sockets.filter_map(|open| Some((self.socket_file(inode_of(&open.link)?)?, open.number)))
+    }
+
     /// Its sockets, the highest descriptor first, with their inodes.
-    pub(super) fn sockets_from_the_top(&self) -> impl Iterator<Item = (u32, u32)> {
-        self.open.iter().rev().filter_map(|open| Some((open.fd, inode_of(&open.link)?)))
+    pub(super) fn sockets_from_the_top(&self) -> impl Iterator<Item = (Number, u32)> {
+        self.open.iter().rev().filter_map(|open| Some((open.number, inode_of(&open.link)?)))
     }
 
     /// Another process that has the socket with this inode open.
@@ -90,13 +125,16 @@ impl<'p> Context<'p> {
 
     /// Its standard streams.
     fn standard_streams(&self) -> impl Iterator<Item = &Open> {
-        self.open.iter().take_while(|open| open.fd <= 2)
+        self.open.iter().take_while(|open| open.number.is_standard())
     }
 
-    /// The description behind `fd`, lent to us.
-    pub(super) fn lend(&self, fd: u32) -> Result<OwnedFd, CheckpointError> {
-        kernel::handoff::pidfd_getfd(&self.pidfd, fd as i32)
-            .map_err(|error| self.proc.refuse(format!("fd {fd} cannot be looked at ({error})"), "run defrost as root"))
+    /// The description behind `number`, lent to us.
+    pub(super) fn lend(&self, number: Number) -> Result<OwnedFd, CheckpointError> {
+        let cannot = |error: std::io::Error| self.proc.refuse(format!("fd {number} cannot be looked at ({error})"), "run defrost as root");
+        match number {
+            Number::Own(fd) => kernel::handoff::pidfd_getfd(&self.pidfd, fd as i32).map_err(|errno| cannot(errno.into())),
+            Number::InFlight { at, .. } => self.duplicates[at].try_clone().map_err(cannot),
+        }
     }
 }
 
@@ -104,53 +142,79 @@ impl<'p> Context<'p> {
 pub fn files(proc: Proc, connections: Connections, objects: &mut Objects) -> Result<(Vec<Description>, Vec<Descriptor>), CheckpointError> {
     let (mut open, mut userfaultfds) = (Vec::new(), Vec::new());
     for fd in proc.numbers("fd")? {
-        let link = proc.link(&format!("fd/{fd}"))?;
+        let number = Number::Own(fd);
+        let link = proc.link(&number.handle())?;
         // A restored process keeps its userfaultfd and its mailbox; regions() refuses one that still watches memory.
         if link == "anon_inode:[userfaultfd]" {
             userfaultfds.push(fd);
         } else {
-            open.push(Open { fd, link, info: proc.text(&format!("fdinfo/{fd}"))? });
+            open.push(Open { number, link, info: proc.text(&number.fdinfo())? });
         }
     }
-    let pidfd = proc.pidfd()?;
-    let context = Context {
+    let queues = Queues::default();
+    let context = context(proc, connections, &open, (&[], &queues))?;
+    let mailbox = if userfaultfds.is_empty() { None } else { mailbox(&context)? };
+    match userfaultfds.as_slice() {
+        [] => {}
+        [_] if mailbox.is_some() => {}
+        [fd, ..] => return Err(proc.refuse(format!("fd {fd}: a userfaultfd of its own"), "let it close this one first")),
+    }
+    let of_the_pager = |open: &Open| mailbox.is_some_and(|ends| inode_of(&open.link).is_some_and(|inode| ends.contains(&inode)));
+    let mut twins = Twins::default();
+    // Where in `open` the first of each description is.
+    let (mut firsts, mut descriptors): (Vec<usize>, Vec<Descriptor>) = (Vec::new(), Vec::new());
+    for (at, entry) in open.iter().enumerate().filter(|(_, open)| !of_the_pager(open)) {
+        let file = twins.find_or_add(&entry.link, entry.number.for_kcmp(proc), firsts.len()).unwrap_or_else(|| {
+            firsts.push(at);
+            firsts.len() - 1
+        });
+        let close_on_exec = FdInfo::new(&entry.info).flags() & libc::O_CLOEXEC as u32 != 0;
+        descriptors.push(Descriptor { fd: entry.number.outermost(), file: file as u32, close_on_exec });
+    }
+    let known: Vec<&Open> = firsts.iter().map(|at| &open[*at]).collect();
+    let in_flight::Found { queues, open: sent, duplicates } = in_flight::find(&context, &known, &mut twins)?;
+    let sockets = context.sockets;
+    firsts.extend((0..sent.len()).map(|at| open.len() + at));
+    open.extend(sent);
+    let by_inode = (0..).zip(&firsts).filter(|(_, at)| !open[**at].is_path_only());
+    let sockets_by_inode = by_inode.filter_map(|(file, at)| Some((inode_of(&open[*at].link)?, file))).collect();
+    let context = Context { sockets, sockets_by_inode, ..self::context(proc, connections, &open, (&duplicates, &queues))? };
+    let mut files = Vec::with_capacity(firsts.len());
+    for at in &firsts {
+        files.push(description(&context, objects, &open[*at], &FdInfo::new(&open[*at].info))?);
+    }
+    let numbers: Vec<Number> = firsts.iter().map(|at| open[*at].number).collect();
+    epoll::resolve(&context, &mut files, &numbers, &descriptors)?;
+    Ok((files, descriptors))
+}
+
+/// A look at the descriptors `open`; of those that are only in flight, `duplicates` are at hand.
+fn context<'p>(
+    proc: Proc,
+    connections: Connections,
+    open: &'p [Open],
+    (duplicates, queues): (&'p [OwnedFd], &'p Queues),
+) -> Result<Context<'p>, CheckpointError> {
+    Ok(Context {
         proc,
-        pidfd,
-        open: &open,
+        pidfd: proc.pidfd()?,
+        open,
+        duplicates,
+        queues,
+        sockets_by_inode: HashMap::new(),
+        names: OnceCell::new(),
         by_link: OnceCell::new(),
         pipes: OnceCell::new(),
         magics: RefCell::default(),
         sockets: SocketTables::default(),
         connections,
-    };
-    let (mut files, mut descriptors): (Vec<Description>, Vec<Descriptor>) = (Vec::new(), Vec::new());
-    let mut twins = Twins::new(proc.task());
-    let mailbox = if userfaultfds.is_empty() { None } else { mailbox(&context)? };
-    let of_the_pager = |open: &Open| mailbox.is_some_and(|ends| inode_of(&open.link).is_some_and(|inode| ends.contains(&inode)));
-    for entry in open.iter().filter(|open| !of_the_pager(open)) {
-        let info = FdInfo::new(&entry.info);
-        let file = match twins.find_or_add(&entry.link, entry.fd, files.len()) {
-            Some(index) => index,
-            None => {
-                files.push(description(&context, objects, entry, &info)?);
-                files.len() - 1
-            }
-        };
-        let close_on_exec = info.flags() & libc::O_CLOEXEC as u32 != 0;
-        descriptors.push(Descriptor { fd: entry.fd, file: file as u32, close_on_exec });
-    }
-    epoll::resolve(&context, &mut files, &descriptors)?;
-    match userfaultfds.as_slice() {
-        [] => Ok((files, descriptors)),
-        [_] if mailbox.is_some() => Ok((files, descriptors)),
-        [fd, ..] => Err(proc.refuse(format!("fd {fd}: a userfaultfd of its own"), "let it close this one first")),
-    }
+    })
 }
 
 fn description(context: &Context<'_>, objects: &mut Objects, entry: &Open, info: &FdInfo<'_>) -> Result<Description, CheckpointError> {
     let proc = context.proc;
-    let refuse = |advice| proc.refuse(format!("fd {}: {}", entry.fd, entry.link), advice);
-    let malformed = || proc.malformed(&format!("fdinfo/{}", entry.fd));
+    let refuse = |advice| proc.refuse(format!("fd {}: {}", entry.number, entry.link), advice);
+    let malformed = || proc.malformed(&entry.number.fdinfo());
     let flags = info.flags() & !(libc::O_CLOEXEC as u32);
     if flags & libc::O_PATH as u32 != 0 {
         let kind = Some(kernel_files::path_only(context, entry, flags)?);
@@ -162,14 +226,16 @@ fn description(context: &Context<'_>, objects: &mut Objects, entry: &Open, info:
     }
     let kind = match entry.link.as_str() {
         "anon_inode:[eventfd]" => Kind::Eventfd(info.eventfd().ok_or_else(malformed)?),
-        "anon_inode:[eventpoll]" => epoll::epoll(context, entry.fd, info.interests().ok_or_else(malformed)?)?,
-        "anon_inode:[timerfd]" => Kind::Timerfd(timer::timer(context, entry.fd)?),
+        "anon_inode:[eventpoll]" => epoll::epoll(context, entry.number, info.interests().ok_or_else(malformed)?)?,
+        // One that is a descriptor was looked at before.
+        "anon_inode:[userfaultfd]" => return Err(refuse("let it receive and close this one first")),
+        "anon_inode:[timerfd]" => Kind::Timerfd(timer::timer(context, entry.number)?),
         "anon_inode:[signalfd]" => Kind::Signalfd(info.signalfd().ok_or_else(malformed)?),
         "anon_inode:inotify" => inotify::inotify(context, entry, &info.watches().ok_or_else(malformed)?)?,
         "anon_inode:[fanotify]" => fanotify::fanotify(context, entry, info)?,
         "anon_inode:[pidfd]" => kernel_files::pidfd(context, entry, info.field("Pid"), flags)?,
         link if link.starts_with("pipe:") => pipe::end(context, entry)?,
-        link if link.starts_with("socket:") => socket(context, entry.fd, link)?,
+        link if link.starts_with("socket:") => socket(context, entry.number, link)?,
         // Namespaces have names of their own, whatever their kind; all else has a path.
         link if !link.starts_with('/') && known.is_some() => kernel_files::namespace(context, entry)?,
         _ => match kernel_files::made_up(context, entry, flags)? {
@@ -179,14 +245,14 @@ fn description(context: &Context<'_>, objects: &mut Objects, entry: &Open, info:
     };
     let outside = matches!(kind, Kind::Terminal(_) | Kind::OutsidePipe(_) | Kind::OutsideSocket(_));
     if let Some(key) = unknown_key(&entry.link, &entry.info).filter(|_| !outside) {
-        let what = format!("fd {}: {} has {key:?} in its fdinfo", entry.fd, entry.link);
+        let what = format!("fd {}: {} has {key:?} in its fdinfo", entry.number, entry.link);
         return Err(proc.refuse(what, "this version does not know what that means: let it close this one"));
     }
     let locks = info.locks().map_err(|lock| {
-        proc.refuse(format!("fd {}: {} has a lock of an unknown kind ({lock})", entry.fd, entry.link), "let it end the lock first")
+        proc.refuse(format!("fd {}: {} has a lock of an unknown kind ({lock})", entry.number, entry.link), "let it end the lock first")
     })?;
     // Who takes the signals of a stream outside is settled there.
-    let lent = if outside { None } else { Some(context.lend(entry.fd)?) };
+    let lent = if outside { None } else { Some(context.lend(entry.number)?) };
     let owner = lent.as_ref().map_or(Ok(None), |lent| signal_owner::owner(context, entry, lent))?;
     let write_hint = match (&kind, &lent) {
         (Kind::Regular(_), Some(lent)) => kernel::descriptions::write_hint(lent),
@@ -197,9 +263,9 @@ fn description(context: &Context<'_>, objects: &mut Objects, entry: &Open, info:
 
 /// What lies behind a descriptor that /proc names with a path.
 fn path_kind(context: &Context<'_>, objects: &mut Objects, entry: &Open) -> Result<Kind, CheckpointError> {
-    let (proc, fd, link) = (context.proc, entry.fd, entry.link.as_str());
+    let (proc, fd, link) = (context.proc, entry.number, entry.link.as_str());
     let refuse = |advice| proc.refuse(format!("fd {fd}: {link}"), advice);
-    let Ok(meta) = std::fs::metadata(proc.path(&format!("fd/{fd}"))) else {
+    let Ok(meta) = std::fs::metadata(proc.path(&fd.handle())) else {
         return Err(refuse("let it close this descriptor first"));
     };
     let kind = meta.file_type();

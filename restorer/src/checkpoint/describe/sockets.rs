@@ -19,7 +19,7 @@ mod sockdiag;
 mod socket_file;
 mod unix;
 
-use super::files::Context;
+use super::files::{Context, Number};
 use crate::checkpoint::{CheckpointError, Connections};
 use images::manifest::description::Kind;
 use images::manifest::{FileOwner, OutsideSocket, Socket};
@@ -31,6 +31,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 
 pub(super) use mailbox::mailbox;
+pub(super) use queue::Message;
 pub(super) use sockdiag::SocketTables;
 
 /// What to do about a socket that cannot be captured.
@@ -57,7 +58,7 @@ const FAMILIES: [(i32, &str); 12] = [
 /// A socket of the process, lent to this one.
 struct Subject<'c, 'p> {
     context: &'c Context<'p>,
-    fd: u32,
+    fd: Number,
     lent: OwnedFd,
     inode: u32,
     family: i32,
@@ -101,7 +102,7 @@ impl Subject<'_, '_> {
 
     /// Whether it is standard input, output or error.
     fn is_standard(&self) -> bool {
-        self.fd <= 2
+        self.fd.is_standard()
     }
 
     /// What poll(2) says of it at once.
@@ -132,10 +133,10 @@ impl Subject<'_, '_> {
 }
 
 /// Describe the socket at `fd`, whose link in /proc/PID/fd is `link`.
-pub(super) fn socket(context: &Context<'_>, fd: u32, link: &str) -> Result<Kind, CheckpointError> {
+pub(super) fn socket(context: &Context<'_>, fd: Number, link: &str) -> Result<Kind, CheckpointError> {
     let proc = context.proc;
     let lent = context.lend(fd)?;
-    let inode = inode_of(link).ok_or_else(|| proc.malformed(&format!("fd/{fd}")))?;
+    let inode = inode_of(link).ok_or_else(|| proc.malformed(&fd.handle()))?;
     let mut subject = Subject { context, fd, lent, inode, family: 0, kind: 0, protocol: 0 };
     let number = |name| subject.number(libc::SOL_SOCKET, name).map(|value| value as i32);
     (subject.family, subject.kind, subject.protocol) = (number(libc::SO_DOMAIN)?, number(libc::SO_TYPE)?, number(libc::SO_PROTOCOL)?);
@@ -158,7 +159,7 @@ pub(super) fn socket(context: &Context<'_>, fd: u32, link: &str) -> Result<Kind,
         }
     };
     if let Outcome::Outside = outcome {
-        return Ok(Kind::OutsideSocket(OutsideSocket { fd }));
+        return Ok(Kind::OutsideSocket(OutsideSocket { fd: fd.outermost() }));
     }
     described.options = options::options(&subject, described.closed != 0)?;
     described.filter = options::filter(&subject)?;
@@ -170,6 +171,17 @@ fn owner(subject: &Subject<'_, '_>) -> Result<FileOwner, CheckpointError> {
     let file = std::fs::File::from(subject.lent.try_clone().map_err(subject.no_answer())?);
     let meta = file.metadata().map_err(subject.no_answer())?;
     Ok(FileOwner { uid: meta.uid(), gid: meta.gid(), mode: meta.mode() & 0o7777, attributes: Vec::new() })
+}
+
+/// All that waits in the socket `lent`, with what came along; `None` where it is not a unix socket
+/// that messages come to.
+pub(super) fn peek_queue(context: &Context<'_>, lent: &OwnedFd, inode: u32) -> Option<Result<Vec<Message>, String>> {
+    let number = |name| sockopt::number(lent, libc::SOL_SOCKET, name).ok().map(|value| value as i32);
+    if number(libc::SO_DOMAIN)? != libc::AF_UNIX || number(libc::SO_ACCEPTCONN)? != 0 {
+        return None;
+    }
+    let shutdown = context.sockets.unix(inode).map_or(0, |facts| facts.shutdown);
+    Some(queue::messages(lent, number(libc::SO_TYPE)?, shutdown, context.proc.pid))
 }
 
 /// The number in `socket:[N]`.

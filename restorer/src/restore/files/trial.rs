@@ -5,9 +5,11 @@
 
 use super::super::error::RestoreError;
 use super::super::found::Found;
+use super::super::in_flight::in_queue_of;
 use super::super::memory::may_write;
 use super::super::objects::of_file;
 use super::super::obstacles::Outlook;
+use super::super::own_files::needs_threads;
 use super::{Failure, descriptor_limit, device, failed, lowest, regular, room, sockets};
 use images::manifest::description::Kind;
 use images::manifest::{Description, FileIdentity, Manifest};
@@ -23,6 +25,12 @@ pub fn obstacles(manifest: &Manifest, found_at: &Found, outlook: Outlook) -> Vec
     for (file, fd) in manifest.files.iter().zip(lowest(manifest)) {
         found.extend(try_one(file, found_at, outlook).err().map(|(what, why)| RestoreError::Descriptor { fd, what, why }));
     }
+    let sent = manifest.files.iter().zip(lowest(manifest)).flat_map(|(file, fd)| in_queue_of(file).map(move |file| (file, fd)));
+    let late = sent.filter(|(file, _)| manifest.files.get(*file as usize).is_some_and(|file| needs_threads(manifest, file)));
+    found.extend(late.map(|(_, fd)| {
+        let (what, why) = ("socket".to_owned(), "a descriptor of a thread's own is in flight in it: let it receive that first".to_owned());
+        RestoreError::Descriptor { fd, what, why }
+    }));
     for (path, write) in mapped(manifest, found_at) {
         let status = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
         let cannot = |errno: Errno| RestoreError::File { path: path.to_owned(), what: format!("cannot be opened ({errno})") };

@@ -3,7 +3,9 @@
 use super::super::builder::{Builder, Step};
 use super::super::error::outside;
 use super::{Wanted, text};
-use images::manifest::{ClosedConnection, PeerCredentials};
+use images::manifest::{ClosedConnection, PeerCredentials, Socket};
+use kernel::sockopt;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::collections::HashMap;
 use std::os::fd::{OwnedFd, RawFd};
@@ -163,7 +165,9 @@ pub(super) fn listen(b: &mut Builder<'_>, all: &[Wanted<'_>]) -> Step<()> {
     let mut maker = maker(b);
     for wanted in all.iter().filter(|wanted| wanted.is_unix() && wanted.socket.listening) {
         maker.become_one(&maker.of_peer(wanted))?;
-        let args = [wanted.place as u64, u64::from(wanted.socket.backlog), 0, 0, 0, 0];
+        // As long as those that wait call, there is room for them.
+        let backlog = wanted.socket.backlog.max(wanted.socket.waiting.len() as u32);
+        let args = [wanted.place as u64, u64::from(backlog), 0, 0, 0, 0];
         maker.b.later(&format!("listen at fd {}", wanted.fd), libc::SYS_listen, args)?;
     }
     maker.go_home()
@@ -172,6 +176,13 @@ pub(super) fn listen(b: &mut Builder<'_>, all: &[Wanted<'_>]) -> Step<()> {
 /// Have the child connect to a socket of another process, which may ask who did.
 pub(super) fn connect(b: &mut Builder<'_>, wanted: &Wanted<'_>, newborn: &Newborn) -> Step<()> {
     let name = &wanted.socket.peer;
+    connect_to(b, wanted, newborn, name)?.map_err(|errno| {
+        let at = String::from_utf8_lossy(name).replace('\0', "@");
+        wanted.failed(format!("connect to {at}: {errno}: start the service that listens there"))
+    })
+}
+
+fn connect_to(b: &mut Builder<'_>, wanted: &Wanted<'_>, newborn: &Newborn, name: &[u8]) -> Step<Result<(), Errno>> {
     // A listener without room is an error, not a wait.
     fcntl(&newborn.socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(text("set its flags")).map_err(|why| wanted.failed(why))?;
     let mut address = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
@@ -185,8 +196,33 @@ pub(super) fn connect(b: &mut Builder<'_>, wanted: &Wanted<'_>, newborn: &Newbor
     let args = [wanted.place as u64, at, address.len() as u64, 0, 0, 0];
     let answer = maker.b.try_call("connect a socket", libc::SYS_connect, args)?;
     maker.go_home()?;
-    answer.map(drop).map_err(|errno| {
-        let at = String::from_utf8_lossy(name).replace('\0', "@");
-        wanted.failed(format!("connect to {at}: {errno}: start the service that listens there"))
-    })
+    Ok(answer.map(drop))
+}
+
+/// Have the child connect those sockets to its own listeners that wait there to be accepted.
+pub(super) fn call(b: &mut Builder<'_>, all: &[(Wanted<'_>, &Newborn)]) -> Step<()> {
+    let at: HashMap<u32, usize> = all.iter().enumerate().map(|(at, (wanted, _))| (wanted.file, at)).collect();
+    for (listener, _) in all.iter().filter(|(wanted, _)| !wanted.socket.waiting.is_empty()) {
+        let Socket { address, waiting, backlog, .. } = listener.socket;
+        // The file may have another path by now, or none: the socket itself leads to it.
+        let file = match address.first() {
+            Some(0) => None,
+            _ => Some(b.call("find a socket's file", libc::SYS_ioctl, [listener.place as u64, sockopt::SIOCUNIXFILE, 0, 0, 0, 0])?),
+        };
+        let name = file.map_or_else(|| address.clone(), |file| format!("/proc/self/fd/{file}").into_bytes());
+        for (wanted, newborn) in waiting.iter().filter_map(|file| all.get(*at.get(file)?)) {
+            connect_to(b, wanted, newborn, &name)?
+                .map_err(|errno| wanted.failed(format!("connect to the process's own listener at fd {}: {errno}", listener.fd)))?;
+        }
+        if let Some(file) = file {
+            b.later("close a socket's file", libc::SYS_close, [file, 0, 0, 0, 0, 0])?;
+        }
+        if (*backlog as usize) < waiting.len() {
+            let mut maker = maker(b);
+            maker.become_one(&maker.of_peer(listener))?;
+            maker.b.later("listen", libc::SYS_listen, [listener.place as u64, u64::from(*backlog), 0, 0, 0, 0])?;
+            maker.go_home()?;
+        }
+    }
+    Ok(())
 }

@@ -80,7 +80,7 @@ pub(super) fn bind(made: &OwnedFd, wanted: &Socket, files: &mut SocketFiles) -> 
     hidden.close().map_err(|error| format!("remove its hidden directory: {error}"))
 }
 
-fn address_of(name: &[u8]) -> Result<UnixAddr, String> {
+pub(super) fn address_of(name: &[u8]) -> Result<UnixAddr, String> {
     let address = match name.split_first() {
         Some((0, name)) => UnixAddr::new_abstract(name),
         _ => UnixAddr::new(name),

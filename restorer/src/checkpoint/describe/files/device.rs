@@ -1,6 +1,6 @@
 //! Character devices: those without state, and terminals.
 
-use super::{Context, terminal};
+use super::{Context, Number, terminal};
 use crate::checkpoint::CheckpointError;
 use images::manifest::CharacterDevice;
 use images::manifest::description::Kind;
@@ -12,7 +12,7 @@ const MEMORY: u32 = 1;
 const PLAIN: [u32; 5] = [3, 5, 7, 8, 9];
 
 /// The character device that /proc names `link`.
-pub(super) fn character(context: &Context<'_>, fd: u32, link: &str, meta: &Metadata) -> Result<Kind, CheckpointError> {
+pub(super) fn character(context: &Context<'_>, fd: Number, link: &str, meta: &Metadata) -> Result<Kind, CheckpointError> {
     let refuse = |advice| Err(context.proc.refuse(format!("fd {fd}: {link}"), advice));
     let (major, minor) = (nix::sys::stat::major(meta.rdev()) as u32, nix::sys::stat::minor(meta.rdev()) as u32);
     if major == MEMORY && PLAIN.contains(&minor) {

@@ -18,13 +18,13 @@ const DECIDES: u32 = 0x17_0000;
 
 /// The fanotify at `entry`.
 pub(super) fn fanotify(context: &Context<'_>, entry: &Open, info: &FdInfo<'_>) -> Result<Kind, CheckpointError> {
-    let refuse = |what: String, advice| context.proc.refuse(format!("fd {}: {} {what}", entry.fd, entry.link), advice);
+    let refuse = |what: String, advice| context.proc.refuse(format!("fd {}: {} {what}", entry.number, entry.link), advice);
     let (flags, event_flags, marks) =
         info.fanotify().ok_or_else(|| refuse("has marks of an unknown kind".to_owned(), "let it end them"))?;
     if marks.iter().any(|mark| mark.mask & DECIDES != 0) {
         return Err(refuse("decides on the calls of others, which would wait for it".to_owned(), "let it close this one"));
     }
-    let unread = context.lend(entry.fd).map(|lent| unread_bytes(&lent).unwrap_or(0))?;
+    let unread = context.lend(entry.number).map(|lent| unread_bytes(&lent).unwrap_or(0))?;
     if unread > 0 {
         return Err(refuse(format!("has {unread} bytes of events that it has not read"), "let it read them: try again"));
     }

@@ -15,8 +15,8 @@ use kernel::sockopt::unread_bytes;
 
 /// The inotify at `entry`, which watches `watches`.
 pub(super) fn inotify(context: &Context<'_>, entry: &Open, watches: &[Watched]) -> Result<Kind, CheckpointError> {
-    let refuse = |what: String, advice| context.proc.refuse(format!("fd {}: {} {what}", entry.fd, entry.link), advice);
-    let lent = context.lend(entry.fd)?;
+    let refuse = |what: String, advice| context.proc.refuse(format!("fd {}: {} {what}", entry.number, entry.link), advice);
+    let lent = context.lend(entry.number)?;
     let unread = unread_bytes(&lent).unwrap_or(0);
     if unread > 0 {
         return Err(refuse(format!("has {unread} bytes of events that it has not read"), "let it read them: try again"));

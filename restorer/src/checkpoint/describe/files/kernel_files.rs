@@ -40,7 +40,7 @@ const CLOSE: &str = "let it close this one";
 /// What the path at `entry` leads to, if it is the kernel's own.
 pub(super) fn made_up(context: &Context<'_>, entry: &Open, flags: u32) -> Result<Option<Kind>, CheckpointError> {
     let proc = context.proc;
-    let refuse = |what: &str, advice| proc.refuse(format!("fd {}: {} {what}", entry.fd, entry.link), advice);
+    let refuse = |what: &str, advice| proc.refuse(format!("fd {}: {} {what}", entry.number, entry.link), advice);
     let Some(magic) = magic(context, entry) else { return Ok(None) };
     if let Some((_, name)) = REFUSED.iter().find(|(refused, _)| *refused == magic) {
         return Err(refuse(&format!("({name}) cannot be captured"), CLOSE));
@@ -69,7 +69,7 @@ fn magic(context: &Context<'_>, entry: &Open) -> Option<i64> {
     if let Some(known) = mount.and_then(|mount| context.magics.borrow().get(&mount).copied()) {
         return Some(known);
     }
-    let magic = statfs(&context.proc.path(&format!("fd/{}", entry.fd))).ok()?.filesystem_type().0;
+    let magic = statfs(&context.proc.path(&entry.number.handle())).ok()?.filesystem_type().0;
     if let Some(mount) = mount {
         context.magics.borrow_mut().insert(mount, magic);
     }
@@ -83,14 +83,14 @@ fn first_number(path: &str) -> Option<u32> {
 /// What was opened with O_PATH.
 pub(super) fn path_only(context: &Context<'_>, entry: &Open, flags: u32) -> Result<Kind, CheckpointError> {
     let proc = context.proc;
-    let refuse = |what: &str| Err(proc.refuse(format!("fd {}: {} {what}", entry.fd, entry.link), CLOSE));
+    let refuse = |what: &str| Err(proc.refuse(format!("fd {}: {} {what}", entry.number, entry.link), CLOSE));
     if !entry.link.starts_with('/') {
         return refuse("is open as a mere path (O_PATH), which cannot be opened again");
     }
     if let Some(kind) = made_up(context, entry, flags)? {
         return Ok(kind);
     }
-    let lent = context.lend(entry.fd)?;
+    let lent = context.lend(entry.number)?;
     let identity = |stat: nix::sys::stat::FileStat| (stat.st_dev, stat.st_ino, stat.st_mode & libc::S_IFMT);
     let Ok(held) = fstat(&lent).map(identity) else { return refuse("cannot be looked at") };
     if lstat(entry.link.as_str()).map(identity) != Ok(held) {
@@ -108,14 +108,14 @@ pub(super) fn namespace(context: &Context<'_>, entry: &Open) -> Result<Kind, Che
             return Ok(Kind::Namespace(NamespaceFd { name }));
         }
     }
-    let what = format!("fd {}: {} is a namespace that it does not live in", entry.fd, entry.link);
+    let what = format!("fd {}: {} is a namespace that it does not live in", entry.number, entry.link);
     Err(proc.refuse(what, CLOSE))
 }
 
 /// The pidfd of process `pid`, or of its thread.
 pub(super) fn pidfd(context: &Context<'_>, entry: &Open, pid: Option<&str>, flags: u32) -> Result<Kind, CheckpointError> {
     let proc = context.proc;
-    let refuse = |what: String| Err(proc.refuse(format!("fd {}: {} is of {what}", entry.fd, entry.link), CLOSE));
+    let refuse = |what: String| Err(proc.refuse(format!("fd {}: {} is of {what}", entry.number, entry.link), CLOSE));
     let Some(pid) = pid.and_then(|pid| pid.parse::<u32>().ok()).filter(|pid| *pid != 0) else {
         return refuse("a process that has ended".to_owned());
     };

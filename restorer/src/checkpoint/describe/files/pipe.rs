@@ -5,7 +5,7 @@
 //!
 //! Known hole: an end outside of what /proc shows us, in another pid namespace, is seen only where none is inside.
 
-use super::{Context, Open};
+use super::{Context, Number, Open};
 use crate::checkpoint::CheckpointError;
 use crate::process::fdinfo::FdInfo;
 use images::manifest::description::Kind;
@@ -29,7 +29,7 @@ struct Ends<'p> {
     reads: bool,
     writes: bool,
     /// The first descriptor that reads.
-    reader: Option<u32>,
+    reader: Option<Number>,
     /// The first that is a standard stream.
     stdio: Option<&'p Open>,
 }
@@ -44,9 +44,9 @@ impl<'p> Ends<'p> {
             }
             ends.writes |= info.writes();
             if info.reads() && !ends.reads {
-                (ends.reads, ends.reader) = (true, Some(open.fd));
+                (ends.reads, ends.reader) = (true, Some(open.number));
             }
-            if open.fd <= 2 && ends.stdio.is_none() {
+            if open.number.is_standard() && ends.stdio.is_none() {
                 ends.stdio = Some(open);
             }
         }
@@ -57,21 +57,21 @@ impl<'p> Ends<'p> {
 /// The end of a pipe at `entry`.
 pub(super) fn end(context: &Context<'_>, entry: &Open) -> Result<Kind, CheckpointError> {
     let (info, ends) = (FdInfo::new(&entry.info), Ends::of(context, entry));
-    let refuse = |what: String| context.proc.refuse(format!("fd {}: {} {what}", entry.fd, entry.link), CLOSE_PIPE);
-    let failed = |errno: Errno| context.proc.refuse(format!("fd {}: {}: {errno}", entry.fd, entry.link), "run defrost as root");
+    let refuse = |what: String| context.proc.refuse(format!("fd {}: {} {what}", entry.number, entry.link), CLOSE_PIPE);
+    let failed = |errno: Errno| context.proc.refuse(format!("fd {}: {}: {errno}", entry.number, entry.link), "run defrost as root");
     let holder = context.pipe_holder(&entry.link);
-    let lent = context.lend(entry.fd)?;
+    let lent = context.lend(entry.number)?;
     if !(ends.reads && ends.writes) {
         let alone = holder.is_none() && is_alone(&lent).map_err(failed)?;
         if let Some(stdio) = ends.stdio.filter(|_| !alone || ends.writes) {
             let (contents, _) = match ends.reader {
-                Some(reader) if reader == entry.fd => {
+                Some(reader) if reader == entry.number => {
                     let waiting = waiting(&lent).map_err(failed)?;
                     waiting.filter(|(_, packets)| packets.is_empty()).ok_or_else(|| packets_outside(context, entry))?
                 }
                 _ => Default::default(),
             };
-            return Ok(Kind::OutsidePipe(OutsidePipe { fd: stdio.fd, write: info.writes(), contents }));
+            return Ok(Kind::OutsidePipe(OutsidePipe { fd: stdio.number.outermost(), write: info.writes(), contents }));
         }
         if holder.is_none() && !alone {
             return Err(refuse("leads to another process, which cannot be seen from here".to_owned()));
@@ -82,11 +82,11 @@ pub(super) fn end(context: &Context<'_>, entry: &Open) -> Result<Kind, Checkpoin
     }
     let number = entry.link.trim_start_matches("pipe:[").trim_end_matches(']').parse();
     let (contents, packets) = match ends.reader {
-        Some(reader) if reader == entry.fd => waiting(&lent).map_err(failed)?.ok_or_else(|| mixed(context, entry))?,
+        Some(reader) if reader == entry.number => waiting(&lent).map_err(failed)?.ok_or_else(|| mixed(context, entry))?,
         _ => Default::default(),
     };
     Ok(Kind::Pipe(PipeEnd {
-        pipe: number.map_err(|_| context.proc.malformed(&format!("fd/{}", entry.fd)))?,
+        pipe: number.map_err(|_| context.proc.malformed(&entry.number.handle()))?,
         write: info.writes(),
         both: info.reads() && info.writes(),
         contents,
@@ -99,8 +99,8 @@ pub(super) fn end(context: &Context<'_>, entry: &Open) -> Result<Kind, Checkpoin
 /// A description of the named pipe at `entry`, whose file is as `meta` says.
 pub(super) fn named(context: &Context<'_>, entry: &Open, meta: &Metadata) -> Result<Kind, CheckpointError> {
     let (info, ends) = (FdInfo::new(&entry.info), Ends::of(context, entry));
-    let refuse = |what: String| context.proc.refuse(format!("fd {}: named pipe {} {what}", entry.fd, entry.link), CLOSE_PIPE);
-    let failed = |errno: Errno| context.proc.refuse(format!("fd {}: {}: {errno}", entry.fd, entry.link), "run defrost as root");
+    let refuse = |what: String| context.proc.refuse(format!("fd {}: named pipe {} {what}", entry.number, entry.link), CLOSE_PIPE);
+    let failed = |errno: Errno| context.proc.refuse(format!("fd {}: {}: {errno}", entry.number, entry.link), "run defrost as root");
     let identity = (meta.dev(), meta.ino());
     let there = std::fs::symlink_metadata(&entry.link).ok();
     if there.is_none_or(|there| (there.dev(), there.ino()) != identity) {
@@ -109,9 +109,9 @@ pub(super) fn named(context: &Context<'_>, entry: &Open, meta: &Metadata) -> Res
     if let Some(holder) = super::outside::named_pipe(context.proc.pid, &entry.link, identity) {
         return Err(refuse(format!("leads to another process: {holder}")));
     }
-    let lent = context.lend(entry.fd)?;
+    let lent = context.lend(entry.number)?;
     let (contents, packets) = match ends.reader {
-        Some(reader) if reader == entry.fd => waiting(&lent).map_err(failed)?.ok_or_else(|| mixed(context, entry))?,
+        Some(reader) if reader == entry.number => waiting(&lent).map_err(failed)?.ok_or_else(|| mixed(context, entry))?,
         _ => Default::default(),
     };
     let awaits_writer = info.reads() && !ends.writes && !is_alone(&lent).map_err(failed)?;
@@ -126,12 +126,12 @@ pub(super) fn named(context: &Context<'_>, entry: &Open, meta: &Metadata) -> Res
 }
 
 fn packets_outside(context: &Context<'_>, entry: &Open) -> CheckpointError {
-    let what = format!("fd {}: {} has packets (O_DIRECT) of another process in it", entry.fd, entry.link);
+    let what = format!("fd {}: {} has packets (O_DIRECT) of another process in it", entry.number, entry.link);
     context.proc.refuse(what, "let it read what waits there first")
 }
 
 fn mixed(context: &Context<'_>, entry: &Open) -> CheckpointError {
-    let what = format!("fd {}: {} has packets (O_DIRECT) and other bytes in it", entry.fd, entry.link);
+    let what = format!("fd {}: {} has packets (O_DIRECT) and other bytes in it", entry.number, entry.link);
     context.proc.refuse(what, "let it read what waits there first")
 }
 

@@ -34,7 +34,7 @@ pub fn identity_of(path: &str, meta: &Metadata) -> FileIdentity {
 
 /// The regular file or directory behind `entry`.
 pub(super) fn file(objects: &mut Objects, entry: &Open, meta: &Metadata) -> Result<Kind, CheckpointError> {
-    let (handle, what) = (format!("fd/{}", entry.fd), format!("fd {}", entry.fd));
+    let (handle, what) = (entry.number.handle(), format!("fd {}", entry.number));
     match objects.place(&handle, &what, meta)? {
         Place::Named(path) if meta.is_dir() => Ok(Kind::Directory(Directory { path })),
         Place::Named(path) => {

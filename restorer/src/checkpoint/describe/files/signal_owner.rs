@@ -14,7 +14,7 @@ const PID: i32 = 1;
 /// The owner of `lent`, which is open at `entry`.
 pub(super) fn owner(context: &Context<'_>, entry: &Open, lent: &OwnedFd) -> Result<Option<Owner>, CheckpointError> {
     let proc = context.proc;
-    let refuse = |what: String, advice| proc.refuse(format!("fd {}: {} {what}", entry.fd, entry.link), advice);
+    let refuse = |what: String, advice| proc.refuse(format!("fd {}: {} {what}", entry.number, entry.link), advice);
     let (owner, signal) =
         signal_owner(lent).map_err(|errno| refuse(format!("does not tell who gets its signals ({errno})"), "let it close this one"))?;
     if owner.id == 0 && signal == 0 {
@@ -32,7 +32,7 @@ pub(super) fn owner(context: &Context<'_>, entry: &Open, lent: &OwnedFd) -> Resu
         let whom = if owner.kind <= PID { format!("process {}", holder(id)) } else { format!("process group {id}") };
         return Err(refuse(format!("sends its signals to {whom}"), "let it take them itself (F_SETOWN)"));
     }
-    if id != 0 && std::fs::metadata(proc.path(&format!("fd/{}", entry.fd))).is_ok_and(|meta| meta.is_dir()) {
+    if id != 0 && std::fs::metadata(proc.path(&entry.number.handle())).is_ok_and(|meta| meta.is_dir()) {
         return Err(refuse("is watched with F_NOTIFY, which cannot be read back".to_owned(), "let it use inotify instead"));
     }
     Ok(Some(Owner { kind: owner.kind, id: owner.id, signal: signal.unsigned_abs() }))

@@ -7,7 +7,7 @@
 //! Known holes: what was typed and not yet read stays in the old terminal, for whoever reads there
 //! next; modem lines of a serial port are its own.
 
-use super::Context;
+use super::{Context, Number};
 use crate::checkpoint::CheckpointError;
 use crate::process::stat::Stat;
 use images::manifest::description::Kind;
@@ -20,7 +20,7 @@ const TEXT_SCREEN: i32 = 0;
 const TEXT_KEYBOARD: [i32; 2] = [1, 3];
 
 /// What to say of the character device at `fd` if it is a terminal.
-pub(super) fn terminal(context: &Context<'_>, fd: u32, link: &str) -> Result<Option<Kind>, CheckpointError> {
+pub(super) fn terminal(context: &Context<'_>, fd: Number, link: &str) -> Result<Option<Kind>, CheckpointError> {
     let proc = context.proc;
     let refuse = |what: &str, advice| Err(proc.refuse(format!("fd {fd}: {link}{what}"), advice));
     let lent = context.lend(fd)?;
@@ -34,8 +34,8 @@ pub(super) fn terminal(context: &Context<'_>, fd: u32, link: &str) -> Result<Opt
     }
     let mut stream = None;
     for other in context.standard_streams() {
-        if look(context, other.fd, &context.lend(other.fd)?)? == Device::Terminal(device) {
-            stream = Some(other.fd);
+        if look(context, other.number, &context.lend(other.number)?)? == Device::Terminal(device) {
+            stream = other.number.own();
             break;
         }
     }
@@ -57,7 +57,7 @@ pub(super) fn terminal(context: &Context<'_>, fd: u32, link: &str) -> Result<Opt
     Ok(Some(Kind::Terminal(Terminal { fd, gone: false, controlling, settings: Some(settings) })))
 }
 
-fn look(context: &Context<'_>, fd: u32, lent: &OwnedFd) -> Result<Device, CheckpointError> {
+fn look(context: &Context<'_>, fd: Number, lent: &OwnedFd) -> Result<Device, CheckpointError> {
     terminal::device(lent).map_err(|errno| context.proc.refuse(format!("fd {fd}: {errno}"), "let it close this one"))
 }
 

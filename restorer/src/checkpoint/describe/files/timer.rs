@@ -1,6 +1,6 @@
 //! Timer descriptors: clock, ticks that nobody has read, what is left, and when absolute ones expire.
 
-use super::Context;
+use super::{Context, Number};
 use crate::checkpoint::CheckpointError;
 use crate::process::fdinfo::FdInfo;
 use images::manifest::TimerFd;
@@ -10,13 +10,13 @@ use nix::time::{ClockId, clock_gettime};
 const REAL_TIME: [i32; 2] = [libc::CLOCK_REALTIME, libc::CLOCK_REALTIME_ALARM];
 
 /// The timer at descriptor `fd`.
-pub(super) fn timer(context: &Context<'_>, fd: u32) -> Result<TimerFd, CheckpointError> {
+pub(super) fn timer(context: &Context<'_>, fd: Number) -> Result<TimerFd, CheckpointError> {
     let proc = context.proc;
     let failed = |errno| proc.refuse(format!("fd {fd}: timer: {errno}"), "run defrost as root");
     // Asked first: then the ticks of an interval timer that expired long ago are all in its fdinfo.
     let left = kernel::timer::left(&context.lend(fd)?).map_err(failed)?;
     let now = clock_gettime(ClockId::CLOCK_REALTIME).map_err(failed)?;
-    let name = format!("fdinfo/{fd}");
+    let name = fd.fdinfo();
     let mut timer = FdInfo::new(&proc.text(&name)?).timerfd().ok_or_else(|| proc.malformed(&name))?;
     timer.value_ns = left.value_ns;
     let absolute = timer.settime_flags & libc::TFD_TIMER_ABSTIME as u32 != 0;

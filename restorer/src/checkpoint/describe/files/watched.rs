@@ -75,7 +75,7 @@ fn path_of(context: &Context<'_>, watched: &WatchedFile, mounts: &HashMap<(u32, 
     }
     // Its working directory, executable and open files, where the device is told as stat tells it or not at all.
     let own = ["cwd", "exe", "root"].map(str::to_owned).into_iter();
-    let open = context.open.iter().filter(|open| open.link.starts_with('/')).map(|open| format!("fd/{}", open.fd));
+    let open = context.open.iter().filter(|open| open.link.starts_with('/')).map(|open| open.number.handle());
     own.chain(open).find_map(|name| {
         let meta = std::fs::metadata(context.proc.path(&name)).ok().filter(|meta| meta.ino() == watched.inode)?;
         let path = context.proc.link(&name).ok()?;

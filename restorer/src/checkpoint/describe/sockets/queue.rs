@@ -1,116 +1,192 @@
-//! What waits in an end of a pair: peeked at, it stays there.
+//! What waits in a socket: peeked at, it stays there.
+//!
+//! With a peek offset (SO_PEEK_OFF, socket(7)) each look shows the next message, or the next run of a
+//! stream's bytes: Linux ends a run where another sender begins and after the bytes that descriptors
+//! come with. The socket's own offset comes back after it.
+//!
+//! A message without bytes is shown to such a look once only, and a second checkpoint of the same
+//! process would miss it: in a pair the memory of all messages is compared with what those that are
+//! shown take ([`is_short_of`]).
+//!
+//! Known hole: in a datagram socket that others send to by its name that is not told.
 
-use super::Subject;
+use super::{Subject, unix};
 use images::manifest::PeerCredentials;
 use kernel::sockopt;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrLike as _, UnixAddr, recv, recvmsg, send, socketpair,
+};
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
 /// RCV_SHUTDOWN of include/net/sock.h.
-const NO_MORE_READ: u32 = 1;
+const NO_MORE_READ: u8 = 1;
+/// SCM_PIDFD of include/linux/socket.h, which nix does not know.
+const SCM_PIDFD: i32 = 4;
 
-/// Messages, or the bytes of a stream as one.
+/// A message, or a run of bytes of a stream.
 #[derive(Default)]
-pub(super) struct Waiting {
-    pub(super) messages: Vec<Vec<u8>>,
-    /// Of each message, where the socket asks who sent it.
-    pub(super) senders: Vec<PeerCredentials>,
+pub(in super::super) struct Message {
+    pub(in super::super) bytes: Vec<u8>,
+    /// What it says of who sent it.
+    pub(in super::super) sender: Option<PeerCredentials>,
+    /// Name of the socket that it came from.
+    pub(in super::super) from: Vec<u8>,
+    /// Duplicates of the descriptors that come with it.
+    pub(in super::super) rights: Vec<OwnedFd>,
 }
 
-/// One look.
-struct Peeked {
-    bytes: Vec<u8>,
-    sender: Option<PeerCredentials>,
+/// A socket whose queue is looked into.
+struct Peeked<'s> {
+    socket: &'s OwnedFd,
+    /// A message that is longer tells its length; TCP would leave out the bytes (tcp(7)).
+    whole: bool,
+    /// Whether the socket itself asks who sent a message.
+    asks: bool,
+    /// Pid of the process that has it.
+    own: u32,
 }
 
-/// What waits to be read: one item of a stream, one for each message otherwise.
-pub(super) fn queue(subject: &Subject<'_, '_>, shutdown: u32) -> Result<Waiting, String> {
-    let socket = &subject.lent;
-    let text = |errno: nix::Error| errno.to_string();
-    let mut waiting = Waiting::default();
-    if subject.kind == libc::SOCK_STREAM {
-        let wanted = sockopt::unread_bytes(socket).map_err(text)?;
-        if wanted > 0 {
-            let peeked = peek(subject, wanted)?;
-            let whole = peeked.as_ref().is_some_and(|peeked| peeked.bytes.len() == wanted);
-            if !whole {
-                return Err("messages of several senders wait in it".to_owned());
-            }
-            peeked.into_iter().for_each(|peeked| waiting.push(peeked));
-        }
-        return Ok(waiting);
+/// All that waits in a unix socket of type `kind`, in its order.
+pub(super) fn messages(socket: &OwnedFd, kind: i32, shutdown: u8, own: u32) -> Result<Vec<Message>, String> {
+    let wanted = sockopt::unread_bytes(socket).map_err(text)?;
+    if kind == libc::SOCK_STREAM && wanted == 0 {
+        return Ok(Vec::new());
     }
-    // With a peek offset each look shows the next message (socket(7)); the socket's own setting
-    // comes back after it.
-    let level = libc::SOL_SOCKET;
-    let before = sockopt::get(socket, level, libc::SO_PEEK_OFF).map_err(text)?;
+    let (level, credentials, offset) = (libc::SOL_SOCKET, libc::SO_PASSCRED, libc::SO_PEEK_OFF);
+    let asks = sockopt::number(socket, level, credentials).map_err(text)?;
+    let before = sockopt::get(socket, level, offset).map_err(text)?;
     let before = before.unwrap_or_else(|| (-1_i32).to_ne_bytes().to_vec());
-    sockopt::set(socket, level, libc::SO_PEEK_OFF, &0_i32.to_ne_bytes()).map_err(text)?;
-    let read = messages(subject, shutdown, &mut waiting);
-    sockopt::set(socket, level, libc::SO_PEEK_OFF, &before).map_err(text)?;
-    read.map(|()| waiting)
+    // What each message says of its sender is part of it, whether the socket asks for that yet or not.
+    sockopt::set(socket, level, credentials, &1_i32.to_ne_bytes()).map_err(text)?;
+    let peeked = Peeked { socket, whole: kind != libc::SOCK_STREAM, asks: asks != 0, own };
+    let read = if kind == libc::SOCK_STREAM { peeked.runs(wanted) } else { peeked.whole_messages(shutdown) };
+    sockopt::set(socket, level, offset, &before).map_err(text)?;
+    sockopt::set(socket, level, credentials, &asks.to_ne_bytes()).map_err(text)?;
+    read
 }
 
-fn messages(subject: &Subject<'_, '_>, shutdown: u32, waiting: &mut Waiting) -> Result<(), String> {
-    let largest = sockopt::number(&subject.lent, libc::SOL_SOCKET, libc::SO_RCVBUF);
-    let largest = (largest.map_err(|errno| errno.to_string())? as usize).max(1 << 20);
-    while let Some(peeked) = peek(subject, largest)? {
-        // One without bytes is also the end that a closed peer leaves, which never ends.
-        if peeked.bytes.is_empty() && shutdown & NO_MORE_READ != 0 {
-            break;
-        }
-        waiting.push(peeked);
+impl Peeked<'_> {
+    fn set_offset(&self, offset: i32) -> Result<(), String> {
+        sockopt::set(self.socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &offset.to_ne_bytes()).map_err(text)
     }
-    Ok(())
-}
 
-impl Waiting {
-    fn push(&mut self, peeked: Peeked) {
-        self.messages.push(peeked.bytes);
-        self.senders.extend(peeked.sender);
-    }
-}
-
-/// Look at up to `largest` bytes, or at the next message; `None` where nothing (more) waits.
-fn peek(subject: &Subject<'_, '_>, largest: usize) -> Result<Option<Peeked>, String> {
-    let mut bytes = vec![0; largest];
-    let mut control = nix::cmsg_space!([RawFd; 253], libc::ucred, [u8; 256]); // SCM_MAX_FD
-    let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    // The length of a message that is longer; but TCP would leave out the bytes (tcp(7)).
-    let unix = subject.family == libc::AF_UNIX;
-    let flags = if unix { look | MsgFlags::MSG_TRUNC } else { look };
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let fd = subject.lent.as_raw_fd();
-    let message = match recvmsg::<()>(fd, &mut parts, Some(&mut control), flags) {
-        Err(nix::Error::EAGAIN) => return Ok(None),
-        other => other.map_err(|errno| errno.to_string())?,
-    };
-    let (mut descriptors, mut sender) = (Vec::<OwnedFd>::new(), None);
-    for part in message.cmsgs().map_err(|errno| errno.to_string())? {
-        match part {
-            ControlMessageOwned::ScmRights(fds) => {
-                descriptors.extend(fds.into_iter().map(kernel::handoff::own));
+    fn whole_messages(&self, shutdown: u8) -> Result<Vec<Message>, String> {
+        self.set_offset(-1)?;
+        let largest = sockopt::number(self.socket, libc::SOL_SOCKET, libc::SO_RCVBUF).map_err(text)?;
+        let largest = (largest as usize).max(1 << 20);
+        // Without an offset the first message is shown in any case; with one, one without bytes is not
+        // shown again.
+        let mut found: Vec<Message> =
+            self.look(largest)?.into_iter().filter(|first| first.bytes.is_empty() && first.sender.is_some()).collect();
+        self.set_offset(0)?;
+        while let Some(message) = self.look(largest)? {
+            // The end, which never ends, has no bytes and alone says nothing of a sender.
+            if message.bytes.is_empty() && message.sender.is_none() && shutdown & NO_MORE_READ != 0 {
+                break;
             }
-            ControlMessageOwned::ScmCredentials(from) => sender = Some(from),
-            _ => {}
+            found.push(message);
         }
+        Ok(found)
     }
-    if !descriptors.is_empty() {
-        return Err("descriptors on their way (SCM_RIGHTS) wait in it".to_owned());
+
+    /// The `wanted` bytes of a stream, cut where descriptors begin and end.
+    fn runs(&self, wanted: usize) -> Result<Vec<Message>, String> {
+        let (mut found, mut at) = (Vec::new(), 0);
+        while at < wanted {
+            self.set_offset(at as i32)?;
+            let run = self.look(wanted - at)?.filter(|run| !run.bytes.is_empty());
+            let mut run = run.ok_or_else(|| format!("{} of {wanted} bytes that wait in it can be looked at", at))?;
+            let length = run.bytes.len();
+            if !run.rights.is_empty() {
+                self.set_offset(at as i32)?;
+                let without = sockopt::bytes_before_the_last_buffer(self.socket, length).map_err(text)?.min(length - 1);
+                let bytes = run.bytes.split_off(without);
+                if without > 0 {
+                    found.push(Message { bytes: std::mem::take(&mut run.bytes), sender: run.sender.clone(), ..Message::default() });
+                }
+                run.bytes = bytes;
+            }
+            found.push(run);
+            at += length;
+        }
+        Ok(found)
     }
-    let len = message.bytes;
-    if len > largest {
-        return Err(format!("a message of {len} bytes waits in it"));
+
+    /// Look at up to `largest` bytes, or at the next message; `None` where nothing (more) waits.
+    fn look(&self, largest: usize) -> Result<Option<Message>, String> {
+        let mut bytes = vec![0; largest];
+        let mut control = nix::cmsg_space!([RawFd; 253], libc::ucred, [u8; 256]); // SCM_MAX_FD
+        let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+        let flags = if self.whole { look | MsgFlags::MSG_TRUNC } else { look };
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let message = match recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), flags) {
+            Err(nix::Error::EAGAIN) => return Ok(None),
+            other => other.map_err(text)?,
+        };
+        let (mut rights, mut sender) = (Vec::<OwnedFd>::new(), None);
+        let lost = message.flags.contains(MsgFlags::MSG_CTRUNC);
+        for part in message.cmsgs().map_err(text)? {
+            match part {
+                ControlMessageOwned::ScmRights(fds) => rights.extend(fds.into_iter().map(kernel::handoff::own)),
+                ControlMessageOwned::ScmCredentials(from) => sender = Some(from),
+                // Who sent it, as a descriptor, which is made for each who reads it.
+                ControlMessageOwned::Unknown(part) if is_pidfd(part.cmsg_header) => {
+                    part.data_bytes.first_chunk::<4>().map(|fd| kernel::handoff::own(i32::from_ne_bytes(*fd)));
+                }
+                _ => {}
+            }
+        }
+        if lost {
+            return Err("not all descriptors in flight in it can be looked at: raise ulimit -n".to_owned());
+        }
+        // Of a sender without a name not even the family is told.
+        let from = message.address.filter(|from| from.len() as usize > size_of::<libc::sa_family_t>());
+        let from = from.as_ref().map(unix::name).unwrap_or_default();
+        let len = message.bytes;
+        if len > largest {
+            return Err(format!("a message of {len} bytes waits in it"));
+        }
+        let own = self.own as i32;
+        if self.asks && sender.is_some_and(|sender| sender.pid() != own && sender.pid() != 0) {
+            return Err("a message of another process waits in it".to_owned());
+        }
+        bytes.truncate(len);
+        let sender =
+            sender.map(|sender| PeerCredentials { own: sender.pid() == own, uid: sender.uid(), gid: sender.gid(), groups: Vec::new() });
+        Ok(Some(Message { bytes, sender, from, rights }))
     }
-    let own = subject.context.proc.pid as i32;
-    if sender.is_some_and(|sender| sender.pid() != own && sender.pid() != 0) {
-        return Err("a message of another process waits in it".to_owned());
+}
+
+/// Whether more waits than `shown` in the end of a pair of type `kind` whose other end has `unsent`
+/// bytes of memory in flight.
+pub(super) fn is_short_of(kind: i32, shown: &[usize], unsent: usize) -> nix::Result<bool> {
+    // Of longer ones the memory depends on what was free.
+    const LONGEST: usize = 8192;
+    let kind = match kind {
+        libc::SOCK_DGRAM => SockType::Datagram,
+        libc::SOCK_SEQPACKET => SockType::SeqPacket,
+        _ => return Ok(false),
+    };
+    if shown.iter().any(|bytes| *bytes > LONGEST) {
+        return Ok(false);
     }
-    bytes.truncate(len);
-    let sender =
-        sender.map(|sender| PeerCredentials { own: sender.pid() == own, uid: sender.uid(), gid: sender.gid(), groups: Vec::new() });
-    Ok(Some(Peeked { bytes, sender }))
+    let (one, other) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+    let mut taken = 0;
+    for bytes in shown {
+        send(one.as_raw_fd(), &vec![0; *bytes], MsgFlags::empty())?;
+        taken += sockopt::unsent_bytes(&one)?;
+        recv(other.as_raw_fd(), &mut [0], MsgFlags::empty())?;
+    }
+    Ok(unsent > taken)
+}
+
+fn is_pidfd(header: libc::cmsghdr) -> bool {
+    (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, SCM_PIDFD)
+}
+
+fn text(errno: nix::Error) -> String {
+    errno.to_string()
 }
 
 /// Bytes of a TCP connection that the process has not read yet.
@@ -119,5 +195,6 @@ pub(super) fn unread_stream(subject: &Subject<'_, '_>) -> Result<Vec<Vec<u8>>, S
     if wanted == 0 {
         return Ok(Vec::new());
     }
-    Ok(peek(subject, wanted)?.map(|peeked| peeked.bytes).into_iter().collect())
+    let peeked = Peeked { socket: &subject.lent, whole: false, asks: false, own: subject.context.proc.pid };
+    Ok(peeked.look(wanted)?.map(|message| message.bytes).into_iter().collect())
 }

@@ -30,7 +30,7 @@ const PACKET_SHOW_MCLIST: u32 = 2;
 const PACKET_DIAG_MCLIST: u16 = 1;
 
 /// What is told of one unix socket.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Facts {
     /// Inode of the socket at the other end; 0 where no process has that.
     pub(super) peer: Option<u32>,
@@ -40,6 +40,9 @@ pub(super) struct Facts {
     pub(super) backlog: u32,
     /// Of a listening socket: connections that wait to be accepted.
     pub(super) waiting: u32,
+    /// The sockets that connected and wait to be accepted, by their inodes in their order; 0 where no
+    /// process has one any more.
+    pub(super) callers: Vec<u32>,
     /// Device and inode of its file, 32 bits each.
     pub(super) file: Option<(u32, u32)>,
     /// Whether it listens.
@@ -50,6 +53,7 @@ pub(super) struct Facts {
 #[derive(Default)]
 pub(crate) struct SocketTables {
     unix: OnceCell<HashMap<u32, Facts>>,
+    waiting: OnceCell<HashMap<u32, u32>>,
     listeners: OnceCell<HashSet<(u32, u32)>>,
     md5: OnceCell<HashSet<u32>>,
     fresh: RefCell<HashMap<(i32, i32, i32), Rc<Fresh>>>,
@@ -67,7 +71,22 @@ impl SocketTables {
     /// The unix socket with this inode.
     pub(super) fn unix(&self, inode: u32) -> Result<Facts> {
         let unknown = || Error::new(ErrorKind::NotFound, "the kernel does not know the socket");
-        self.all_unix()?.get(&inode).copied().ok_or_else(unknown)
+        self.all_unix()?.get(&inode).cloned().ok_or_else(unknown)
+    }
+
+    /// Inode of the socket at the other end; 0 where no process has that.
+    pub(crate) fn peer_of(&self, inode: u32) -> Option<u32> {
+        self.unix(inode).ok()?.peer
+    }
+
+    /// The listener at which this socket waits to be accepted.
+    pub(super) fn waits_at(&self, inode: u32) -> Result<Option<u32>> {
+        let all = self.all_unix()?;
+        let waiting = self.waiting.get_or_init(|| {
+            let listeners = all.iter().filter(|(_, facts)| facts.listens);
+            listeners.flat_map(|(listener, facts)| facts.callers.iter().map(|caller| (*caller, *listener))).collect()
+        });
+        Ok(waiting.get(&inode).copied())
     }
 
     /// Whether the file of this socket is the one of a listener.
@@ -133,7 +152,7 @@ fn list_unix() -> Result<HashMap<u32, Facts>> {
     let request = UnixRequest {
         state_flags: StateFlags::from_bits_retain(u32::MAX),
         inode: 0,
-        show_flags: ShowFlags::PEER | ShowFlags::RQLEN | ShowFlags::VFS,
+        show_flags: ShowFlags::PEER | ShowFlags::RQLEN | ShowFlags::VFS | ShowFlags::ICONS,
         cookie: [0xff; 8], // any
     };
     let mut all = HashMap::new();
@@ -144,6 +163,7 @@ fn list_unix() -> Result<HashMap<u32, Facts>> {
             for nla in &socket.nlas {
                 match nla {
                     Nla::Peer(peer) => found.peer = Some(*peer),
+                    Nla::PendingConnections(callers) => found.callers.clone_from(callers),
                     Nla::Shutdown(bits) => found.shutdown = *bits,
                     Nla::ReceiveQueueLength(waiting, backlog) => {
                         (found.waiting, found.backlog) = (*waiting, *backlog);

@@ -3,12 +3,14 @@
 //! A connection with both ends inside is a pair, whichever way it was made. A datagram socket that
 //! is connected to a name inside is connected to it again.
 
+use super::sockdiag::Facts;
 use super::{CLOSE_SOCKET, Outcome, Subject, queue, socket_file};
 use crate::checkpoint::CheckpointError;
-use images::manifest::{ClosedConnection, PeerCredentials, Socket};
+use images::manifest::{ClosedConnection, PeerCredentials, Rights, Socket};
 use kernel::sockopt;
 use nix::poll::PollFlags;
-use nix::sys::socket::{SockaddrLike as _, SockaddrStorage};
+use nix::sys::socket::{SockaddrStorage, UnixAddr, getsockname};
+use std::os::fd::AsRawFd as _;
 
 /// RCV_SHUTDOWN and SEND_SHUTDOWN of include/net/sock.h.
 const BOTH_WAYS: u8 = 3;
@@ -23,8 +25,17 @@ pub(super) fn describe(subject: &Subject<'_, '_>, described: &mut Socket) -> Res
     }
     subject.refuse_pending_error()?;
     let peer = facts.peer.filter(|_| !described.listening);
+    let waits_inside = tables.waits_at(subject.inode).map_err(subject.no_answer())?.is_some_and(|at| subject.context.has_socket(at));
+    let datagrams = subject.kind == libc::SOCK_DGRAM;
     let kept = match peer {
-        Some(0) if facts.shutdown == BOTH_WAYS || subject.kind == libc::SOCK_DGRAM => {
+        Some(0) if waits_inside => {
+            if sockopt::unsent_bytes(&subject.lent).unwrap_or(0) > 0 {
+                let what = "a connection of the process with itself that waits to be accepted has bytes or descriptors in it";
+                return Err(subject.refuse(what, "let it accept that first"));
+            }
+            Outcome::Kept
+        }
+        Some(0) if facts.shutdown == BOTH_WAYS || datagrams => {
             described.closed = ClosedConnection::Done as i32;
             described.address.clear();
             fill(subject, described)?;
@@ -36,15 +47,17 @@ pub(super) fn describe(subject: &Subject<'_, '_>, described: &mut Socket) -> Res
     if let Outcome::Outside = kept {
         return Ok(kept);
     }
+    if described.closed == 0 || datagrams {
+        described.shutdown = u32::from(facts.shutdown);
+    }
     if described.listening {
-        if facts.waiting > 0 {
-            let what = format!("{} connections wait to be accepted", facts.waiting);
-            return Err(subject.refuse(&what, "let it accept them first"));
-        }
         described.backlog = facts.backlog;
+        described.waiting = callers(subject, &facts)?;
     }
     if described.listening || described.pair != 0 {
         described.credentials = Some(credentials(subject)?);
+    } else if described.closed == 0 && datagrams {
+        delivered(subject, described)?;
     } else if described.closed == 0 && sockopt::unread_bytes(&subject.lent).unwrap_or(0) > 0 {
         return Err(subject.refuse("messages from outside wait in it", "let it read them first"));
     }
@@ -58,6 +71,48 @@ pub(super) fn describe(subject: &Subject<'_, '_>, described: &mut Socket) -> Res
     Ok(Outcome::Kept)
 }
 
+/// The descriptions whose connections wait at a listener, in their order.
+fn callers(subject: &Subject<'_, '_>, facts: &Facts) -> Result<Vec<u32>, CheckpointError> {
+    let refuse = |whose: &str| subject.refuse(&format!("a connection {whose} waits to be accepted"), "let it accept that first");
+    if facts.callers.len() != facts.waiting as usize {
+        return Err(subject.refuse(&format!("{} connections wait to be accepted", facts.waiting), "let it accept them first"));
+    }
+    let mut files = Vec::with_capacity(facts.callers.len());
+    for inode in &facts.callers {
+        files.push(match (inode, subject.context.socket_file(*inode)) {
+            (0, _) => return Err(refuse("that its maker has closed")),
+            (_, Some(file)) => file,
+            _ => return Err(refuse(&format!("of {}", subject.context.socket_holder(*inode).as_deref().unwrap_or("another process")))),
+        });
+    }
+    Ok(files)
+}
+
+/// Datagrams that came to its name, and the sockets of the process that sent them.
+fn delivered(subject: &Subject<'_, '_>, described: &mut Socket) -> Result<(), CheckpointError> {
+    let context = subject.context;
+    let Some(Ok(waiting)) = context.queues.get(&subject.inode) else { return fill(subject, described) };
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    if described.address.is_empty() {
+        return Err(subject.refuse("messages of a socket that it is no longer connected with wait in it", "let it read them first"));
+    }
+    let names = context.names.get_or_init(|| {
+        let name = |number| getsockname(context.lend(number).ok()?.as_raw_fd()).ok();
+        let named = context.all_sockets().filter_map(|(file, number)| Some((address(&name(number)?), file)));
+        named.filter(|(name, _)| !name.is_empty()).collect()
+    });
+    for message in waiting {
+        let source = if message.from.is_empty() { Some(0) } else { names.get(&message.from).map(|file| file + 1) };
+        described.sources.push(source.ok_or_else(|| {
+            let name = String::from_utf8_lossy(&message.from).replace('\0', "@").replace('\n', "\\n");
+            subject.refuse(&format!("a message of {name} waits in it, which is no socket of the process"), "let it read that first")
+        })?);
+    }
+    fill(subject, described)
+}
+
 /// A socket that is connected to the living one with inode `peer`.
 fn connected(subject: &Subject<'_, '_>, described: &mut Socket, peer: u32, shutdown: u8) -> Result<Outcome, CheckpointError> {
     let inside = subject.context.has_socket(peer);
@@ -68,6 +123,12 @@ fn connected(subject: &Subject<'_, '_>, described: &mut Socket, peer: u32, shutd
         described.pair = u64::from(subject.inode.min(peer));
         described.shutdown = u32::from(shutdown);
         fill(subject, described)?;
+        let shown: Vec<usize> = described.queue.iter().map(Vec::len).collect();
+        let unsent = subject.context.lend_socket(peer)?.map_or(0, |other| sockopt::unsent_bytes(&other).unwrap_or(0));
+        if queue::is_short_of(subject.kind, &shown, unsent).map_err(subject.no_answer())? {
+            let what = "messages without bytes wait in it, which an earlier look has taken note of and no look shows again";
+            return Err(subject.refuse(what, "let it read what waits there first"));
+        }
         return Ok(Outcome::Kept);
     }
     if inside && datagrams && !name.is_empty() {
@@ -100,11 +161,17 @@ fn connected(subject: &Subject<'_, '_>, described: &mut Socket, peer: u32, shutd
     Ok(Outcome::Kept)
 }
 
-/// What waits to be read in it, and who sent that.
+/// What waits to be read in it, who sent that, and the descriptors that come with it.
 fn fill(subject: &Subject<'_, '_>, described: &mut Socket) -> Result<(), CheckpointError> {
-    let waiting = queue::queue(subject, described.shutdown | described.closed as u32)
-        .map_err(|why| subject.refuse(&format!("socket pair: {why}"), "let it read that first"))?;
-    (described.queue, described.senders) = (waiting.messages, waiting.senders);
+    let refuse = |why: &str| subject.refuse(why, "let it read that first");
+    let waiting = subject.context.queues.get(&subject.inode).ok_or_else(|| refuse("what waits in it was not looked at"))?;
+    for (item, message) in (0..).zip(waiting.as_ref().map_err(|why| refuse(why))?) {
+        described.queue.push(message.bytes.clone());
+        described.senders.extend(message.sender.clone());
+        if !message.files.is_empty() {
+            described.rights.push(Rights { item, files: message.files.clone() });
+        }
+    }
     Ok(())
 }
 
@@ -123,11 +190,13 @@ fn credentials(subject: &Subject<'_, '_>) -> Result<PeerCredentials, CheckpointE
     })
 }
 
-/// Path of a unix socket; an abstract name has a zero byte in front; empty where it has no name.
 fn address(of: &SockaddrStorage) -> Vec<u8> {
-    debug_assert!(of.family().is_some());
-    let Some(unix) = of.as_unix_addr() else { return Vec::new() };
-    let path = unix.path().map(|path| path.as_os_str().as_encoded_bytes().to_vec());
-    let name = path.or_else(|| unix.as_abstract().map(|name| [&[0], name].concat()));
+    of.as_unix_addr().map(name).unwrap_or_default()
+}
+
+/// Path of a unix socket; an abstract name has a zero byte in front; empty where it has no name.
+pub(super) fn name(of: &UnixAddr) -> Vec<u8> {
+    let path = of.path().map(|path| path.as_os_str().as_encoded_bytes().to_vec());
+    let name = path.or_else(|| of.as_abstract().map(|name| [&[0], name].concat()));
     name.unwrap_or_default()
 }
