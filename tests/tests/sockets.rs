@@ -79,6 +79,27 @@ fn descriptors_in_flight_arrive() -> Result<()> {
 }
 
 #[test]
+fn many_descriptors_in_flight_arrive_with_their_bytes() -> Result<()> {
+    there_and_back(victim("in_flight_many")?, &[])
+}
+
+#[test]
+fn every_kind_of_descriptor_arrives_with_its_locks_and_watches() -> Result<()> {
+    there_and_back(victim("in_flight_kinds")?, &[])
+}
+
+/// A look at a message without bytes hides it from the next look.
+#[test]
+fn messages_without_bytes_are_not_lost_by_a_second_checkpoint() -> Result<()> {
+    let victim = victim("pairs")?;
+    let folder = tempfile::tempdir()?;
+    let store = folder.path().to_string_lossy().into_owned();
+    defrost_ok(&["checkpoint", &victim.pid().to_string(), "first", "--store", &store, "--leave-running"])?;
+    refused(&victim, &[], &["messages without bytes wait in it", "let it read what waits there first"])?;
+    victim.check("")
+}
+
+#[test]
 fn unread_datagrams_of_its_own_sockets_come_back() -> Result<()> {
     there_and_back(victim("datagrams")?, &[])
 }

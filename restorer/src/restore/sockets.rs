@@ -150,7 +150,7 @@ fn prepare(
         closed::close(made, wanted.socket)?;
     }
     set_options(made, wanted.socket, false)?;
-    if newborn.other.is_none() && wanted.socket.pair == 0 {
+    if newborn.other.is_none() && wanted.socket.pair == 0 && wanted.socket.sources.is_empty() {
         set_filter(made, wanted.socket)?;
     }
     match wanted.socket.family as i32 {
@@ -191,7 +191,7 @@ fn finish(wanted: &Wanted<'_>, newborn: &Newborn) -> Result<(), String> {
             shutdown(made.as_raw_fd(), how).map_err(text("shut down"))?;
         }
     }
-    if newborn.other.is_some() || wanted.socket.pair != 0 {
+    if newborn.other.is_some() || wanted.socket.pair != 0 || !wanted.socket.sources.is_empty() {
         set_filter(made, wanted.socket)?;
     }
     if wanted.is_ip() {

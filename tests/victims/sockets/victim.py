@@ -1,6 +1,6 @@
 # What every socket victim shares: `python3 victim.py NAME` runs NAME_before(), appears ready, waits for
 # `go`, runs NAME_after() and writes its verdict, as victims/victim.h describes.
-import array, ctypes, fcntl, os, select, socket, stat, struct, sys, time, traceback
+import array, ctypes, fcntl, os, resource, select, socket, stat, struct, sys, time, traceback
 
 held = []
 
@@ -125,6 +125,9 @@ def pairs_before():
         a.send(b"first")
     for a, b in pairs[1:]:
         a.send(b""); a.send(b"third")
+    # More than it may send by now.
+    pairs[2][0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    pairs[2][0].send(b"long" * 50000); pairs[2][0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     # Its other end is closed, and something is left to read.
     ended, other = socket.socketpair()
     other.send(b"last words"); other.close()
@@ -149,6 +152,7 @@ def pairs_after():
     for a, b in pairs[1:]:
         same(received(b), (b"", own), "the empty message")
         same(received(b), (b"third", own), "third")
+    same(len(pairs[2][1].recv(999999)), 200000, "the long message")
     for a, b in pairs:
         a.send(b"new"); same(received(b), (b"new", own), "new")
         b.send(b"back"); same(a.recv(9), b"back", "back")
@@ -530,6 +534,100 @@ def in_flight_after():
     taken(ended, b"", 0)
     taken(ended, b"end", 1)
     same(ended.recv(9), b"", "the end")
+
+
+def in_flight_many_before():
+    global runs, packets, half
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+    runs, half = keep(*socket.socketpair()), keep(*socket.socketpair())
+    packets = keep(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    for n in range(8):
+        closed_after_sending(packets[0], b"%d" % n, [os.open("/dev/null", os.O_RDONLY) for _ in range(250)])
+    fd = os.open("/dev/zero", os.O_RDONLY)
+    runs[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    runs[0].send(b"a" * 50000); socket.send_fds(runs[0], [b"b" * 20000], [fd])
+    socket.send_fds(runs[0], [b"c"], [fd, fd]); runs[0].send(b"d" * 30000)
+    # The first has been received in part, and its descriptor with that.
+    socket.send_fds(half[0], [b"partial"], [fd]); socket.send_fds(half[0], [b"more"], [fd])
+    os.close(fd)
+    data, fds, _, _ = socket.recv_fds(half[1], 3, 4)
+    same((data, len(fds)), (b"par", 1), "the first bytes"); os.close(fds[0])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (20, 4096))
+
+
+def in_flight_many_after():
+    same(resource.getrlimit(resource.RLIMIT_NOFILE), (20, 4096), "the limit")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+    for n in range(8):
+        data, fds, _, _ = socket.recv_fds(packets[1], 9, 253)
+        same((data, len(fds)), (b"%d" % n, 250), "many descriptors")
+    # Bytes without descriptors are received on their own if so few are asked for.
+    for length, count in ((50000, 0), (20000, 1), (1, 2), (30000, 0)):
+        data, fds, _, _ = socket.recv_fds(runs[1], length, 9)
+        same((len(data), len(fds)), (length, count), "a run")
+    for wanted in ((b"ti", 0), (b"al", 0), (b"more", 1)):
+        data, fds, _, _ = socket.recv_fds(half[1], len(wanted[0]), 9)
+        same((data, len(fds)), wanted, "what was received in part")
+
+
+def in_flight_kinds_before():
+    global over, epoll, own
+    over = keep(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    # An epoll that watches what is only in flight.
+    epoll, event = select.epoll(), os.eventfd(0, os.EFD_NONBLOCK)
+    epoll.register(event, select.EPOLLIN)
+    closed_after_sending(over[0], b"watched", [event])
+    libc = ctypes.CDLL(None)
+    os.mkdir("watched")
+    notes = libc.inotify_init1(0); libc.inotify_add_watch(notes, b"watched", 0x100)
+    timer = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK)
+    libc.timerfd_settime(timer, 0, struct.pack("4q", 0, 0, 1, 0), None)
+    folder, path = os.open("/", os.O_DIRECTORY), os.open("/usr", os.O_PATH)
+    with open("doomed", "w") as file:
+        file.write("deleted")
+    doomed = os.open("doomed", os.O_RDWR); os.unlink("doomed")
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.bind(("127.0.0.1", 0))
+    locked = os.open("locked", os.O_RDWR | os.O_CREAT)
+    fcntl.fcntl(locked, 37, OFD_LOCK)
+    read_end, write_end = os.pipe(); fcntl.fcntl(read_end, fcntl.F_SETOWN, os.getpid())
+    fds = [notes, timer, os.pidfd_open(os.getpid()), os.open("/proc/self/ns/net", os.O_RDONLY), folder, path, doomed,
+           udp.detach(), locked, read_end]
+    closed_after_sending(over[0], b"kinds", fds); os.close(write_end)
+    # A file that the process has locked: the lock ends if it closes any descriptor of that.
+    sent = os.open("own", os.O_RDWR | os.O_CREAT); socket.send_fds(over[0], [b"own"], [sent]); os.close(sent)
+    own = os.open("own", os.O_RDWR); fcntl.lockf(own, fcntl.LOCK_EX)
+
+
+# struct flock of F_OFD_SETLK: a lock to write, on everything.
+OFD_LOCK = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
+
+
+def in_flight_kinds_after():
+    (event,) = taken(over[1], b"watched", 1)
+    same(epoll.poll(0), [], "the epoll before"); os.eventfd_write(event, 1)
+    same(len(epoll.poll(0)), 1, "the epoll after")
+    data, fds, _, _ = socket.recv_fds(over[1], 99, 20)
+    same((data, len(fds)), (b"kinds", 10), "all kinds")
+    notes, timer, pid, net, folder, path, doomed, udp, locked, read_end = fds
+    open("watched/new", "w").close(); check(b"new" in os.read(notes, 999), "inotify")
+    time.sleep(1.1); same(struct.unpack("Q", os.read(timer, 8))[0], 1, "the timer")
+    check(os.readlink("/proc/self/fd/%d" % pid) == "anon_inode:[pidfd]", "the pidfd")
+    same(os.fstat(net).st_ino, os.stat("/proc/self/ns/net").st_ino, "the namespace")
+    check("usr" in os.listdir(folder), "the directory"); same(os.readlink("/proc/self/fd/%d" % path), "/usr", "the path")
+    same(os.pread(doomed, 99, 0), b"deleted", "the deleted file")
+    check(socket.socket(fileno=udp).getsockname()[1] != 0, "the UDP socket")
+    try:
+        fcntl.fcntl(os.open("locked", os.O_RDWR), 37, OFD_LOCK); check(False, "the lock of a description is gone")
+    except BlockingIOError:
+        pass
+    same(fcntl.fcntl(read_end, fcntl.F_GETOWN), os.getpid(), "who gets signals")
+    child = os.fork()
+    if child == 0:
+        try:
+            fcntl.lockf(os.open("own", os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB); os._exit(1)
+        except BlockingIOError:
+            os._exit(0)
+    same(os.waitpid(child, 0)[1], 0, "the lock of the process")
 
 
 # ---- datagrams and connections that wait

@@ -33,7 +33,10 @@ impl<'a> Senders<'a> {
 
     /// Write what waits in `wanted` at its other end.
     pub(super) fn fill(&self, from: &OwnedFd, wanted: &Wanted<'_>, newborn: &Newborn) -> Result<(), String> {
-        let _silence = [Unasked::new(from)?, Unasked::new(&newborn.socket)?];
+        if wanted.socket.queue.is_empty() {
+            return Ok(());
+        }
+        let _ready = [Ready::new(from)?, Ready::new(&newborn.socket)?];
         (0..wanted.socket.queue.len()).try_for_each(|item| self.send(from, None, wanted.socket, item))
     }
 
@@ -53,7 +56,7 @@ impl<'a> Senders<'a> {
     }
 
     fn deliver_all(&self, wanted: &Socket, newborn: &Newborn) -> Result<(), String> {
-        let _silence = Unasked::new(&newborn.socket)?;
+        let _ready = Ready::new(&newborn.socket)?;
         // The file may have another path by now, or none.
         let file = match wanted.address.first() {
             Some(0) => None,
@@ -66,7 +69,7 @@ impl<'a> Senders<'a> {
         for (item, source) in wanted.sources.iter().enumerate() {
             match source.checked_sub(1).and_then(|file| self.sockets.get(&file)) {
                 Some(from) => {
-                    let _silence = Unasked::new(from)?;
+                    let _ready = Ready::new(from)?;
                     self.send(from, Some(&to), wanted, item)?;
                 }
                 None => {
@@ -111,34 +114,45 @@ impl<'a> Senders<'a> {
     }
 }
 
-/// A socket that asks who sends to it for as long not: Linux would add this process to each message.
-struct Unasked<'s> {
+/// A socket as it must be while messages are sent: it does not ask who sends, as Linux would add this
+/// process to each message, and it has room for all of them, whatever its own limit is by now.
+struct Ready<'s> {
     socket: &'s OwnedFd,
-    before: [u32; ASKS.len()],
+    asks: [u32; ASKS.len()],
+    room: u32,
+    lock: u32,
 }
 
 /// What asks: SO_PASSCRED and SO_PASSPIDFD.
 const ASKS: [i32; 2] = [libc::SO_PASSCRED, 76];
+/// Half of the room that Linux makes of it.
+const ROOM_BYTES: u32 = 256 << 20;
 
-impl<'s> Unasked<'s> {
+impl<'s> Ready<'s> {
     fn new(socket: &'s OwnedFd) -> Result<Self, String> {
-        let mut unasked = Self { socket, before: [0; ASKS.len()] };
-        for (name, before) in ASKS.iter().zip(&mut unasked.before) {
-            // A kernel without SO_PASSPIDFD (before 6.5) never asks.
-            *before = sockopt::number(socket, libc::SOL_SOCKET, *name).unwrap_or(0);
-            if *before != 0 {
-                sockopt::set(socket, libc::SOL_SOCKET, *name, &[0; 4]).map_err(text("set SO_PASSCRED"))?;
-            }
+        // A kernel without an option (SO_BUF_LOCK before 5.15, SO_PASSPIDFD before 6.5) answers nothing.
+        let number = |name| sockopt::number(socket, libc::SOL_SOCKET, name).unwrap_or(0);
+        let ready = Self { socket, asks: ASKS.map(number), room: number(libc::SO_SNDBUF), lock: number(libc::SO_BUF_LOCK) };
+        for name in ASKS.iter().zip(ready.asks).filter(|(_, asks)| *asks != 0).map(|(name, _)| *name) {
+            ready.set(name, 0).map_err(text("set SO_PASSCRED"))?;
         }
-        Ok(unasked)
+        // Without CAP_NET_ADMIN it has its own room.
+        let _ = ready.set(libc::SO_SNDBUFFORCE, ROOM_BYTES);
+        Ok(ready)
+    }
+
+    fn set(&self, name: i32, value: u32) -> nix::Result<()> {
+        sockopt::set(self.socket, libc::SOL_SOCKET, name, &value.to_ne_bytes())
     }
 }
 
-impl Drop for Unasked<'_> {
+impl Drop for Ready<'_> {
     fn drop(&mut self) {
-        for (name, before) in ASKS.iter().zip(self.before).filter(|(_, before)| *before != 0) {
-            // What was set before can be set.
-            let _ = sockopt::set(self.socket, libc::SOL_SOCKET, *name, &before.to_ne_bytes());
+        // What was set before can be set.
+        for (name, asks) in ASKS.iter().zip(self.asks).filter(|(_, asks)| *asks != 0) {
+            let _ = self.set(*name, asks);
         }
+        let _ = self.set(libc::SO_SNDBUFFORCE, self.room / 2);
+        let _ = self.set(libc::SO_BUF_LOCK, self.lock);
     }
 }
