@@ -6,12 +6,17 @@
 //! max_connections = 256
 //! drain_seconds = 30
 //! max_image_mib = 256
+//! max_connections_per_peer = 192    # an address, or a user behind a socket file
+//! max_held_mib = 192                # messages and answers under way, of all connections
+//! max_held_mib_per_connection = 32
+//! insecure_listen = false           # whether plain TCP outside of loopback may be listened on
 //! admin = "127.0.0.1:7442"          # /metrics and /ready over HTTP
 //! [tls]                              # for grpcs://
 //! cert = "/etc/defrost/cert.pem"
 //! key = "/etc/defrost/key.pem"
 //! ```
 
+use crate::connection::Deadlines;
 use clap::Parser;
 use proto::Address;
 use proto::address::InvalidAddress;
@@ -25,6 +30,9 @@ const LISTEN: &str = "127.0.0.1:7440";
 const MAX_CONNECTIONS: usize = 256;
 /// Largest image taken unless told, in MiB: that of a process of 128 GiB. It is spooled to a file; its commit takes as much memory again.
 const MAX_IMAGE_MIB: u64 = 256;
+/// What connections may make the server hold unless told, in MiB: with the store's indexes it fits into 512 MiB.
+const MAX_HELD_MIB: u64 = 192;
+const MAX_HELD_MIB_PER_CONNECTION: u64 = 32;
 /// How long calls under way may take to finish after SIGTERM unless told: well over the time of one upload message.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -47,6 +55,9 @@ pub struct Cli {
     /// Seconds that calls under way may take to finish after SIGTERM
     #[arg(long)]
     pub drain_seconds: Option<u64>,
+    /// Listen on plain TCP outside of loopback all the same: whoever reaches it may read, store and remove every snapshot
+    #[arg(long)]
+    pub insecure_listen: bool,
     /// Certificate chain in PEM, for grpcs://
     #[arg(long, requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
@@ -65,6 +76,10 @@ struct File {
     max_connections: Option<usize>,
     drain_seconds: Option<u64>,
     max_image_mib: Option<u64>,
+    max_connections_per_peer: Option<usize>,
+    max_held_mib: Option<u64>,
+    max_held_mib_per_connection: Option<u64>,
+    insecure_listen: Option<bool>,
     admin: Option<String>,
     tls: Option<TlsFiles>,
 }
@@ -98,6 +113,14 @@ pub struct Config {
     pub drain: Duration,
     /// Bytes of the largest image that is taken.
     pub max_image_bytes: u64,
+    /// Connections at once of one peer.
+    pub max_connections_per_peer: usize,
+    /// Bytes of messages and answers that all connections may make the server hold.
+    pub max_held_bytes: u64,
+    /// The same of one connection.
+    pub max_held_bytes_per_connection: u64,
+    /// How long connections may take to what.
+    pub deadlines: Deadlines,
     /// For grpcs://.
     pub tls: Option<Tls>,
     /// Where metrics are.
@@ -131,6 +154,9 @@ pub enum ConfigError {
     /// TLS without a certificate.
     #[error("listen on {0}: it needs a certificate: give --tls-cert and --tls-key, or [tls] in the config file")]
     NoCertificate(Address),
+    /// Plain TCP that others can reach.
+    #[error("listen on {0}: others could read, store and remove every snapshot there: use grpcs:// or unix:, or say --insecure-listen")]
+    Exposed(Address),
     /// A number that makes no sense.
     #[error("max-connections must be at least 1")]
     NoConnections,
@@ -152,6 +178,22 @@ impl File {
     }
 }
 
+fn mib(mib: u64) -> u64 {
+    mib.saturating_mul(1 << 20)
+}
+
+/// Connections of one peer unless told: others find some left.
+fn of_a_peer(max_connections: usize) -> usize {
+    (max_connections - max_connections / 4).max(1)
+}
+
+/// Whether an address is plain TCP outside of loopback. A name is looked at as it is written: only `localhost` is known to be loopback.
+fn is_exposed(address: &Address) -> bool {
+    let Address::Plain(at) = address else { return false };
+    let host = at.rsplit_once(':').map_or(at.as_str(), |(host, _)| host).trim_matches(['[', ']']);
+    host != "localhost" && !host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
 /// An address to listen on: one that a client would use, or HOST:PORT alone.
 fn listen_address(text: &str) -> Result<Address, InvalidAddress> {
     if Address::is_meant_by(text) { text.parse() } else { format!("grpc://{text}").parse().map_err(|_| InvalidAddress(text.to_owned())) }
@@ -161,8 +203,19 @@ impl Config {
     /// Serve `store` on one address, everything else as usual.
     #[must_use]
     pub fn new(listen: Address, store: PathBuf) -> Self {
-        let max_image_bytes = MAX_IMAGE_MIB << 20;
-        Self { listen: vec![listen], store, max_connections: MAX_CONNECTIONS, drain: DRAIN, max_image_bytes, tls: None, admin: None }
+        Self {
+            listen: vec![listen],
+            store,
+            max_connections: MAX_CONNECTIONS,
+            drain: DRAIN,
+            max_image_bytes: MAX_IMAGE_MIB << 20,
+            max_connections_per_peer: of_a_peer(MAX_CONNECTIONS),
+            max_held_bytes: MAX_HELD_MIB << 20,
+            max_held_bytes_per_connection: MAX_HELD_MIB_PER_CONNECTION << 20,
+            deadlines: Deadlines::default(),
+            tls: None,
+            admin: None,
+        }
     }
 
     /// Put flags and file together.
@@ -178,6 +231,10 @@ impl Config {
         if let (None, Some(address)) = (&tls, listen.iter().find(|address| matches!(address, Address::Tls(_)))) {
             return Err(ConfigError::NoCertificate(address.clone()));
         }
+        let insecure = cli.insecure_listen || file.insecure_listen.unwrap_or_default();
+        if let (false, Some(address)) = (insecure, listen.iter().find(|address| is_exposed(address))) {
+            return Err(ConfigError::Exposed(address.clone()));
+        }
         let max_connections = cli.max_connections.or(file.max_connections).unwrap_or(MAX_CONNECTIONS);
         if max_connections == 0 {
             return Err(ConfigError::NoConnections);
@@ -187,7 +244,11 @@ impl Config {
             store: cli.store.or(file.store).unwrap_or_else(store::default_dir),
             max_connections,
             drain: cli.drain_seconds.or(file.drain_seconds).map_or(DRAIN, Duration::from_secs),
-            max_image_bytes: file.max_image_mib.unwrap_or(MAX_IMAGE_MIB).saturating_mul(1 << 20),
+            max_image_bytes: mib(file.max_image_mib.unwrap_or(MAX_IMAGE_MIB)),
+            max_connections_per_peer: file.max_connections_per_peer.unwrap_or_else(|| of_a_peer(max_connections)),
+            max_held_bytes: mib(file.max_held_mib.unwrap_or(MAX_HELD_MIB)),
+            max_held_bytes_per_connection: mib(file.max_held_mib_per_connection.unwrap_or(MAX_HELD_MIB_PER_CONNECTION)),
+            deadlines: Deadlines::default(),
             tls,
             admin: file.admin,
         })
@@ -235,6 +296,15 @@ mod tests {
         }
         assert!(matches!(loaded("max_connections = 0", Cli::default()), Err(ConfigError::NoConnections)));
         assert!(matches!(loaded("listen = ['grpcs://127.0.0.1:1']", Cli::default()), Err(ConfigError::NoCertificate(_))));
+        for exposed in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "some.host:1"] {
+            let text = format!("listen = ['{exposed}']");
+            assert!(matches!(loaded(&text, Cli::default()), Err(ConfigError::Exposed(_))), "{exposed}");
+            assert!(loaded(&text, Cli { insecure_listen: true, ..Cli::default() }).is_ok(), "{exposed}");
+            assert!(loaded(&format!("insecure_listen = true\n{text}"), Cli::default()).is_ok(), "{exposed}");
+        }
+        for inside in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "unix:/x"] {
+            assert!(loaded(&format!("listen = ['{inside}']"), Cli::default()).is_ok(), "{inside}");
+        }
         assert!(matches!(loaded("listen = ['/x']", Cli::default()), Err(ConfigError::Address(_))));
     }
 }

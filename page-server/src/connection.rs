@@ -6,9 +6,12 @@
 
 use crate::listener::Socket;
 use crate::metrics::Metrics;
+use crate::peer::{Budget, Peer, SMALL_BYTES};
+use crate::places::Place;
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,8 +22,28 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
-/// Whoever connects and says nothing gives its place back after this.
-const FIRST_WORD: Duration = Duration::from_secs(10);
+/// Threads on which the calls of one connection wait for a disk.
+const BLOCKING_THREADS: usize = 8;
+
+/// How long a connection may take to what.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// To its first request, a TLS handshake and HTTP/2's preface among that.
+    pub first_request: Duration,
+    /// To the rest of a message, or the next one of an upload.
+    pub idle_upload: Duration,
+    /// To take some of what it asked for, while the server holds much of that.
+    pub stalled: Duration,
+    /// To a further call, while none is open.
+    pub unused: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self { first_request: seconds(10), idle_upload: seconds(60), stalled: seconds(60), unused: seconds(600) }
+    }
+}
 
 /// How long a client may take to say goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -33,108 +56,83 @@ pub(crate) struct Serving {
     pub(crate) tls: Option<Server>,
     pub(crate) draining: watch::Receiver<bool>,
     pub(crate) metrics: Arc<Metrics>,
-}
-
-/// Places for connections.
-#[derive(Debug)]
-pub(crate) struct Places {
-    most: usize,
-    taken: Mutex<usize>,
-    left: Condvar,
-    metrics: Arc<Metrics>,
-}
-
-/// A connection's place; free again when dropped.
-#[derive(Debug)]
-pub(crate) struct Place(Arc<Places>);
-
-impl Places {
-    pub(crate) fn new(most: usize, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { most, taken: Mutex::new(0), left: Condvar::new(), metrics })
-    }
-
-    /// Take one, if there is one.
-    pub(crate) fn take(self: &Arc<Self>) -> Option<Place> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner); // a number is always whole
-        if *taken >= self.most {
-            self.metrics.connections_refused.add(1);
-            return None;
-        }
-        *taken += 1;
-        self.metrics.connections.add(1);
-        self.metrics.connections_open.add(1);
-        Some(Place(self.clone()))
-    }
-
-    /// Wait until all are free, no longer than `patience`; how many are not.
-    pub(crate) fn wait_free(&self, patience: Duration) -> usize {
-        let until = Instant::now() + patience;
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        while *taken > 0 {
-            let Some(left) = until.checked_duration_since(Instant::now()) else { break };
-            taken = self.left.wait_timeout(taken, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        *taken
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.metrics.connections_failed.add(1);
-        }
-        self.0.metrics.connections_open.sub(1);
-        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.0.left.notify_all();
-    }
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) deadlines: Deadlines,
 }
 
 /// Serve a connection on a thread of its own, which ends with it.
-pub(crate) fn spawn(socket: Socket, peer: String, serving: Serving, place: Place) {
-    let name = format!("from {peer}");
+pub(crate) fn spawn(socket: Socket, name: String, serving: Serving, place: Arc<Place>) {
+    let from = name.clone();
     let thread = std::thread::Builder::new().name("connection".to_owned()).spawn(move || {
-        let _place = place;
-        if let Err(error) = run(socket, serving) {
-            tracing::info!(peer, %error, "a connection ended early");
+        let peer = Peer::new(name, place.clone(), serving.budget.clone());
+        if let Err(error) = run(socket, serving, &peer) {
+            tracing::info!(peer = peer.name, %error, "a connection ended early");
         }
+        drop((peer, place));
     });
     if let Err(error) = thread {
-        tracing::error!(connection = name, %error, "no thread for a connection: it is closed");
+        tracing::error!(connection = from, %error, "no thread for a connection: it is closed");
     }
 }
 
-fn run(socket: Socket, serving: Serving) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+fn run(socket: Socket, serving: Serving, peer: &Arc<Peer>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
     let served = runtime.block_on(async {
-        match socket {
-            Socket::Tcp(stream, tls) => {
-                let stream = TcpStream::from_std(stream)?;
-                first_word(stream.readable()).await?;
-                let server = if tls { serving.tls.clone() } else { Some(serving.plain.clone()) };
-                serve(stream, server.ok_or_else(|| Error::other("there is no certificate"))?, serving).await
+        let deadlines = serving.deadlines;
+        let served = async {
+            match socket {
+                Socket::Tcp(stream, tls) => {
+                    let stream = TcpStream::from_std(stream)?;
+                    let server = if tls { serving.tls.clone() } else { Some(serving.plain.clone()) };
+                    serve(stream, server.ok_or_else(|| Error::other("there is no certificate"))?, serving, peer).await
+                }
+                Socket::Unix(stream) => serve(UnixStream::from_std(stream)?, serving.plain.clone(), serving, peer).await,
             }
-            Socket::Unix(stream) => {
-                let stream = UnixStream::from_std(stream)?;
-                first_word(stream.readable()).await?;
-                serve(stream, serving.plain.clone(), serving).await
-            }
+        };
+        tokio::select! {
+            served = served => served,
+            why = watch_over(peer, deadlines) => Err(Error::new(ErrorKind::TimedOut, why)),
         }
     });
     runtime.shutdown_background(); // a disk that hangs must not keep the thread
     served
 }
 
-async fn first_word(readable: impl Future<Output = Result<()>>) -> Result<()> {
-    let silent = || Error::new(ErrorKind::TimedOut, "it said nothing");
-    tokio::time::timeout(FIRST_WORD, readable).await.map_err(|_| silent())?
+/// Why the connection is to end, once it is.
+async fn watch_over(peer: &Peer, deadlines: Deadlines) -> &'static str {
+    let begun = Instant::now();
+    let (mut written, mut moved, mut used) = (0, begun, begun);
+    loop {
+        let pause = if begun.elapsed() < deadlines.first_request { deadlines.first_request / 10 } else { deadlines.stalled / 10 };
+        tokio::select! {
+            () = peer.place.evicted.notified() => return "it had said nothing, and another needed its place",
+            () = tokio::time::sleep(pause) => {}
+        }
+        if peer.place.is_silent() && begun.elapsed() >= deadlines.first_request {
+            return "it made no request";
+        }
+        let now = peer.written.load(Ordering::Relaxed);
+        if now != written || peer.held() <= SMALL_BYTES {
+            (written, moved) = (now, Instant::now());
+        }
+        if moved.elapsed() >= deadlines.stalled {
+            return "it does not read what it asked for";
+        }
+        if peer.streams.load(Ordering::Relaxed) > 0 || now != written {
+            used = Instant::now();
+        }
+        if used.elapsed() >= deadlines.unused {
+            return "no call came over it for long";
+        }
+    }
 }
 
-async fn serve<S>(stream: S, mut server: Server, serving: Serving) -> Result<()>
+async fn serve<S>(stream: S, mut server: Server, serving: Serving, peer: &Arc<Peer>) -> Result<()>
 where
     S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let (open, closed) = oneshot::channel();
-    let one = tokio_stream::once(Ok::<_, Error>(Watched { stream, _open: open })).chain(tokio_stream::pending());
+    let one = tokio_stream::once(Ok::<_, Error>(Watched { stream, peer: peer.clone(), _open: open })).chain(tokio_stream::pending());
     let (mut draining, mut left) = (serving.draining.clone(), serving.draining);
     let end = async move {
         tokio::select! {
@@ -156,17 +154,26 @@ where
     }
 }
 
-/// A stream that tells when it is closed: by dropping a sender.
+/// A stream that tells when it is closed, by dropping a sender, and how much was written.
 struct Watched<S> {
     stream: S,
+    peer: Arc<Peer>,
     _open: oneshot::Sender<()>,
 }
 
-impl<S: Connected> Connected for Watched<S> {
-    type ConnectInfo = S::ConnectInfo;
+impl<S> Watched<S> {
+    fn count(&self, written: &Poll<Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.peer.written.fetch_add(*bytes as u64, Ordering::Relaxed);
+        }
+    }
+}
 
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.stream.connect_info()
+impl<S: Connected> Connected for Watched<S> {
+    type ConnectInfo = Arc<Peer>;
+
+    fn connect_info(&self) -> Arc<Peer> {
+        self.peer.clone()
     }
 }
 
@@ -178,11 +185,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.count(&polled);
+        polled
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.count(&polled);
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use proto::Address;
 use std::io::{Error, ErrorKind, Result};
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
@@ -41,7 +41,11 @@ impl Listener {
             Address::Tls(at) => Ok(Self::Tcp(TcpListener::bind(at).await?, true)),
             Address::Unix(path) => {
                 sweep(path)?;
-                Ok(Self::Unix(UnixListener::bind(path)?, SocketFile(path.clone())))
+                let listener = UnixListener::bind(path)?;
+                let file = SocketFile(path.clone());
+                // Nobody but its owner: who may connect may read and remove every snapshot.
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+                Ok(Self::Unix(listener, file))
             }
         }
     }
@@ -55,8 +59,8 @@ impl Listener {
         }
     }
 
-    /// The next connection, and who it is.
-    pub(crate) async fn accept(&self) -> Result<(Socket, String)> {
+    /// The next connection, its name for the log, and the peer that it counts for.
+    pub(crate) async fn accept(&self) -> Result<(Socket, String, String)> {
         match self {
             Self::Tcp(listener, tls) => {
                 let (stream, peer) = listener.accept().await?;
@@ -64,11 +68,14 @@ impl Listener {
                 let (idle, interval, count) = PROBES;
                 let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count);
                 socket2::SockRef::from(&stream).set_tcp_keepalive(&probes)?;
-                Ok((Socket::Tcp(stream.into_std()?, *tls), peer.to_string()))
+                Ok((Socket::Tcp(stream.into_std()?, *tls), peer.to_string(), peer.ip().to_string()))
             }
             Self::Unix(listener, file) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Socket::Unix(stream.into_std()?), format!("unix:{}", file.0.display())))
+                let who = stream.peer_cred()?;
+                let pid = who.pid().map_or_else(String::new, |pid| format!(", pid {pid}"));
+                let name = format!("unix:{} (uid {}{pid})", file.0.display(), who.uid());
+                Ok((Socket::Unix(stream.into_std()?), name, format!("uid {}", who.uid())))
             }
         }
     }

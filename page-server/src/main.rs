@@ -9,7 +9,7 @@ use proto::Address;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::Arc;
-use store::{Access, LocalStore};
+use store::{Access, LocalStore, Store as _};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -33,7 +33,17 @@ fn serve(cli: Cli) -> Result<()> {
     // Before anybody is told that we are ready: from then on a signal means draining.
     let _entered = runtime.enter();
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // Each connection and each pack has a descriptor.
+    let limit = nix::sys::resource::Resource::RLIMIT_NOFILE;
+    if let Ok((_, hard)) = nix::sys::resource::getrlimit(limit) {
+        let _ = nix::sys::resource::setrlimit(limit, hard, hard); // with fewer, packs are opened for each read
+    }
     let store = LocalStore::open(&config.store, Access::Write).with_context(|| format!("open the store {}", config.store.display()))?;
+    for snapshot in store.list()? {
+        if let Some(damage) = snapshot.damage {
+            tracing::error!(name = %snapshot.name, damage, "a snapshot cannot be restored: all others are served");
+        }
+    }
     let server = Server::start(&config, Arc::new(store))?;
     for address in server.addresses() {
         match address {

@@ -1,9 +1,11 @@
 //! What a server counts, and the names under which Prometheus finds it: all of them are here.
 
+use crate::peer::Budget;
 use proto::domain::Class;
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use store::Store;
 
 /// A number that only grows, unless it is a gauge.
 #[derive(Debug, Default)]
@@ -46,7 +48,7 @@ impl Drop for Call {
 }
 
 /// All counts of a server.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Metrics {
     /// Connections open now.
     pub connections_open: Count,
@@ -70,9 +72,21 @@ pub struct Metrics {
     pub stored_chunks: Count,
     /// Bytes of them.
     pub stored_bytes: Count,
+    watched: OnceLock<(Arc<dyn Store>, Arc<Budget>)>,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
 }
 
 impl Metrics {
+    /// Say from now on what is known of the store, and what connections hold.
+    pub(crate) fn watch(&self, store: &Arc<dyn Store>, budget: &Arc<Budget>) {
+        let _ = self.watched.set((store.clone(), budget.clone())); // once for each server
+    }
+
     /// The count of a class.
     pub fn requests_of(&self, class: Class) -> &Count {
         match class {
@@ -106,6 +120,13 @@ impl Metrics {
         family("frame_bytes_total", "counter", "Bytes of frames sent.", &one(&self.frame_bytes));
         family("stored_chunks_total", "counter", "Chunks received.", &one(&self.stored_chunks));
         family("stored_bytes_total", "counter", "Bytes of chunks received.", &one(&self.stored_bytes));
+        if let Some((store, budget)) = self.watched.get() {
+            let (damage, now) = (store.damage(), |value: u64| [(String::new(), value)]);
+            family("held_bytes", "gauge", "Bytes of messages and answers under way.", &now(budget.held()));
+            family("damaged_packs", "gauge", "Packs that cannot be used or have wrong frames.", &now(damage.packs));
+            family("damaged_frames", "gauge", "Wrong frames found since the server started.", &now(damage.frames));
+            family("damaged_names", "gauge", "Names that cannot be restored, as of the last listing.", &now(damage.names));
+        }
         out
     }
 }

@@ -4,9 +4,13 @@
 //! under way finish, ends streams of page requests once what was asked is answered, and gives up on what is left at the deadline.
 
 use crate::config::Config;
-use crate::connection::{Places, Serving, spawn};
+use crate::admin;
+use crate::connection::{Serving, spawn};
+use crate::guard::guard;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
+use crate::peer::Budget;
+use crate::places::Places;
 use crate::service::Service;
 use proto::Address;
 use proto::wire::pages_server::PagesServer;
@@ -24,9 +28,13 @@ use tonic::transport::{Identity, Server as Transport};
 /// Pause after a connection could not be accepted (no descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a client may send before it must wait for us to read: several messages of an upload, so that it never waits for a round trip.
-/// Also what a connection that is not read from may make us hold.
-const WINDOW_BYTES: u32 = 4 << 20;
+/// What a client may send before it must wait for the server to read: half a message of an upload, so that on a network of 1 ms it sends
+/// 500 MB/s. Also what a connection may make HTTP/2 hold.
+const WINDOW_BYTES: u32 = 512 << 10;
+/// Calls at once on one connection.
+const STREAMS: u32 = 32;
+/// Bytes of a call's headers.
+const HEADERS_BYTES: u32 = 16 << 10;
 /// Largest HTTP/2 frame taken: one message of an upload then is a few frames and not sixty-four.
 const FRAME_BYTES: u32 = 1 << 18;
 
@@ -64,13 +72,18 @@ impl Server {
     /// Serve `store` from now on.
     pub fn start(config: &Config, store: Arc<dyn Store>) -> Result<Self, ServeError> {
         let metrics = Arc::new(Metrics::default());
-        let places = Places::new(config.max_connections, metrics.clone());
+        let places = Places::new(config.max_connections, config.max_connections_per_peer, metrics.clone());
+        let budget = Budget::new(config.max_held_bytes, config.max_held_bytes_per_connection);
         let (draining, drained) = watch::channel(false);
-        let service = Service::new(store, metrics.clone(), drained.clone(), config.max_image_bytes);
+        metrics.watch(&store, &budget);
+        let service = Service::new(store, metrics.clone(), drained.clone(), config.max_image_bytes, budget.clone());
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let routes = runtime.block_on(routes(service));
+        let idle = config.deadlines.idle_upload;
+        let guarded = axum::middleware::from_fn(move |request, next| guard(idle, request, next));
+        let routes = Routes::from(runtime.block_on(routes(service)).into_axum_router().layer(guarded));
         let plain = Transport::builder()
-            .max_concurrent_streams(Some(256))
+            .max_concurrent_streams(Some(STREAMS))
+            .http2_max_header_list_size(HEADERS_BYTES)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES);
@@ -79,7 +92,7 @@ impl Server {
             let server = plain.clone().tls_config(ServerTlsConfig::new().identity(identity));
             server.map_err(|error| ServeError::Certificate(proto::client::root_cause(&error)))
         });
-        let serving = Serving { routes, plain, tls: tls.transpose()?, draining: drained.clone(), metrics: metrics.clone() };
+        let serving = Serving { routes, plain, tls: tls.transpose()?, draining: drained.clone(), metrics: metrics.clone(), budget, deadlines: config.deadlines };
         let mut listeners = Vec::new();
         for address in &config.listen {
             let failed = |source| ServeError::Listen { address: address.to_string(), source };
@@ -98,7 +111,7 @@ impl Server {
         let accepting = std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
             runtime.block_on(async {
                 if let Some(listener) = admin {
-                    tokio::spawn(serve_admin(listener, metrics, drained));
+                    tokio::spawn(admin::serve(listener, metrics, drained));
                 }
                 for listener in listeners {
                     tokio::spawn(accept(listener, serving.clone(), accepting_places.clone()));
@@ -149,25 +162,14 @@ async fn routes(service: Service) -> Routes {
 async fn accept(listener: Listener, serving: Serving, places: Arc<Places>) {
     loop {
         match listener.accept().await {
-            Ok((socket, peer)) => match places.take() {
-                Some(place) => spawn(socket, peer, serving.clone(), place),
-                None => tracing::warn!(peer, "a connection was refused: there are as many as max-connections allows"),
+            Ok((socket, name, peer)) => match places.take(&peer) {
+                Ok(place) => spawn(socket, name, serving.clone(), place),
+                Err(why) => tracing::warn!(peer = name, why, "a connection was refused"),
             },
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-    }
-}
-
-/// /metrics for Prometheus; /ready answers 200, and 503 from the moment that the server drains.
-async fn serve_admin(listener: tokio::net::TcpListener, metrics: Arc<Metrics>, draining: watch::Receiver<bool>) {
-    use axum::http::StatusCode;
-    use axum::routing::get;
-    let ready = move || async move { if *draining.borrow() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK } };
-    let router = axum::Router::new().route("/metrics", get(move || async move { metrics.text() })).route("/ready", get(ready));
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "metrics are not served any more");
     }
 }

@@ -1,7 +1,9 @@
 //! The calls. Frames are answered at once, on the connection's own thread; whatever writes to a disk or reads much of it runs on
 //! another. What is large on its way in is spooled to a file. What comes in is turned into domain types first.
 
+use crate::guard::{no_place, peer_of};
 use crate::metrics::{Call, Metrics};
+use crate::peer::{Budget, SMALL_BYTES};
 use bytes::Bytes;
 use pages::{ChunkId, SnapshotName};
 use proto::domain::{
@@ -11,7 +13,7 @@ use proto::domain::{
 use proto::wire::pages_server::Pages;
 use proto::wire::snapshots_server::Snapshots;
 use proto::wire::{
-    CommitPiece, Digests, FetchAnswer, FetchRequest, Frame, GcAnswer, GcRequest, GetChunkRequest, GroupsRequest, HelloAnswer, HelloRequest,
+    CommitPiece, Digests, FetchAnswer, FetchClass, FetchRequest, Frame, GcAnswer, GcRequest, GetChunkRequest, GroupsRequest, HelloAnswer, HelloRequest,
     ImageHead, LeaseAnswer, LeaseRequest, ListAnswer, ListRequest, NameRequest, Piece, PutAnswer, PutBatch, PutWorkingSetAnswer,
     RemoveAnswer, SnapshotId, SnapshotLine, TagRequest, WorkingSet, WorkingSetAnswer,
 };
@@ -33,12 +35,19 @@ pub struct Service {
     metrics: Arc<Metrics>,
     draining: watch::Receiver<bool>,
     max_image_bytes: u64,
+    budget: Arc<Budget>,
 }
 
 impl Service {
     /// Serve `store` until `draining` says that the server ends.
-    pub fn new(store: Arc<dyn Store>, metrics: Arc<Metrics>, draining: watch::Receiver<bool>, max_image_bytes: u64) -> Self {
-        Self { store, metrics, draining, max_image_bytes }
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+        draining: watch::Receiver<bool>,
+        max_image_bytes: u64,
+        budget: Arc<Budget>,
+    ) -> Self {
+        Self { store, metrics, draining, max_image_bytes, budget }
     }
 
     async fn blocking<T: Send + 'static>(
@@ -71,10 +80,12 @@ impl Service {
     }
 
     fn frames(&self, run: &[ChunkId]) -> Result<Vec<Bytes>, Refusal> {
-        let too_large = |bytes: u64| Refusal::TooLarge(format!("{bytes} bytes in one answer: at most {MAX_ANSWER_BYTES}"));
+        // While connections hold much, answers are short: then each still gets one.
+        let most = if self.budget.is_full() { SMALL_BYTES } else { MAX_ANSWER_BYTES as u64 };
+        let too_large = |bytes: u64| Refusal::TooLarge(format!("{bytes} bytes in one answer: at most {most} now"));
         // Before they are read: a run may name a gigabyte.
         if run.len() > 1
-            && let Some(bytes) = self.store.frames_bytes(run).filter(|bytes| *bytes > MAX_ANSWER_BYTES as u64)
+            && let Some(bytes) = self.store.frames_bytes(run).filter(|bytes| *bytes > most)
         {
             return Err(too_large(bytes));
         }
@@ -110,6 +121,11 @@ fn status(error: StoreError) -> Status {
         StoreError::Unreachable(_) => Status::unavailable(text),
         _ => Status::internal(text),
     }
+}
+
+/// The other end of a call's connection, for the log.
+fn who<T>(request: &Request<T>) -> String {
+    peer_of(request.extensions()).map_or_else(String::new, |peer| peer.name.clone())
 }
 
 /// What is wrong with an image whose bytes do not have its digest.
@@ -182,7 +198,12 @@ impl Pages for Service {
 impl Snapshots for Service {
     type GetImageStream = Answers<Piece>;
 
-    async fn hello(&self, _: Request<HelloRequest>) -> Result<Response<HelloAnswer>, Status> {
+    async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloAnswer>, Status> {
+        let peer = peer_of(request.extensions());
+        let for_demand = request.get_ref().class() == FetchClass::Demand;
+        if peer.is_some_and(|peer| !peer.place.speaks(for_demand)) {
+            return Err(no_place());
+        }
         Ok(Response::new(HelloAnswer { version: proto::VERSION }))
     }
 
@@ -269,6 +290,7 @@ impl Snapshots for Service {
 
     async fn commit(&self, request: Request<Streaming<CommitPiece>>) -> Result<Response<SnapshotId>, Status> {
         let _call = Call::begin(&self.metrics);
+        let by = who(&request);
         let mut pieces = request.into_inner();
         let (mut name, mut bytes) = (None, 0);
         let mut image = self.blocking(|store| store.spool()).await?;
@@ -292,13 +314,21 @@ impl Snapshots for Service {
         let done = tokio::task::spawn_blocking(move || store.commit_file(&image, &wanted)).await;
         match done.map_err(|_| Status::internal("the server failed at this call: see its log"))? {
             Err(error @ StoreError::MissingChunk(_)) => Err(Status::failed_precondition(error.to_string())),
-            committed => Ok(Response::new(committed.map_err(status)?.into())),
+            committed => {
+                let id = committed.map_err(status)?;
+                tracing::info!(%name, digest = %id, by, "committed");
+                Ok(Response::new(id.into()))
+            }
         }
     }
 
     async fn tag(&self, request: Request<TagRequest>) -> Result<Response<SnapshotId>, Status> {
+        let by = who(&request);
         let Tagging { from, to } = Tagging::try_from(request.into_inner())?;
-        Ok(Response::new(self.blocking(move |store| store.tag(&from, &to)).await?.into()))
+        let name = to.clone();
+        let id = self.blocking(move |store| store.tag(&from, &to)).await?;
+        tracing::info!(%name, digest = %id, by, "tagged");
+        Ok(Response::new(id.into()))
     }
 
     async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListAnswer>, Status> {
@@ -315,13 +345,21 @@ impl Snapshots for Service {
     }
 
     async fn remove(&self, request: Request<NameRequest>) -> Result<Response<RemoveAnswer>, Status> {
+        let by = who(&request);
         let name = SnapshotName::try_from(request.into_inner())?;
-        self.blocking(move |store| store.remove(&name)).await?;
+        let removed = name.clone();
+        let id = self.blocking(move |store| {
+            let id = store.resolve(&name).ok(); // a name that cannot be read is removed as well
+            store.remove(&name).map(|()| id)
+        });
+        let digest = id.await?.map_or_else(|| "unreadable".to_owned(), |id| id.to_string());
+        tracing::info!(name = %removed, digest, by, "removed");
         Ok(Response::new(RemoveAnswer {}))
     }
 
-    async fn gc(&self, _: Request<GcRequest>) -> Result<Response<GcAnswer>, Status> {
+    async fn gc(&self, request: Request<GcRequest>) -> Result<Response<GcAnswer>, Status> {
         let report = self.blocking(|store| store.gc()).await?;
+        tracing::info!(packs = report.packs, bytes = report.bytes, by = who(&request), "collected");
         let GcReport { packs, bytes, kept_packs, kept_bytes, unreadable } = report;
         Ok(Response::new(GcAnswer { packs, bytes, kept_packs, kept_bytes, unreadable }))
     }
