@@ -34,11 +34,11 @@ const SHORT: u64 = 4 << 10;
 /// Lengths of messages: what the longest that is valid has, and room for fields of later versions.
 fn limits(path: &str) -> Limits {
     let (message_bytes, waits) = match path {
-        "/defrost.v1.Pages/Fetch" => (64 << 10, true),              // 1024 digests
-        "/defrost.v1.Snapshots/FindMissing" => (5 << 19, false),    // 65 536 digests
-        "/defrost.v1.Snapshots/PutChunks" => (4 << 20, false),      // a quarter of a message
-        "/defrost.v1.Snapshots/Commit" => (5 << 18, false),         // a piece of 1 MiB
-        "/defrost.v1.Snapshots/PutWorkingSet" => (9 << 20, false),  // 8 MiB
+        "/defrost.v1.Pages/Fetch" => (64 << 10, true),             // 1024 digests
+        "/defrost.v1.Snapshots/FindMissing" => (5 << 19, false),   // 65 536 digests
+        "/defrost.v1.Snapshots/PutChunks" => (4 << 20, false),     // a quarter of a message
+        "/defrost.v1.Snapshots/Commit" => (5 << 18, false),        // a piece of 1 MiB
+        "/defrost.v1.Snapshots/PutWorkingSet" => (9 << 20, false), // 8 MiB
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo" => (SHORT, true),
         _ => (SHORT, false),
     };
@@ -69,7 +69,8 @@ pub(crate) async fn guard(idle: Duration, request: Request, next: Next) -> Respo
     }
     peer.streams.fetch_add(1, Ordering::AcqRel);
     let (open, limits) = (Open(peer.clone()), limits(request.uri().path()));
-    let incoming = |body| Body::new(Incoming { body, peer: peer.clone(), limits, idle, prefix: Vec::new(), left: 0, held: Vec::new(), sleep: None });
+    let incoming =
+        |body| Body::new(Incoming { body, peer: peer.clone(), limits, idle, prefix: Vec::new(), left: 0, held: Vec::new(), sleep: None });
     let mut response = next.run(request.map(incoming)).await;
     name_the_culprit(response.headers_mut());
     response.map(|body| Body::new(Outgoing { body, peer, _open: open }))

@@ -3,8 +3,8 @@
 use crate::peer::Budget;
 use proto::domain::Class;
 use std::fmt::Write as _;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use store::Store;
 
 /// A number that only grows, unless it is a gauge.

@@ -3,8 +3,8 @@
 //! One thread accepts for all listeners and hands each connection to a thread of its own. Draining closes the listeners, lets calls
 //! under way finish, ends streams of page requests once what was asked is answered, and gives up on what is left at the deadline.
 
-use crate::config::Config;
 use crate::admin;
+use crate::config::Config;
 use crate::connection::{Serving, spawn};
 use crate::guard::guard;
 use crate::listener::Listener;
@@ -92,7 +92,15 @@ impl Server {
             let server = plain.clone().tls_config(ServerTlsConfig::new().identity(identity));
             server.map_err(|error| ServeError::Certificate(proto::client::root_cause(&error)))
         });
-        let serving = Serving { routes, plain, tls: tls.transpose()?, draining: drained.clone(), metrics: metrics.clone(), budget, deadlines: config.deadlines };
+        let serving = Serving {
+            routes,
+            plain,
+            tls: tls.transpose()?,
+            draining: drained.clone(),
+            metrics: metrics.clone(),
+            budget,
+            deadlines: config.deadlines,
+        };
         let mut listeners = Vec::new();
         for address in &config.listen {
             let failed = |source| ServeError::Listen { address: address.to_string(), source };

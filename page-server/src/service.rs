@@ -13,9 +13,9 @@ use proto::domain::{
 use proto::wire::pages_server::Pages;
 use proto::wire::snapshots_server::Snapshots;
 use proto::wire::{
-    CommitPiece, Digests, FetchAnswer, FetchClass, FetchRequest, Frame, GcAnswer, GcRequest, GetChunkRequest, GroupsRequest, HelloAnswer, HelloRequest,
-    ImageHead, LeaseAnswer, LeaseRequest, ListAnswer, ListRequest, NameRequest, Piece, PutAnswer, PutBatch, PutWorkingSetAnswer,
-    RemoveAnswer, SnapshotId, SnapshotLine, TagRequest, WorkingSet, WorkingSetAnswer,
+    CommitPiece, Digests, FetchAnswer, FetchClass, FetchRequest, Frame, GcAnswer, GcRequest, GetChunkRequest, GroupsRequest, HelloAnswer,
+    HelloRequest, ImageHead, LeaseAnswer, LeaseRequest, ListAnswer, ListRequest, NameRequest, Piece, PutAnswer, PutBatch,
+    PutWorkingSetAnswer, RemoveAnswer, SnapshotId, SnapshotLine, TagRequest, WorkingSet, WorkingSetAnswer,
 };
 use std::future::Future;
 use std::io::Write as _;

@@ -175,6 +175,71 @@ fn a_checkpoint_relies_on_no_damaged_chunk() -> Result<()> {
     frozen.victim.check("")
 }
 
+/// `remove` and `gc` under a restore that has brought nothing yet: it holds a lease, so that all its pages still come, from a directory and
+/// through a server, also to a pager that takes over; and once it has them, its space is freed.
+#[test]
+fn a_live_restore_keeps_its_snapshot() -> Result<()> {
+    for served in [false, true] {
+        let frozen = Frozen::new()?;
+        let store = frozen.copy("leased")?;
+        let server = if served { Some(Server::start(&store)?) } else { None };
+        let address = server.as_ref().map_or_else(|| store.to_string_lossy().into_owned(), Server::store);
+        let leased = |live: &str| Ok::<_, anyhow::Error>(defrost_ok(&["list", "--json", "--store", &address])?.contains(live));
+        defrost_ok(&["restore", "whole", "--store", &address, "--detach", "--no-background"])?;
+        eventually("the restore has a lease", || leased("\"leases\":1").unwrap_or_default())?;
+        let said = defrost_ok(&["remove", "whole", "--store", &address])?;
+        ensure_words(&said, &["1 live restores still need it"])?;
+        defrost_ok(&["gc", "--store", &address])?;
+        ensure!(!files(&store, "packs")?.is_empty(), "its packs are gone");
+        // Another pager opens the store anew.
+        let pid = frozen.victim.pid().to_string();
+        let status = defrost_ok(&["status", &pid, "--json"])?;
+        let pager = status.split("\"pager_pid\":").nth(1).and_then(|rest| rest.split([',', '}']).next());
+        let pager = pager.with_context(|| status.clone())?.trim().parse()?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pager), nix::sys::signal::Signal::SIGKILL)?;
+        frozen.victim.check("").with_context(|| format!("through a server: {served}"))?;
+        eventually("the lease is given back", || files(&store, "leases").is_ok_and(|leases| leases.is_empty()))?;
+        defrost_ok(&["gc", "--store", &address])?;
+        ensure!(files(&store, "packs")?.is_empty() && files(&store, "snapshots")?.is_empty(), "its space is not freed");
+    }
+    Ok(())
+}
+
+/// Who changed what is in the server's log at its default level.
+#[test]
+fn a_server_logs_who_committed_tagged_removed_and_collected() -> Result<()> {
+    let frozen = Frozen::new()?;
+    let folder = tempfile::tempdir()?;
+    let (log, socket) = (folder.path().join("log"), folder.path().join("socket"));
+    let mut server = Command::new(defrost_tests::binary("defrost-page-server")?)
+        .args(["--listen", "127.0.0.1:0", "--listen"])
+        .arg(format!("unix:{}", socket.display()))
+        .arg("--store")
+        .arg(folder.path().join("store"))
+        .env_remove("RUST_LOG")
+        .stdout(std::process::Stdio::null())
+        .stderr(fs::File::create(&log)?)
+        .spawn()?;
+    let told = || -> Result<()> {
+        eventually("it listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
+        ensure!(std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&socket)?.permissions()) & 0o777 == 0o600, "others may connect");
+        let (whole, address) = (frozen.folder.path().join("whole").to_string_lossy().into_owned(), format!("unix:{}", socket.display()));
+        defrost_ok(&["copy", "whole", "--from", &whole, "--to", &address])?;
+        defrost_ok(&["remove", "whole", "--store", &address])?;
+        defrost_ok(&["gc", "--store", &address])?;
+        let said = fs::read_to_string(&log)?;
+        for what in ["committed", "removed", "collected"] {
+            let line = said.lines().find(|line| line.contains(what)).with_context(|| format!("{what} is not in {said}"))?;
+            ensure_words(line, &["uid 0, pid "])?;
+        }
+        Ok(())
+    };
+    let outcome = told();
+    server.kill()?;
+    server.wait()?;
+    outcome
+}
+
 /// A pack is cut under a running server, which goes on, answers what is whole and names what is not; so does one that is started over
 /// it. The snapshot is mended from another store.
 #[test]

@@ -494,3 +494,22 @@ fn a_daemon_without_a_page_server_says_why() -> Result<()> {
     }
     Ok(())
 }
+
+/// More clients than there are places connect and say nothing, or half a request: one that asks is served all the same, and half a request
+/// is not waited for.
+#[test]
+fn silent_clients_shut_out_nobody() -> Result<()> {
+    let mut dumped = Dumped::tree(16)?;
+    let images = dumped.images();
+    let (server, address) = our_server(&["--images", &images.display().to_string()])?;
+    let mut silent: Vec<TcpStream> = (0..80).map(|_| TcpStream::connect(&address)).collect::<Result<_, _>>()?;
+    for stream in silent.iter_mut().skip(70) {
+        stream.write_all(b"half")?;
+    }
+    let daemon = our_daemon(&images, &address, &[])?;
+    dumped.proves(&images, &images, daemon).with_context(|| server.said())?;
+    let last = silent.last_mut().context("80 of them")?;
+    last.set_read_timeout(Some(Duration::from_secs(60)))?;
+    ensure!(last.read(&mut [0; 1]).unwrap_or(0) == 0, "half a request is still waited for");
+    Ok(())
+}

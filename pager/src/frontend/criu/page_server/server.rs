@@ -9,16 +9,48 @@ use super::wire::{CLOSE, FORCE_CLOSE, GET, MESSAGE_BYTES, Message};
 use crate::frontend::criu::{CriuError, Plan};
 use crate::frontend::{Held, Source, Wanted};
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
+use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 /// Pages sent in one answer: as many as CRIU asks for at most.
 const ANSWER_PAGES: u64 = 1024;
-/// Clients at a time: each costs a thread and what its source has open.
+/// Clients at a time: each costs a thread, what its source has open, and an answer of 4 MiB.
 const CLIENTS_MAX: usize = 64;
+/// How long a client may take to the rest of a request that it has begun. It may begin when it likes: a daemon connects before its
+/// restore is started.
+const REQUEST_COMES: Duration = Duration::from_secs(10);
+/// How long a client may leave an answer unread.
+const ANSWER_TAKEN: Duration = Duration::from_secs(60);
+
+/// Clients that have made no request yet, the oldest first: they make room for others.
+#[derive(Debug, Default)]
+struct Silent(Mutex<VecDeque<(u64, TcpStream)>>);
+
+impl Silent {
+    fn list(&self) -> MutexGuard<'_, VecDeque<(u64, TcpStream)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner) // every change of it is one step
+    }
+
+    fn spoke(&self, number: u64) {
+        self.list().retain(|(one, _)| *one != number);
+    }
+
+    /// Hang up on the oldest of the host that has most of them; whether there was one.
+    fn make_room(&self) -> bool {
+        let mut list = self.list();
+        let host = |stream: &TcpStream| stream.peer_addr().ok().map(|peer| peer.ip());
+        let mut counts: HashMap<Option<IpAddr>, usize> = HashMap::new();
+        list.iter().for_each(|(_, stream)| *counts.entry(host(stream)).or_default() += 1);
+        let most = counts.into_iter().max_by_key(|(_, count)| *count).map(|(host, _)| host);
+        let oldest = most.and_then(|most| list.iter().position(|(_, stream)| host(stream) == most));
+        oldest.and_then(|at| list.remove(at)).is_some_and(|(_, stream)| stream.shutdown(Shutdown::Both).is_ok())
+    }
+}
 
 /// When it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,20 +86,25 @@ impl PageServer {
     /// Serve; yields how many clients there were.
     pub fn serve(self, until: Until, source: MakeSource<'_>) -> Result<u64, CriuError> {
         let mut clients = 0;
-        let (here, last) = (AtomicUsize::new(0), RwLock::new(Ok(())));
+        let (here, last, silent) = (AtomicUsize::new(0), RwLock::new(Ok(())), Silent::default());
         std::thread::scope(|scope| {
             loop {
                 let Some((stream, client)) = self.accept(until)? else { return Ok(()) };
                 clients += 1;
-                let (plan, here, last) = (&self.plan, &here, &last);
-                if here.fetch_add(1, Ordering::Relaxed) >= CLIENTS_MAX {
+                let (plan, here, last, silent, number) = (&self.plan, &here, &last, &silent, clients);
+                if here.fetch_add(1, Ordering::Relaxed) >= CLIENTS_MAX && !silent.make_room() {
                     tracing::warn!(%client, "turned away: {CLIENTS_MAX} clients are being served");
                     here.fetch_sub(1, Ordering::Relaxed);
                     continue;
                 }
+                if let Ok(same) = stream.try_clone() {
+                    silent.list().push_back((number, same));
+                }
                 let run = move || {
                     let served = source().map_err(PageServerError::Source);
-                    let served = served.and_then(|source| Session { plan, client, stream, source, served: 0 }.run());
+                    let served =
+                        served.and_then(|source| Session { plan, client, stream, source, served: 0 }.run(&|| silent.spoke(number)));
+                    silent.spoke(number);
                     match &served {
                         Ok(pages) => tracing::info!(%client, pages, "session over"),
                         Err(error) => tracing::error!(%error, "session over"),
@@ -118,12 +155,14 @@ struct Session<'a> {
 
 impl Session<'_> {
     /// Answer until there are no more questions; yields how many pages went out.
-    fn run(mut self) -> Result<u64, PageServerError> {
+    fn run(mut self, spoke: &dyn Fn()) -> Result<u64, PageServerError> {
         tracing::info!(client = %self.client, "serving");
         let client = self.client;
         let gone = |source| PageServerError::Gone { client: client.to_string(), source: Arc::new(source) };
         let mut answer = Vec::new();
+        self.stream.set_write_timeout(Some(ANSWER_TAKEN)).map_err(gone)?;
         while let Some(message) = self.next().map_err(gone)? {
+            spoke();
             match message.command {
                 GET => self.contents(&message, &mut answer)?,
                 CLOSE | FORCE_CLOSE => answer = 0_i32.to_ne_bytes().to_vec(),
@@ -144,7 +183,10 @@ impl Session<'_> {
             match self.stream.read(&mut head[length..]) {
                 Ok(0) if length == 0 => return Ok(None),
                 Ok(0) => return Err(cut_off()),
-                Ok(bytes) => length += bytes,
+                Ok(bytes) => {
+                    length += bytes;
+                    self.stream.set_read_timeout((length < MESSAGE_BYTES).then_some(REQUEST_COMES))?;
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
