@@ -657,6 +657,11 @@ def datagrams_before():
     keep(other)
     half.bind("half"); other2 = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     other2.sendto(b"half", "half"); half.shutdown(socket.SHUT_RD); other2.close()
+    # It has a name, and the one that it is connected to is gone.
+    global widow
+    spouse = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); spouse.bind("spouse")
+    widow = keep(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)); widow.bind("widow"); widow.connect("spouse")
+    spouse.close(); os.unlink("spouse")
     # It asks who sends to it once that is sent.
     late.bind("late"); late.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     other3 = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); other3.sendto(b"who", "late"); other3.close()
@@ -680,6 +685,11 @@ def datagrams_after():
     for n in range(30):
         same(other.recvfrom(9), (b"%d" % n, mine), "of its peer")
     same(half.recv(9), b"half", "before the end"); same(half.recv(9), b"", "the end")
+    try:
+        widow.send(b"x"); check(False, "it sends to one that is gone")
+    except ConnectionRefusedError:
+        pass
+    away.sendto(b"hello", "widow"); same(widow.recvfrom(9), (b"hello", "away"), "by its name")
     late.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     own = (os.getpid(), os.getuid(), os.getgid())
     same(received(late), (b"who", own), "who sent it")

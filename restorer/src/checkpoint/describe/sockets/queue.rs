@@ -14,13 +14,16 @@ use super::{Subject, unix};
 use images::manifest::PeerCredentials;
 use kernel::sockopt;
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrLike as _, UnixAddr, recv, recvmsg, send, socketpair,
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrLike as _, UnixAddr, UnixCredentials, recv, recvmsg, send,
+    socketpair,
 };
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
 /// RCV_SHUTDOWN of include/net/sock.h.
 const NO_MORE_READ: u8 = 1;
+/// The user whom Linux names where there is none (DEFAULT_OVERFLOWUID of include/linux/highuid.h).
+const OVERFLOW_UID: u32 = 65534;
 /// SCM_PIDFD of include/linux/socket.h, which nix does not know.
 const SCM_PIDFD: i32 = 4;
 
@@ -148,7 +151,9 @@ impl Peeked<'_> {
             return Err(format!("a message of {len} bytes waits in it"));
         }
         let own = self.own as i32;
-        if self.asks && sender.is_some_and(|sender| sender.pid() != own && sender.pid() != 0) {
+        // A message that says nothing of its sender has no pid and no user.
+        let unsaid = |sender: &UnixCredentials| sender.pid() == 0 && sender.uid() == OVERFLOW_UID;
+        if self.asks && sender.is_some_and(|sender| sender.pid() != own && !unsaid(&sender)) {
             return Err("a message of another process waits in it".to_owned());
         }
         bytes.truncate(len);

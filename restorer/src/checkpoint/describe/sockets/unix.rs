@@ -37,7 +37,13 @@ pub(super) fn describe(subject: &Subject<'_, '_>, described: &mut Socket) -> Res
         }
         Some(0) if facts.shutdown == BOTH_WAYS || datagrams => {
             described.closed = ClosedConnection::Done as i32;
-            described.address.clear();
+            if !datagrams {
+                described.address.clear();
+            } else if let Some(Ok(waiting)) = subject.context.queues.get(&subject.inode)
+                && let Some(named) = waiting.iter().find(|message| !message.from.is_empty())
+            {
+                return Err(of_no_socket(subject, &named.from));
+            }
             fill(subject, described)?;
             Outcome::Kept
         }
@@ -105,12 +111,15 @@ fn delivered(subject: &Subject<'_, '_>, described: &mut Socket) -> Result<(), Ch
     });
     for message in waiting {
         let source = if message.from.is_empty() { Some(0) } else { names.get(&message.from).map(|file| file + 1) };
-        described.sources.push(source.ok_or_else(|| {
-            let name = String::from_utf8_lossy(&message.from).replace('\0', "@").replace('\n', "\\n");
-            subject.refuse(&format!("a message of {name} waits in it, which is no socket of the process"), "let it read that first")
-        })?);
+        described.sources.push(source.ok_or_else(|| of_no_socket(subject, &message.from))?);
     }
     fill(subject, described)
+}
+
+/// A message came from a name that nothing here can send from again.
+fn of_no_socket(subject: &Subject<'_, '_>, name: &[u8]) -> CheckpointError {
+    let name = String::from_utf8_lossy(name).replace('\0', "@").replace('\n', "\\n");
+    subject.refuse(&format!("a message of {name} waits in it, which is no socket of the process"), "let it read that first")
 }
 
 /// A socket that is connected to the living one with inode `peer`.
