@@ -25,11 +25,12 @@ impl Server {
         Self::start_through(&[], store, how)
     }
 
-    /// The same through a program that prepares for it and then becomes it, as `nsenter` does.
+    /// The same through a program that prepares for it and then becomes it, as `nsenter` does: into a network of the test's own, where it
+    /// may listen on plain TCP outside of loopback.
     pub fn start_through(through: &[&str], store: &Path, how: &[&str]) -> Result<Self> {
         let mut command = through_command(through, &binary("defrost-page-server")?)?;
         command.args(how).arg("--store").arg(store).stdin(Stdio::null()).stdout(Stdio::piped());
-        command.env("RUST_LOG", "warn");
+        command.env("RUST_LOG", "warn").args((!through.is_empty()).then_some("--insecure-listen"));
         let mut child = command.spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("its output is piped")?).read_line(&mut line)?;
