@@ -9,6 +9,9 @@ use nix::unistd::Pid;
 /// dumps (core(5)).
 pub const CORE: u32 = libc::RLIMIT_CORE;
 
+/// Number of open descriptors.
+pub const NOFILE: u32 = libc::RLIMIT_NOFILE;
+
 /// A soft and a hard limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {

@@ -2,6 +2,7 @@
 //!
 //! The tests take turns: a fork in one is an event for everything watched in this process.
 
+use defrost_kernel::pagemap::{Category, scan};
 use defrost_kernel::scratch::Scratch;
 use defrost_kernel::shared_words::SharedWords;
 use defrost_kernel::uffd::{Event, Filled, Uffd, decode, fork_descriptor};
@@ -207,4 +208,38 @@ fn poison_ends_whoever_touches_it() {
         let ended = waitpid(pid, None);
         assert!(matches!(ended, Ok(WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGBUS, _))), "{ended:?}");
     });
+}
+
+#[test]
+fn a_marker_goes_with_the_contents_and_with_nothing_else() {
+    let _turn = turn();
+    let memory = Scratch::map(16).expect("map");
+    let uffd = Uffd::open().expect("open");
+    uffd.register_marked(memory.range()).expect("register (Linux 6.4)");
+    uffd.mark(memory.range()).expect("mark");
+    let us = nix::unistd::Pid::this();
+    let marked = |range| -> u64 { scan(us, range, Category::Marked).expect("scan").iter().map(pages::PageRange::pages).sum() };
+    assert_eq!(marked(memory.range()), 16);
+    // A marker is as good as a page for zeros and poison, and gives way to contents.
+    let page = |nth: u64| memory.part(nth, 1);
+    assert_eq!([uffd.zero(page(0)), uffd.poison(page(0))], [Filled::Exists { bytes: 0 }; 2]);
+    assert_eq!(uffd.copy(page(0).start(), &[7; PAGE]), Filled::Done);
+    assert_eq!((marked(page(0)), memory.read(0)[0]), (0, 7));
+    memory.read_only(1, 1).expect("protect");
+    assert_eq!(marked(page(1)), 1);
+    std::thread::scope(|scope| {
+        let dropper = scope.spawn(|| memory.drop_contents(2, 1));
+        assert!(matches!(events(&uffd).as_slice(), [Event::Remove(_)]));
+        dropper.join().expect("dropper").expect("drop");
+        let mover = scope.spawn(|| memory.move_away(4, 2));
+        let mut told = events(&uffd);
+        while !mover.is_finished() {
+            let _ = uffd.read_events(&mut told);
+        }
+        let moved = mover.join().expect("mover").expect("move");
+        assert_eq!((marked(page(2)), marked(memory.part(4, 2)), marked(moved.range())), (0, 0, 2));
+    });
+    assert_eq!(uffd.zero(page(2)), Filled::Done, "what was dropped is zeros");
+    uffd.unmark(page(3)).expect("unmark");
+    assert_eq!((marked(page(3)), uffd.poison(page(3))), (0, Filled::Done));
 }

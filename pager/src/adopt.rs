@@ -65,6 +65,7 @@ pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> 
     let own_table: Vec<Open> = table::ours().collect();
     let find = |inode: u64| find(inode, &own_table, pid, pidfd.as_ref());
     let mailbox = mailbox(record, &find)?;
+    place.clear_unfinished();
     let kept = mailbox.look().map_err(std::io::Error::from)?;
     let in_mailbox: HashSet<u64> = kept.iter().map(|(_, uffd)| table::inode(uffd)).collect();
     let ids = place.journals()?;

@@ -65,11 +65,21 @@ fn has_ended(shared: &Shared, number: usize, timeout: Option<Duration>) -> bool 
 /// Memory of children that is gone is owed nothing, and let go.
 fn bury_children(shared: &Shared) {
     let mut own = true;
-    shared.spaces.lock().unwrap_or_else(PoisonError::into_inner).retain(|space| std::mem::take(&mut own) || !space.end_if_dead());
+    let is_over = |space: &Space| space.end_if_dead() || space.is_given_up();
+    shared.spaces.lock().unwrap_or_else(PoisonError::into_inner).retain(|space| std::mem::take(&mut own) || !is_over(space));
+    shared.keep.iter().for_each(|keep| keep.take_spare_back());
 }
 
 /// It has ended: nothing else is to be done once its memory is gone, which others may share, and its children are owed nothing.
 fn see_out(shared: &Shared) {
+    let missing_pages = shared.spaces().first().map_or(0, |own| own.owed_pages());
+    if missing_pages > 0 {
+        tracing::warn!(
+            pid = shared.pid(),
+            missing_pages,
+            "the process ended while memory was missing: where a signal did it, no core dump was written"
+        );
+    }
     while !shared.stop.load(Ordering::Relaxed) {
         shared.beat();
         bury_children(shared);

@@ -119,7 +119,11 @@ pub(crate) fn listen(shared: Arc<Shared>) -> Result<Listening> {
     let callers = Arc::new(Callers::default());
     let listening = Listening { socket: identity(&path), path, callers: callers.clone() };
     std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-        for stream in listener.incoming().flatten() {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else {
+                std::thread::sleep(LOOK); // no descriptor is left: it waits, and the next look may find one
+                continue;
+            };
             let busy = callers.calls.lock().unwrap_or_else(PoisonError::into_inner).0;
             if busy >= CALLS_MOST || limit(&stream).is_err() {
                 continue; // the caller is hung up on

@@ -126,6 +126,14 @@ pub enum DaemonError {
     Unwatched(u32),
 }
 
+impl DaemonError {
+    /// Whether another attempt may go better: room or descriptors were short, or the system failed.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Io(_) | Self::NoThread | Self::NoDescriptor)
+    }
+}
+
 impl From<std::io::Error> for DaemonError {
     fn from(error: std::io::Error) -> Self {
         match error.raw_os_error() {
@@ -243,7 +251,7 @@ fn receive(
     let brake = Brake::new(pid, &mailbox).map_err(std::io::Error::from)?;
     let (mailbox_inodes, brake_inodes) = (mailbox.ends().map(table::inode), brake.ends().map(table::inode));
     let uffd = Uffd::adopt(uffd);
-    let marked = Pager::mark(&image, &uffd)?;
+    let marked = Pager::mark(&image, &uffd, pid)?;
     if !marked && !start.eager {
         tracing::warn!(pid, "this kernel has no PTE markers (Linux 6.4): memory that the process drops without an event is not seen");
     }
@@ -277,7 +285,7 @@ fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Arc<Told>, open: Open
     if record.start.recording == Recording::Anew {
         record.start.recording = Recording::Add; // what the dead pager saw is lost, and what this one sees is not all
     }
-    place.write(&record)?;
+    write_again(&place, &record);
     let (image, stores) = loop {
         match prepare(&record.start, None, open, &mut Phases::begin("pager")) {
             Ok(prepared) => break prepared,
@@ -299,7 +307,7 @@ fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Arc<Told>, open: Open
         record.brake_inodes = brake.ends().map(table::inode);
     }
     record.stopped.clone_from(&stopped);
-    place.write(&record)?;
+    write_again(&place, &record);
     tracing::info!(pid, adopted = record.adopted, spaces = spaces.len(), "another pager goes on");
     let config = Config { told: Some(told.clone()), ..config(record.clone(), image, stores, pid, pidfd, keep) };
     let pager = Pager::serve(config, spaces)?;
@@ -307,7 +315,7 @@ fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Arc<Told>, open: Open
     if !stopped.is_empty() {
         unwatched::go_on(pid, &stopped);
         record.stopped.clear();
-        place.write(&record)?;
+        write_again(&place, &record);
     }
     let listening = control::listen(pager.shared())?;
     if let Some(mut socket) = socket {
@@ -316,6 +324,13 @@ fn take_over(pid: u32, socket: Option<&UnixStream>, told: &Arc<Told>, open: Open
     }
     finish(pager, listening, &place, record.start.report.as_deref(), report);
     Ok(())
+}
+
+/// Write what has changed in a record that is there. Without room the old one stays, which does for whoever takes over next.
+fn write_again(place: &Place, record: &Record) {
+    if let Err(error) = place.write(record) {
+        tracing::warn!(%error, "the record of the restore stays as it was: make room in the runtime directory");
+    }
 }
 
 /// Be the one who serves. A pager that was killed holds its lock a moment longer than it lives.

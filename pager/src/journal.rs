@@ -57,6 +57,8 @@ const PAGES: usize = 8;
 const SHIFT: u64 = 8;
 const BATCH_AT: usize = 16;
 const BITMAP_AT: usize = BATCH_AT + BATCH * MESSAGE_WORDS;
+/// Views that a message adds, at most.
+const VIEWS_OF_A_MESSAGE: usize = 2;
 /// Words of a view or a move.
 const ENTRY_WORDS: usize = 3;
 /// Moves before a journal is written anew: 24 KiB of them.
@@ -69,6 +71,50 @@ pub enum Phase {
     Lazy,
     /// None is any more.
     Settled,
+}
+
+/// Words of a journal.
+fn words_for(origins: &Origins, views: usize) -> usize {
+    BITMAP_AT + origins.pages().div_ceil(64) as usize + (views + MOVES_MAX) * ENTRY_WORDS
+}
+
+/// Room in the runtime directory for a journal that is to be, beside the place where it will be found; removed with its value.
+#[derive(Debug)]
+pub struct Room {
+    file: File,
+    path: Option<PathBuf>,
+}
+
+impl Room {
+    /// Where it lies.
+    fn beside(path: &Path) -> PathBuf {
+        path.with_extension("room")
+    }
+
+    fn reserve(path: &Path, origins: &Origins, views: usize) -> Result<Self> {
+        let path = Self::beside(path);
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+        let room = Self { file, path: Some(path) };
+        room.grow(words_for(origins, views))?;
+        Ok(room)
+    }
+
+    /// A page that cannot be had later would be a SIGBUS.
+    fn grow(&self, words: usize) -> Result<()> {
+        nix::fcntl::posix_fallocate(&self.file, 0, (words * 8) as i64)?;
+        self.file.set_len((words * 8) as u64)
+    }
+
+    /// It is a journal's now, and stays.
+    fn remains(mut self) {
+        self.path = None;
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.path.iter().for_each(|path| _ = std::fs::remove_file(path)); // gone already is as well
+    }
 }
 
 /// Whether the file at `path` is a journal of the form that is written here.
@@ -93,24 +139,37 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Begin number `id` at `path`; `views` says where origins lie, unless they lie where they lay at the checkpoint.
+    /// Begin number `id` at `path`; `views` says where origins lie, unless they lie where they lay at the checkpoint. It is there whole or
+    /// not at all.
     pub fn create(path: &Path, id: u32, origins: Arc<Origins>, views: &[Run]) -> Result<Self> {
+        let room = Room::reserve(path, &origins, views.len())?;
+        let journal = Self::create_in(room, path, id, origins, views)?;
+        journal.publish(path)?;
+        Ok(journal)
+    }
+
+    /// The same in room that was reserved, where nobody finds it yet.
+    fn create_in(room: Room, path: &Path, id: u32, origins: Arc<Origins>, views: &[Run]) -> Result<Self> {
         let bitmap_words = origins.pages().div_ceil(64) as usize;
-        let words = BITMAP_AT + bitmap_words + (views.len() + MOVES_MAX) * ENTRY_WORDS;
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
-        // A page that cannot be had later would be a SIGBUS.
-        nix::fcntl::posix_fallocate(&file, 0, (words * 8) as i64)?;
-        let mapped = SharedWords::map(&file, words)?;
+        let words = words_for(&origins, views.len());
+        room.grow(words)?;
+        let mapped = SharedWords::map(&room.file, words)?;
         for (at, value) in [(BITMAP_WORDS, bitmap_words), (MOVES_ROOM, MOVES_MAX), (VIEWS, views.len()), (PAGES, origins.pages() as usize)]
         {
             mapped.set(at, value as u64);
         }
-        let journal = Self::over(mapped, id, origins, path, file.metadata()?.ino());
+        let journal = Self::over(mapped, id, origins, path, room.file.metadata()?.ino());
         for (index, view) in views.iter().enumerate() {
             journal.write_entry(journal.views_at + index * ENTRY_WORDS, [view.at.number(), view.origin.number(), view.pages]);
         }
         journal.words.set(0, MAGIC);
+        room.remains();
         Ok(journal)
+    }
+
+    /// Let it be found at `path`.
+    fn publish(&self, path: &Path) -> Result<()> {
+        std::fs::rename(Room::beside(path), path).inspect_err(|_| _ = std::fs::remove_file(Room::beside(path)))
     }
 
     /// Take up number `id` at `path`.
@@ -295,10 +354,16 @@ impl Journal {
         self.words.set(PHASE, 1);
     }
 
+    /// Room for the journal of a child at `path`, forked in a batch that is not applied yet.
+    pub fn room_for_child(&self, path: &Path, now: &Residency) -> Result<Room> {
+        Room::reserve(path, &self.origins, now.views().count() + BATCH * VIEWS_OF_A_MESSAGE)
+    }
+
     /// The journal `id` of a forked child, at `path`: it owes what this space owes, where this space has it `now`.
-    pub fn of_child(&self, path: &Path, id: u32, now: &Residency) -> Result<Self> {
-        let child = Self::create(path, id, self.origins.clone(), &now.views().collect::<Vec<_>>())?;
+    pub fn of_child(&self, room: Room, path: &Path, id: u32, now: &Residency) -> Result<Self> {
+        let child = Self::create_in(room, path, id, self.origins.clone(), &now.views().collect::<Vec<_>>())?;
         (BITMAP_AT..self.views_at).for_each(|at| child.words.set(at, self.words.get(at)));
+        child.publish(path)?;
         Ok(child)
     }
 

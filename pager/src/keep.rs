@@ -10,6 +10,8 @@
 //! A forked child, told of by message i of its parent's batch (see `journal`), is kept in this order:
 //!
 //! ```text
+//!   0  room for its journal is reserved; a child for which there is none, or no descriptor, is refused: what it misses is
+//!      poisoned, and the steps below are left out
 //!   1  its userfaultfd goes into the mailbox, with its number, its parent's, and how many were born of that before it: for all
 //!      children of the batch, before any message of it is applied
 //!   2  its journal is written: it owes what its parent owes as of message i
@@ -26,7 +28,7 @@
 use crate::brake::Brake;
 use crate::crash::point;
 use crate::daemon::Start;
-use crate::journal::Journal;
+use crate::journal::{Journal, Room};
 use crate::mailbox::{Child, Mailbox};
 use crate::origins::Origins;
 use crate::residency::Residency;
@@ -36,10 +38,13 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind, Result};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What files of journals end with that are not finished.
+const UNFINISHED: [&str; 2] = ["room", "anew"];
 
 /// What is restored.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -154,6 +159,20 @@ impl Place {
         for id in self.journals().unwrap_or_default() {
             self.remove_journal(id);
         }
+        self.clear_unfinished();
+    }
+
+    /// Remove journals that were begun by a pager that died, and that nobody finds.
+    pub(crate) fn clear_unfinished(&self) {
+        let begin = format!("{}.", self.pid);
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let unfinished =
+                name.strip_prefix(&begin).is_some_and(|rest| UNFINISHED.iter().any(|suffix| rest.ends_with(&format!(".{suffix}"))));
+            if unfinished {
+                let _ = fs::remove_file(entry.path()); // gone already is as well
+            }
+        }
     }
 
     /// Remove everything but the socket, which has an owner of its own.
@@ -174,7 +193,9 @@ impl Place {
     /// Remove one journal.
     pub fn remove_journal(&self, id: u32) {
         let _ = fs::remove_file(self.journal_path(id)); // gone already is as well
-        let _ = fs::remove_file(self.journal_path(id).with_extension("anew"));
+        for suffix in UNFINISHED {
+            let _ = fs::remove_file(self.journal_path(id).with_extension(suffix));
+        }
     }
 
     /// Pids of which there is a record in `dir`.
@@ -183,6 +204,11 @@ impl Place {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".restore")?.parse().ok()).collect()
     }
+}
+
+/// A descriptor of no use.
+fn spare(mailbox: &Mailbox) -> Option<OwnedFd> {
+    mailbox.ends()[0].try_clone().ok()
 }
 
 /// What the address spaces of one restore keep things in.
@@ -194,13 +220,23 @@ pub struct Keep {
     brake: Option<Brake>,
     uffd_inode: u64,
     next_id: AtomicU32,
+    /// A descriptor of no use, closed where another is needed for a moment.
+    spare: Mutex<Option<OwnedFd>>,
+}
+
+/// Where a forked child is to be kept.
+#[derive(Debug)]
+pub struct Cradle {
+    id: u32,
+    room: Room,
 }
 
 impl Keep {
     /// In `place`, where journals up to, not with, `next_id` are, for the process whose userfaultfd has that inode.
     #[must_use]
     pub fn new(place: Place, origins: Arc<Origins>, mailbox: Mailbox, uffd_inode: u64, next_id: u32) -> Self {
-        Self { place, origins, mailbox, brake: None, uffd_inode, next_id: AtomicU32::new(next_id) }
+        let spare = Mutex::new(spare(&mailbox));
+        Self { place, origins, mailbox, brake: None, uffd_inode, next_id: AtomicU32::new(next_id), spare }
     }
 
     /// With a brake, for a process that may fork.
@@ -253,20 +289,40 @@ impl Keep {
         Ok(children)
     }
 
-    /// Keep the descriptor of a child of `parent` with so many `elders` (step 1 above); yields its number.
-    pub fn take(&self, parent: u32, elders: u64, uffd: RawFd) -> Result<u32> {
+    /// Close the spare descriptor: its number is free for a moment. False where it is closed already.
+    pub(crate) fn lend_spare(&self) -> bool {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
+    }
+
+    /// Have a spare descriptor again, where there is one to be had.
+    pub(crate) fn take_spare_back(&self) {
+        let mut kept = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.is_none() {
+            *kept = spare(&self.mailbox);
+        }
+    }
+
+    /// Keep the descriptor of a child of `parent`, which owes as much as that does `now`, with so many `elders` (step 1 above). Room for
+    /// its journal first: a child without could not be taken over, nor told from others.
+    pub fn take(&self, parent: &Journal, now: &Residency, elders: u64, uffd: RawFd) -> Result<Cradle> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let room = parent.room_for_child(&self.place.journal_path(id), now)?;
         point("before-mailbox");
-        self.mailbox.keep(Child { id, parent, elders }, uffd).map_err(|errno| match errno {
+        self.mailbox.keep(Child { id, parent: parent.id(), elders }, uffd).map_err(|errno| match errno {
             Errno::EAGAIN => Error::new(ErrorKind::QuotaExceeded, "its mailbox is full: too many children were forked"),
             errno => errno.into(),
         })?;
         point("after-mailbox");
-        Ok(id)
+        Ok(Cradle { id, room })
     }
 
-    /// Begin the journal of child `id` (step 2 above).
-    pub fn child(&self, id: u32, parent: &Journal, now: &Residency) -> Result<Journal> {
-        parent.of_child(&self.place.journal_path(id), id, now)
+    /// The cradle of child `id`, which a pager before us has put into the mailbox.
+    pub(crate) fn cradle(&self, id: u32, parent: &Journal, now: &Residency) -> Result<Cradle> {
+        Ok(Cradle { id, room: parent.room_for_child(&self.place.journal_path(id), now)? })
+    }
+
+    /// Begin the journal of a child (step 2 above).
+    pub fn child(&self, Cradle { id, room }: Cradle, parent: &Journal, now: &Residency) -> Result<Journal> {
+        parent.of_child(room, &self.place.journal_path(id), id, now)
     }
 }

@@ -7,7 +7,7 @@
 use crate::crash::point;
 use crate::history::{History, How};
 use crate::journal::Journal;
-use crate::keep::Keep;
+use crate::keep::{Cradle, Keep};
 use crate::residency::Residency;
 use crate::space::Space;
 use kernel::uffd::{BATCH, Event, Uffd, decode, fork_descriptor};
@@ -33,8 +33,8 @@ pub struct Pumped {
     pub faults: Vec<PageAddr>,
     /// Spaces of forked children.
     pub children: Vec<Space>,
-    /// A child that is served, but that only we know of.
-    pub unkept: Option<std::io::Error>,
+    /// Why a child, which is among the children, cannot be kept: what it misses is to be given up.
+    pub refused: Option<std::io::Error>,
 }
 
 /// Where descriptors of forked children are that a pager before us had, or not any more.
@@ -145,22 +145,32 @@ impl Ledger {
             return Ok(more);
         };
         let reading = READING.read().unwrap_or_else(PoisonError::into_inner);
+        // Before a child could take the last number: then there would be none to refuse the next one by.
+        keep.take_spare_back();
         let armed = keep.brake().map(|brake| brake.arm(journal));
         point("before-read");
-        let count = journal.read(uffd).unwrap_or(0);
+        let (count, refusing) = match journal.read(uffd) {
+            // A child that there is no descriptor for gets the spare one until it is refused: its parent must not wait.
+            Err(Errno::EMFILE | Errno::ENFILE) if keep.lend_spare() => (journal.read(uffd).unwrap_or(0), true),
+            read => (read.unwrap_or(0), false),
+        };
         point("after-read");
         // Before anything else: until then a child's memory hangs on us alone.
         let forks = (0..count).filter_map(|at| fork_descriptor(journal.message(at)));
-        let born: Vec<_> = forks.zip(journal.births()..).map(|(fd, elders)| keep.take(journal.id(), elders, fd)).collect();
+        let take = |(fd, elders)| match refusing {
+            true => Err(Errno::EMFILE.into()),
+            false => keep.take(journal, &self.residency, elders, fd),
+        };
+        let born: Vec<_> = forks.zip(journal.births()..).map(take).collect();
         drop((armed, reading));
         let mut born = born.into_iter();
         for at in 0..count {
             let Some(Kept { journal, .. }) = &self.kept else { break };
             match decode(journal.message(at)) {
                 Some(Event::Fork(uffd)) => {
-                    let id = born.next().unwrap_or_else(|| Err(Errno::ENOENT.into())); // one for each
+                    let cradle = born.next().unwrap_or_else(|| Err(Errno::ENOENT.into())); // one for each
                     point("before-apply");
-                    pumped.children.push(self.child(id, uffd, &mut pumped.unkept));
+                    pumped.children.push(self.child(cradle, uffd, &mut pumped.refused));
                     self.applied(at, true);
                 }
                 Some(event) => {
@@ -189,11 +199,12 @@ impl Ledger {
                 continue;
             };
             if let Some((id, uffd)) = births.kept(journal.id(), elders) {
-                pumped.children.push(self.child(Ok(id), uffd, &mut pumped.unkept));
+                let cradle = keep.cradle(id, journal, &self.residency);
+                pumped.children.push(self.child(cradle, uffd, &mut pumped.refused));
             } else if births.taken(fd) {
-                let id = keep.take(journal.id(), elders, fd);
+                let cradle = keep.take(journal, &self.residency, elders, fd);
                 if let Some(Event::Fork(uffd)) = decode(message) {
-                    pumped.children.push(self.child(id, uffd, &mut pumped.unkept));
+                    pumped.children.push(self.child(cradle, uffd, &mut pumped.refused));
                 }
             } else {
                 lost += 1;
@@ -259,14 +270,14 @@ impl Ledger {
         Ok(self.residency.remap(range, to))
     }
 
-    /// The space of a child that was just forked and is kept under that number, or not.
-    fn child(&self, id: Result<u32>, uffd: Uffd, unkept: &mut Option<std::io::Error>) -> Space {
+    /// The space of a child that was just forked, or that it cannot be kept.
+    fn child(&self, cradle: Result<Cradle>, uffd: Uffd, refused: &mut Option<std::io::Error>) -> Space {
         let Some(Kept { journal, keep }) = &self.kept else { return Space::new(uffd, self.residency.clone()) };
-        match id.and_then(|id| keep.child(id, journal, &self.residency)) {
+        match cradle.and_then(|cradle| keep.child(cradle, journal, &self.residency)) {
             Ok(journal) => Space::kept(uffd, self.residency.clone(), journal, keep.clone()),
             Err(error) => {
-                *unkept = Some(error); // it is served all the same, for as long as we are there
-                Space::new(uffd, self.residency.clone())
+                *refused = Some(error);
+                Space::refused(uffd, self.residency.clone())
             }
         }
     }

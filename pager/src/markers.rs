@@ -47,12 +47,14 @@ pub(crate) struct Markers {
     pagemap: Option<Mutex<Pagemap>>,
 }
 
-/// Mark all of `missing` in memory of a process that does not run yet. False where its userfaultfd has no markers.
-pub(crate) fn mark(uffd: &Uffd, missing: impl IntoIterator<Item = PageRange>) -> Result<bool, Errno> {
+/// Mark all of `missing` in memory of process `pid`, which does not run yet. False where its userfaultfd has no markers.
+pub(crate) fn mark(uffd: &Uffd, pid: u32, missing: impl IntoIterator<Item = PageRange>) -> Result<bool, Errno> {
     for (nth, range) in missing.into_iter().enumerate() {
         let mut tries = 0;
         loop {
             match uffd.mark(range) {
+                // A kernel that write-protects only what is there says that it did, too.
+                Ok(()) if nth == 0 && !is_marked(pid, range) => return Ok(false),
                 Ok(()) => break,
                 Err(Errno::ENOENT | Errno::EINVAL) if nth == 0 => return Ok(false),
                 Err(Errno::EAGAIN | Errno::EINTR) if tries < TRIES => tries += 1,
@@ -61,6 +63,12 @@ pub(crate) fn mark(uffd: &Uffd, missing: impl IntoIterator<Item = PageRange>) ->
         }
     }
     Ok(true)
+}
+
+/// Whether each page of `range` has a marker.
+fn is_marked(pid: u32, range: PageRange) -> bool {
+    let found = kernel::pagemap::scan(Pid::from_raw(pid as i32), range, Category::Marked);
+    found.is_ok_and(|found| found.iter().map(PageRange::pages).sum::<u64>() == range.pages())
 }
 
 impl Markers {

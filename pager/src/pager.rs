@@ -150,8 +150,8 @@ impl Pager {
     }
 
     /// Mark what is missing in a process that does not run yet: false where its userfaultfd has no markers.
-    pub fn mark(image: &Image, uffd: &Uffd) -> std::io::Result<bool> {
-        Ok(markers::mark(uffd, lazy_origins(image).runs())?)
+    pub fn mark(image: &Image, uffd: &Uffd, pid: u32) -> std::io::Result<bool> {
+        Ok(markers::mark(uffd, pid, lazy_origins(image).runs())?)
     }
 
     /// Serve these spaces, the process's own first.
@@ -384,10 +384,11 @@ impl Shared {
     /// Look at a space's events; children join in. Yields pages that threads wait for.
     pub(crate) fn pump(&self, space: &Space) -> std::io::Result<Vec<PageAddr>> {
         let _births = self.births.read().unwrap_or_else(PoisonError::into_inner); // there is nothing to be half done
-        let Pumped { faults, children, unkept } = space.pump()?;
-        if let Some(error) = unkept {
-            tracing::warn!(pid = self.pid, %error, "a forked child depends on this pager alone");
-            self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(format!("a forked child depends on one pager: {error}"));
+        let Pumped { faults, children, refused } = space.pump()?;
+        if let Some(error) = refused {
+            let why = format!("a forked child is refused, touches of what it misses are a SIGBUS: it cannot be kept: {error}");
+            tracing::error!(pid = self.pid, why, "raise the hard limit on descriptors (ulimit -Hn), or make room in the runtime directory");
+            self.note(&why);
         }
         if !children.is_empty() {
             let mut spaces = self.spaces.lock().unwrap_or_else(PoisonError::into_inner);

@@ -96,6 +96,8 @@ pub struct Space {
     granule_pages: u64,
     /// Tell which missing pages are still the snapshot's.
     markers: Markers,
+    /// It is a child's that cannot be kept: what it misses is given up.
+    refused: bool,
 }
 
 impl Space {
@@ -115,6 +117,16 @@ impl Space {
     #[must_use]
     pub fn kept(uffd: Uffd, residency: Residency, journal: Journal, keep: Arc<Keep>) -> Self {
         Self::over(uffd, Ledger::kept(residency, journal, keep))
+    }
+
+    /// That of a child which cannot be kept.
+    pub(crate) fn refused(uffd: Uffd, residency: Residency) -> Self {
+        Self { refused: true, ..Self::new(uffd, residency) }
+    }
+
+    /// Give up what is missing, if it is refused: whether nothing is left to be done.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.refused && matches!(self.poison(), Outcome::Settled | Outcome::Gone) && self.owed_pages() == 0
     }
 
     /// It is the memory of process `pid`, whose page map tells of markers and guards.
@@ -140,6 +152,7 @@ impl Space {
             filled: Condvar::new(),
             granule_pages: 1,
             markers: Markers::default(),
+            refused: false,
         }
     }
 
@@ -177,7 +190,11 @@ impl Space {
         let mut books = self.lock();
         while books.ledger.read(&self.uffd, &mut pumped)? {}
         // What a child misses is marked as its parent's is.
-        pumped.children.iter_mut().for_each(|child| child.markers = Markers::new(self.markers.are_there()));
+        for child in &mut pumped.children {
+            child.markers = Markers::new(self.markers.are_there());
+        }
+        // Where an event is in the way of that it is done later.
+        pumped.children.retain(|child| !child.is_given_up());
         Ok(pumped)
     }
 

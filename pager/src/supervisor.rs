@@ -30,12 +30,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Exit status of a pager that could not take over for now, for want of room or descriptors say: another is tried.
+pub const AGAIN: i32 = 75;
 /// Exit status of a Rust program that panicked.
 const PANICKED: i32 = 101;
 /// A pager that dies sooner than this after it began is not started again at once.
 const SOON: Duration = Duration::from_millis(200);
 /// How long then.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long after one that could not take over for now.
+const AGAIN_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a pager is to do.
 #[derive(Debug)]
@@ -57,6 +61,7 @@ impl Work {
 
 /// Supervise pagers that do `work` until one of them has come to its end; yields our exit status. `serve` is a pager's life.
 pub fn run(mut work: Work, serve: &dyn Fn(&Work, &Arc<Told>) -> i32) -> std::io::Result<i32> {
+    table::raise_limit();
     let exe = successor::on_disk()?;
     let told = Arc::new(Told::new()?);
     let watched = [Signal::SIGCHLD, Signal::SIGUSR2].into_iter().collect::<SigSet>();
@@ -104,9 +109,10 @@ pub fn run(mut work: Work, serve: &dyn Fn(&Work, &Arc<Told>) -> i32) -> std::io:
                 },
             }
         };
-        let pid = told.pid();
+        let (pid, mut again) = (told.pid(), Duration::ZERO);
         match status {
             // It came to its end, or said why it cannot go on.
+            WaitStatus::Exited(_, AGAIN) if pid != 0 && !matches!(work, Work::TakeOver(_, Some(_))) => again = AGAIN_PAUSE,
             WaitStatus::Exited(_, code) if code != PANICKED => return Ok(code),
             _ if pid == 0 => return Ok(1), // the restore sees its socket closed
             _ => {}
@@ -116,8 +122,9 @@ pub fn run(mut work: Work, serve: &dyn Fn(&Work, &Arc<Told>) -> i32) -> std::io:
         work = Work::TakeOver(pid, None); // closes the socket of what was asked before, which is ours
         tidy(pid, &signals);
         if begun.elapsed() < SOON {
-            std::thread::sleep(PAUSE);
+            again = again.max(PAUSE);
         }
+        std::thread::sleep(again);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Tables of open descriptors, ours and others', as /proc shows them: how a userfaultfd or a mailbox is found again by its inode.
 
+use kernel::limits;
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -20,6 +21,16 @@ impl Open {
     #[must_use]
     pub fn is_userfaultfd(&self) -> bool {
         self.link == "anon_inode:[userfaultfd]"
+    }
+}
+
+/// Let us have as many descriptors as we may: each forked child takes one.
+pub fn raise_limit() {
+    let us = nix::unistd::Pid::this();
+    let raised =
+        limits::of(us, limits::NOFILE).and_then(|limit| limits::set(us, limits::NOFILE, limits::Limit { soft: limit.hard, ..limit }));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the soft limit on open descriptors cannot be raised to the hard one");
     }
 }
 

@@ -40,7 +40,7 @@ pub fn pager(take_over: Option<u32>, socket: Option<UnixStream>) -> Result<ExitC
         Ok(()) => 0,
         Err(error) => {
             eprintln!("defrost pager: {error:#}");
-            1
+            if error.may_pass() { supervisor::AGAIN } else { 1 }
         }
     })?;
     Ok(ExitCode::from(status as u8))
@@ -108,7 +108,9 @@ pub fn wait(pid: u32, json: bool) -> Result<()> {
     match status.state {
         State::Failed(why) => bail!("process {pid} was ended: {why}"),
         State::Poisoned(why) => bail!("process {pid} has lost what was missing of its memory: {why}"),
-        State::Gone => bail!("process {pid} ended before all of its memory was there"),
+        State::Gone => bail!(
+            "process {pid} ended before all of its memory was there, and so without a core dump: restore it with --eager to debug a crash"
+        ),
         _ => Ok(()),
     }
 }
