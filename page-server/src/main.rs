@@ -17,6 +17,8 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
+        // What cannot be written (the disk is full) is lost: saying so on the same stream would be a panic, and the server's end.
+        .log_internal_errors(false)
         .init();
     match serve(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,7 +8,7 @@
 //! ```
 
 use std::fmt::Result;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Instant;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
@@ -49,6 +49,8 @@ fn is_like_criu() -> bool {
 pub fn begin() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
     let log = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    // What cannot be written (the disk is full) is lost: saying so on the same stream would be a panic, and a pager's end.
+    let log = log.log_internal_errors(false);
     match is_like_criu() {
         true => log.event_format(LikeCriu(Instant::now())).init(),
         false => log.init(),
@@ -60,7 +62,7 @@ pub fn failed(why: &str) {
     let why = on_one_line(why);
     match is_like_criu() {
         true => tracing::error!("{why}"),
-        false => eprintln!("defrost: {why}"),
+        false => _ = writeln!(std::io::stderr(), "defrost: {why}"), // the same
     }
 }
 

@@ -8,7 +8,7 @@ use pager::keep::Place;
 use pager::successor;
 use pager::supervisor::{self, Work};
 use pager::{State, Status, control, daemon, readers};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
@@ -39,7 +39,7 @@ pub fn pager(take_over: Option<u32>, socket: Option<UnixStream>) -> Result<ExitC
     let status = supervisor::run(work, &|work, told| match daemon::serve(work, told, &open, &report) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("defrost pager: {error:#}");
+            let _ = writeln!(std::io::stderr(), "defrost pager: {error:#}"); // the disk may be full
             if error.may_pass() { supervisor::AGAIN } else { 1 }
         }
     })?;
