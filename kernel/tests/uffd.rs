@@ -227,7 +227,7 @@ fn a_marker_goes_with_the_contents_and_with_nothing_else() {
     assert_eq!((marked(page(0)), memory.read(0)[0]), (0, 7));
     memory.read_only(1, 1).expect("protect");
     assert_eq!(marked(page(1)), 1);
-    std::thread::scope(|scope| {
+    let moved = std::thread::scope(|scope| {
         let dropper = scope.spawn(|| memory.drop_contents(2, 1));
         assert!(matches!(events(&uffd).as_slice(), [Event::Remove(_)]));
         dropper.join().expect("dropper").expect("drop");
@@ -238,8 +238,11 @@ fn a_marker_goes_with_the_contents_and_with_nothing_else() {
         }
         let moved = mover.join().expect("mover").expect("move");
         assert_eq!((marked(page(2)), marked(memory.part(4, 2)), marked(moved.range())), (0, 0, 2));
+        moved
     });
     assert_eq!(uffd.zero(page(2)), Filled::Done, "what was dropped is zeros");
     uffd.unmark(page(3)).expect("unmark");
     assert_eq!((marked(page(3)), uffd.poison(page(3))), (0, Filled::Done));
+    drop(uffd); // with it open, whoever unmaps what moved waits for its event to be read
+    drop(moved);
 }
