@@ -262,7 +262,7 @@ fn file_values_are_checked() {
         ("file 0", |m| *kind(m, 0) = Kind::Terminal(Terminal { fd: 3, ..Terminal::default() })),
         ("file 1", |m| *kind(m, 1) = Kind::OutsidePipe(OutsidePipe { fd: 3, write: false, ..OutsidePipe::default() })),
         ("file 2", |m| *kind(m, 2) = Kind::Regular(RegularFile { identity: None })),
-        ("file 3", |m| *kind(m, 3) = Kind::Directory(Directory { path: "relative".to_owned() })),
+        ("file 3", |m| *kind(m, 3) = Kind::Directory(Directory { path: "relative".to_owned(), ..Directory::default() })),
         ("file 5", |m| pipe(m, 5).capacity_bytes = 3),
         ("file 6", |m| pipe(m, 6).contents.push(0)),
         ("file 5", |m| pipe(m, 5).packets = vec![vec![0; 70_000]]),
@@ -274,7 +274,7 @@ fn file_values_are_checked() {
         ("file 9", |m| *kind(m, 9) = Kind::Timerfd(TimerFd { clock: 2, ..TimerFd::default() })),
         ("file 14", |m| add(m, Kind::NamedPipe(NamedPipe { path: "fifo".to_owned(), ..NamedPipe::default() }))),
         ("file 14", |m| add(m, Kind::KernelFile(KernelFile { path: String::new() }))),
-        ("file 14", |m| add(m, Kind::PathOnly(PathOnly { path: "a".to_owned(), mode: 0 }))),
+        ("file 14", |m| add(m, Kind::PathOnly(PathOnly { path: "a".to_owned(), ..PathOnly::default() }))),
         ("file 14", |m| add(m, watches(&[(2, "/a"), (2, "/b")]))),
         ("file 14", |m| add(m, watches(&[(2, "a")]))),
         ("file 14", |m| add(m, Kind::Pidfd(PidFd { pid: 0 }))),
@@ -326,7 +326,7 @@ fn every_kind_of_descriptor_may_be_there() {
     add(&mut manifest, Kind::Pipe(pipe));
     add(&mut manifest, Kind::NamedPipe(named));
     add(&mut manifest, Kind::KernelFile(KernelFile { path: "/proc/4711/stat".to_owned() }));
-    add(&mut manifest, Kind::PathOnly(PathOnly { path: "/".to_owned(), mode: 0o040_000 }));
+    add(&mut manifest, Kind::PathOnly(PathOnly { path: "/".to_owned(), mode: 0o040_000, ..PathOnly::default() }));
     add(&mut manifest, watches(&[(1, "/a"), (3, "/b")]));
     add(&mut manifest, Kind::Pidfd(PidFd { pid: 4711 }));
     add(&mut manifest, Kind::Namespace(NamespaceFd { name: "pid_for_children".to_owned() }));

@@ -4,7 +4,7 @@
 //! know the meaning of. [`tracee`] owns the states of a traced thread, [`remote`] runs system calls in one, [`return_stub`] brings it
 //! back should the tracer die meanwhile, [`wait_limit`] ends waits for one that never stops, [`spawn`] makes the
 //! process that a restore fills; [`memory`] and [`pagemap`] look into a process, [`uffd`] answers its missing pages, [`handoff`]
-//! moves descriptors between processes, [`kinship`] tells what two processes share, [`hangup`] leaves a signal to the kernel, [`sockopt`] looks at sockets, [`mapped_file`]
+//! moves descriptors between processes, [`file_user`] lets a thread open files as another user, [`kinship`] tells what two processes share, [`hangup`] leaves a signal to the kernel, [`sockopt`] looks at sockets, [`mapped_file`]
 //! lends out a pack or an image, [`huge`] makes small pages huge, [`terminal`] and [`timer`] carry what those are set to, [`task`],
 //! [`rseq`] and [`bystander`] know a thread's lesser settings, [`limits`] are a process's, [`shared_words`] keep what must outlive us and [`lazy_memory`] is filled
 //! by others.
@@ -12,6 +12,7 @@
 pub mod bystander;
 pub mod call_list;
 pub mod descriptions;
+pub mod file_user;
 pub mod handoff;
 pub mod hangup;
 pub mod huge;

@@ -1,6 +1,6 @@
 //! How others ask a pager: one unix socket a restore, one line each way.
 //!
-//! The socket is PID.sock in the runtime directory (/run/defrost for root, else $XDG_RUNTIME_DIR/defrost). `status` answers at once,
+//! The socket is PID.sock in the runtime directory ([`crate::runtime_folder`]). `status` answers at once,
 //! `wait` when everything is there or never will be; the answer is a [`Status`] as JSON. `picture` yields a [`Picture`].
 //! A socket nobody listens on is swept. Each read, write and connection has a deadline on both sides.
 //! A pager that ended its process stays until one `wait` was told why, or for [`TOLD_WITHIN`].
@@ -8,6 +8,7 @@
 use crate::keep::Place;
 use crate::pager::Shared;
 use crate::picture::Picture;
+use crate::runtime_folder;
 use crate::status::{State, Status};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -41,8 +42,7 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
 /// Where sockets are.
 #[must_use]
 pub fn runtime_dir() -> PathBuf {
-    let user = || std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("defrost"));
-    if nix::unistd::geteuid().is_root() { "/run/defrost".into() } else { user().unwrap_or_else(|| "/tmp/defrost".into()) }
+    runtime_folder::path()
 }
 
 fn socket_path(pid: u32) -> PathBuf {
@@ -110,7 +110,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 /// Begin to answer for `shared`.
 pub(crate) fn listen(shared: Arc<Shared>) -> Result<Listening> {
     let path = socket_path(shared.pid());
-    std::fs::create_dir_all(runtime_dir())?;
+    runtime_folder::make(&runtime_dir())?;
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}

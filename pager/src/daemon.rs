@@ -24,6 +24,7 @@ use crate::phases::Phases;
 use crate::picture::Picture;
 use crate::policy::Policy;
 use crate::replay::Recording;
+use crate::runtime_folder;
 use crate::status::State;
 use crate::supervisor::Work;
 use crate::table;
@@ -41,6 +42,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -155,8 +157,9 @@ pub type Report<'a> = &'a dyn Fn(&Path, &Picture) -> Result<(), String>;
 pub fn spawn(socket: UnixStream, options: &[&str], variable: Option<(&str, &OsStr)>) -> std::io::Result<Child> {
     let exe = std::env::current_exe()?;
     // Whoever reads our standard error to its end must not have to wait for it.
-    std::fs::create_dir_all(runtime_dir())?;
-    let log = File::options().create(true).append(true).open(runtime_dir().join("pager.log"))?;
+    runtime_folder::make(&runtime_dir())?;
+    let log =
+        File::options().create(true).append(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW).open(runtime_dir().join("pager.log"))?;
     // Standard input is the socket: the one descriptor a new program can be given by a safe call.
     let mut command = Command::new(exe);
     command.arg("pager").args(options).stdin(Stdio::from(OwnedFd::from(socket))).stdout(Stdio::null()).stderr(Stdio::from(log));

@@ -37,7 +37,6 @@ use kernel::shared_words::SharedWords;
 use kernel::uffd::{BATCH, MESSAGE_WORDS, Uffd};
 use nix::errno::Errno;
 use pages::{PageAddr, PageRange};
-use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -93,7 +92,7 @@ impl Room {
 
     fn reserve(path: &Path, origins: &Origins, views: usize) -> Result<Self> {
         let path = Self::beside(path);
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+        let file = crate::keep::private().read(true).write(true).create(true).truncate(true).open(&path)?;
         let room = Self { file, path: Some(path) };
         room.grow(words_for(origins, views))?;
         Ok(room)
@@ -174,7 +173,7 @@ impl Journal {
 
     /// Take up number `id` at `path`.
     pub fn open(path: &Path, id: u32, origins: Arc<Origins>) -> Result<Self> {
-        let file = File::options().read(true).write(true).open(path)?;
+        let file = crate::keep::private().read(true).write(true).open(path)?;
         let words = file.metadata()?.len() as usize / 8;
         let unlike = || Error::new(ErrorKind::InvalidData, format!("{}: it is no journal of this snapshot", path.display()));
         if words < BITMAP_AT {

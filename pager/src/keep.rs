@@ -32,13 +32,15 @@ use crate::journal::{Journal, Room};
 use crate::mailbox::{Child, Mailbox};
 use crate::origins::Origins;
 use crate::residency::Residency;
+use crate::runtime_folder;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::io::{Error, ErrorKind, Result};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Error, ErrorKind, Result, Write as _};
 use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,6 +68,13 @@ pub struct Record {
     pub stopped: HashSet<i32>,
 }
 
+/// A file that is ours alone, at the path itself and not behind a link.
+pub(crate) fn private() -> OpenOptions {
+    let mut options = File::options();
+    options.mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
+    options
+}
+
 /// Where things of one restore are.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -91,7 +100,11 @@ impl Place {
     /// Write the record, whole or not at all.
     pub fn write(&self, record: &Record) -> Result<()> {
         let partial = self.path("partial");
-        fs::write(&partial, serde_json::to_vec(record).map_err(Error::from)?)?;
+        match fs::remove_file(&partial) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        private().write(true).create_new(true).open(&partial)?.write_all(&serde_json::to_vec(record).map_err(Error::from)?)?;
         fs::rename(partial, self.path("restore"))
     }
 
@@ -126,8 +139,8 @@ impl Place {
 
     /// Be the one who serves; `None` where somebody else is. It ends with the last descriptor of it.
     pub fn lock(&self) -> Result<Option<Flock<File>>> {
-        fs::create_dir_all(&self.dir)?;
-        let file = File::options().create(true).truncate(false).write(true).open(self.path("lock"))?;
+        runtime_folder::make(&self.dir)?;
+        let file = private().create(true).truncate(false).write(true).open(self.path("lock"))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(held) => Ok(Some(held)),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),

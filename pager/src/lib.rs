@@ -55,6 +55,7 @@ mod policy;
 pub mod readers;
 mod replay;
 pub mod residency;
+pub mod runtime_folder;
 mod space;
 mod status;
 pub mod successor;

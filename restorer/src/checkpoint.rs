@@ -166,6 +166,9 @@ fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
     }
     let snapshot = store.commit(image, &request.name)?;
     phases.done("commit");
+    if let Err(error) = restore::made_here::remember(&snapshot) {
+        tracing::warn!(%error, "the snapshot is not remembered as made here: files that only root may open need --grant at its restore");
+    }
     if !request.leave_running {
         resets::reset_at_end(proc, &manifest);
         end(request.pid);
@@ -190,7 +193,13 @@ fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
 fn would_come_back(pid: u32, image: &[u8]) -> Result<(), CheckpointError> {
     let failed = |source: RestoreError| CheckpointError::NoWayBack { pid, source: Box::new(source) };
     let image = Image::parse(image).map_err(|error| failed(error.into()))?;
-    let plan = Plan { outlook: Outlook::Frozen, new_pid_namespace: false, inherit_cgroups: false, changes: restore::Changes::default() };
+    let plan = Plan {
+        outlook: Outlook::Frozen,
+        new_pid_namespace: false,
+        inherit_cgroups: false,
+        changes: restore::Changes::default(),
+        made_here: true,
+    };
     restore::obstacles(&image.manifest, &plan).into_iter().next().map_or(Ok(()), |first| Err(failed(first)))
 }
 

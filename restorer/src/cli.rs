@@ -358,6 +358,9 @@ pub struct RestoreArgs {
     /// Use the file OTHER wherever the process had PATH (repeatable)
     #[arg(long, value_name = "PATH=OTHER", value_parser = replacement)]
     pub replace: Vec<(String, PathBuf)>,
+    /// Open PATH with the rights of this command, although the process's own user may not open it (repeatable)
+    #[arg(long, value_name = "PATH")]
+    pub grant: Vec<String>,
     /// In a pid namespace of its own, where its pid is free
     #[arg(long)]
     pub new_pid_namespace: bool,

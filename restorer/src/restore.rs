@@ -15,12 +15,14 @@ mod eager;
 mod error;
 mod files;
 mod found;
+mod guise;
 mod host;
 mod host_memory;
 mod in_flight;
 mod inherited;
 mod interests;
 mod locks;
+pub mod made_here;
 mod memory;
 pub mod namespace;
 mod numbers;
@@ -28,6 +30,7 @@ mod objects;
 mod obstacles;
 mod own_files;
 mod plan;
+mod reach;
 mod rights;
 mod shared_memory;
 mod sockets;
@@ -126,8 +129,13 @@ pub fn restore(
         new_pid_namespace: request.new_pid_namespace,
         inherit_cgroups: request.inherit_cgroups,
         changes: request.changes.clone(),
+        made_here: made_here::knows(&id),
     };
-    let (found, obstacles) = obstacles::of_image(&image.manifest, &how);
+    let (found, mut obstacles) = obstacles::of_image(&image.manifest, &how);
+    if obstacles.is_empty() && !how.made_here {
+        // Of an image that may say anything, all is tried before anything is made.
+        obstacles = obstacles::of_host(&image.manifest, &found, &how);
+    }
     obstacles.into_iter().next().map_or(Ok(()), Err)?;
     let held = in_flight::hold(&mut image.manifest);
     let manifest = &image.manifest;
@@ -144,9 +152,10 @@ pub fn restore(
         phases.done("start the pager");
         eager.fill(manifest, &made.objects)?;
         made.objects.settle(manifest)?;
-        files::watch(manifest, &mut made)?;
+        files::watch(manifest, &mut made, found.reach())?;
         phases.done("fill files");
-        let restored = bring_back(Job { request, image: &image, made: &made, held }, process, leader, eager, daemon, phases, before_run)?;
+        let job = Job { request, image: &image, made: &made, found: &found, held };
+        let restored = bring_back(job, process, leader, eager, daemon, phases, before_run)?;
         made.objects.keep();
         Ok(restored)
     })
@@ -163,8 +172,10 @@ pub fn obstacles(manifest: &Manifest, plan: &Plan) -> Vec<RestoreError> {
 
 /// The same for a snapshot that a store has.
 pub fn rehearse(snapshot: &SnapshotRef, store: &dyn Store, plan: &Plan) -> Result<Vec<RestoreError>, RestoreError> {
-    let head = store.image_head(&store::resolve_as(store, &snapshot.name, snapshot.digest)?)?;
-    Ok(obstacles(&Image::of_head(&head)?.manifest, plan))
+    let id = store::resolve_as(store, &snapshot.name, snapshot.digest)?;
+    let head = store.image_head(&id)?;
+    let plan = Plan { made_here: made_here::knows(&id), ..plan.clone() };
+    Ok(obstacles(&Image::of_head(&head)?.manifest, &plan))
 }
 
 /// With everything at hand: make the child, build it, let it run.
@@ -257,6 +268,7 @@ struct Job<'a> {
     image: &'a Image,
     made: &'a files::Made,
     held: in_flight::Held,
+    found: &'a found::Found,
 }
 
 fn build(
@@ -267,7 +279,7 @@ fn build(
     daemon: &mut Daemon,
     phases: &mut Phases,
 ) -> Step<Vec<Stopped>> {
-    let Job { image, made, request, held } = *job;
+    let Job { image, made, request, found, held } = *job;
     let manifest = &image.manifest;
     let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {
         return Err(RestoreError::Image("has no process".to_owned()));
@@ -305,8 +317,8 @@ fn build(
     shared_memory::protect(&mut b, &manifest.regions)?;
     memory::guard_and_lock(&mut b, &manifest.regions)?;
     groups(&mut b, process)?;
-    let sources = own_files::open(&mut b, manifest, made)?;
-    sockets::build(&mut b, manifest, made, (pidfd, &sources))?;
+    let sources = own_files::open(&mut b, manifest, made, found.reach())?;
+    sockets::build(&mut b, manifest, made, found.reach(), (pidfd, &sources))?;
     // By number, while the child has ours.
     if let Some(cwd) = process.cwd_object.checked_sub(1).and_then(|object| made.objects.fd(u64::from(object), false)) {
         b.later("working directory", libc::SYS_fchdir, [cwd as u64, 0, 0, 0, 0, 0])?;
@@ -324,8 +336,8 @@ fn build(
     clocks::go_on(&mut b, stopped.tid(), manifest.clocks.as_ref())?;
     files::arm_timers(&mut b, manifest)?;
     if process.cwd_object == 0 {
-        let place = b.put_text(&process.cwd)?;
-        b.later("working directory", libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
+        let seen = found.seat(&process.cwd, process.cwd_inode.as_ref())?;
+        guise::change_directory(&mut b, found.reach(), &process.cwd, seen)?;
     }
     b.later("umask", libc::SYS_umask, [u64::from(process.umask), 0, 0, 0, 0, 0])?;
     threads::before_threads(&mut b, process)?;
@@ -335,7 +347,7 @@ fn build(
     if !request.inherit_cgroups {
         cgroups::join_threads(&others, &manifest.threads[1..])?;
     }
-    descriptors::of_threads(&mut b, manifest)?;
+    descriptors::of_threads(&mut b, manifest, found.reach())?;
     in_flight::release(&mut b, manifest, held)?;
     limits(&mut b, stopped.tid(), process, !request.eager)?;
     threads::process_wide(&mut b, process)?; // timers may name threads
@@ -344,16 +356,16 @@ fn build(
     for (other, thread) in others.iter().zip(&manifest.threads[1..]) {
         let mut builder = b.beside(other)?;
         threads::queue_signals(&mut builder, process.pid, Some(thread.tid), &thread.pending)?;
-        threads::state(&mut builder, thread, process, &inherited)?;
+        threads::state(&mut builder, thread, process, &inherited, found)?;
         builder.flush()?;
     }
     if !process.root.is_empty() {
         // From here on no path leads where it did; those threads that have a root of their own have it.
-        let place = b.put_text(&process.root)?;
-        b.later("root directory", libc::SYS_chroot, [place, 0, 0, 0, 0, 0])?;
+        let seen = found.seat(&process.root, process.root_inode.as_ref())?;
+        guise::change_root(&mut b, found.reach(), &process.root, seen)?;
     }
     threads::queue_signals(&mut b, process.pid, Some(leader.tid), &leader.pending)?;
-    threads::state(&mut b, leader, process, &inherited)?;
+    threads::state(&mut b, leader, process, &inherited, found)?;
     threads::check_dumpable(&mut b, process)?;
     threads::trap_action(&mut b, process)?;
     memory::seal(&mut b, &manifest.regions)?;

@@ -20,6 +20,13 @@ const WRITE_ONLY: u32 = 1;
 const LAST_OWNER: i32 = 2;
 /// Highest of RWH_WRITE_LIFE_*.
 const LAST_WRITE_HINT: u64 = 5;
+/// O_CREAT, O_EXCL, O_NOCTTY, O_TRUNC: the kernel takes them off a description once it is open.
+const OF_OPENING: u32 = 0o100 | 0o200 | 0o400 | 0o1000;
+/// O_EXCL, which a pidfd keeps (PIDFD_THREAD).
+const OF_PIDFD: u32 = 0o200;
+/// Memory devices that hold no state of the process: null, zero, full, random, urandom.
+const DEVICE_MAJOR: u32 = 1;
+const DEVICE_MINORS: [u32; 5] = [3, 5, 7, 8, 9];
 /// CLOCK_REALTIME to CLOCK_BOOTTIME_ALARM.
 const CLOCKS: [i32; 5] = [0, 1, 7, 8, 9];
 
@@ -49,7 +56,9 @@ fn is_whole(file: &Description, files: usize) -> bool {
         let known = (0..=LAST_OWNER).contains(&owner.kind);
         known && owner.id >= 0 && owner.signal <= super::LAST_SIGNAL
     });
+    let kept = if matches!(file.kind, Some(Kind::Pidfd(_))) { OF_PIDFD } else { 0 };
     owner
+        && file.flags & OF_OPENING & !kept == 0
         && file.locks.iter().all(lock)
         && file.write_hint <= LAST_WRITE_HINT
         && match &file.kind {
@@ -57,7 +66,7 @@ fn is_whole(file: &Description, files: usize) -> bool {
             None => false,
             Some(Kind::Regular(regular)) => regular.identity.as_ref().is_some_and(identity),
             Some(Kind::Directory(directory)) => path(&directory.path),
-            Some(Kind::Device(device)) => path(&device.path),
+            Some(Kind::Device(device)) => path(&device.path) && device.major == DEVICE_MAJOR && DEVICE_MINORS.contains(&device.minor),
             Some(Kind::Terminal(terminal)) => terminal_is_whole(terminal),
             Some(Kind::Pipe(end)) => pipe(end),
             Some(Kind::NamedPipe(end)) => named_pipe(end, file.flags & ACCESS),

@@ -319,7 +319,7 @@ fn files() -> Vec<Description> {
         Kind::Terminal(Terminal::default()),
         Kind::OutsidePipe(OutsidePipe { fd: 1, write: true, ..OutsidePipe::default() }),
         Kind::Regular(RegularFile { identity: Some(identity("/var/lib/sample/log")) }),
-        Kind::Directory(Directory { path: "/".to_owned() }),
+        Kind::Directory(Directory { path: "/".to_owned(), ..Directory::default() }),
         Kind::Device(CharacterDevice { path: "/dev/null".to_owned(), major: 1, minor: 3 }),
         Kind::Pipe(PipeEnd { pipe: 77, write: false, contents: b"in the pipe".to_vec(), capacity_bytes: 65536, ..PipeEnd::default() }),
         Kind::Pipe(PipeEnd { pipe: 77, write: true, contents: Vec::new(), capacity_bytes: 65536, ..PipeEnd::default() }),

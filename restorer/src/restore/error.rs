@@ -27,6 +27,17 @@ pub enum RestoreError {
         /// What is wrong with it.
         what: String,
     },
+    /// A file that the process could not have opened.
+    #[error(
+        "file {path} is closed to user {user} of the process: open it to that user, or, if the snapshot is to be trusted, restore with \
+         --grant {path}"
+    )]
+    Denied {
+        /// The file.
+        path: String,
+        /// The user.
+        user: u32,
+    },
     /// A file that the process had locked.
     #[error("file {path} is locked by {holder}: end that process or let it unlock the file first")]
     Locked {

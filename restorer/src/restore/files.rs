@@ -23,6 +23,7 @@ use super::found::Found;
 use super::in_flight::in_queue_of;
 use super::memory::may_write;
 use super::objects::Objects;
+use super::reach::Reach;
 use super::sockets;
 use images::manifest::description::Kind;
 use images::manifest::{Backing, Description, Manifest, Process, Region};
@@ -85,7 +86,7 @@ pub fn make(manifest: &Manifest, stdio: Stdio, found: &Found) -> Result<Made, Re
         let key = (file.path.clone(), write);
         if let Entry::Vacant(place) = made.mapped.entry(key) {
             let flags = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
-            let opened = regular::open_path(found.path(&file.path), flags)?;
+            let opened = found.open(&file.path, flags).map_err(|refusal| refusal.of(&file.path))?;
             place.insert(raise(opened, base).map_err(|errno| descriptor_limit(0, errno))?);
         }
     }
@@ -93,12 +94,12 @@ pub fn make(manifest: &Manifest, stdio: Stdio, found: &Found) -> Result<Made, Re
 }
 
 /// Begin to watch what the process watched, once all that we open and write ourselves is done: that is not to be told of.
-pub fn watch(manifest: &Manifest, made: &mut Made) -> Result<(), RestoreError> {
+pub fn watch(manifest: &Manifest, made: &mut Made, reach: &Reach) -> Result<(), RestoreError> {
     let (base, fds) = (made.base, lowest(manifest));
     for (at, file) in manifest.files.iter().enumerate() {
         let watches = match &file.kind {
-            Some(Kind::Inotify(inotify)) => anonymous::inotify(inotify),
-            Some(Kind::Fanotify(fanotify)) => anonymous::fanotify(fanotify),
+            Some(Kind::Inotify(inotify)) => anonymous::inotify(inotify, reach),
+            Some(Kind::Fanotify(fanotify)) => anonymous::fanotify(fanotify, reach),
             _ => continue,
         };
         let failure = |(what, why)| RestoreError::Descriptor { fd: fds[at], what, why };
@@ -184,9 +185,9 @@ fn open_one(
     let opened: OwnedFd = match kind {
         Kind::Regular(regular) => regular::open_regular(regular.identity.as_ref(), found, status, file.offset)?,
         Kind::Kept(kept) => regular::open_kept(kept, objects, status, file.offset)?,
-        Kind::Directory(directory) => regular::open_directory(directory, status, file.offset)?,
-        Kind::Device(wanted) => device::open_device(wanted, status)?,
-        Kind::PathOnly(only) => device::open_path_only(only, status)?,
+        Kind::Directory(directory) => regular::open_directory(directory, found.reach(), status, file.offset)?,
+        Kind::Device(wanted) => device::open_device(wanted, found.reach(), status)?,
+        Kind::PathOnly(only) => device::open_path_only(only, found.reach(), status)?,
         Kind::KernelFile(_) | Kind::Pidfd(_) | Kind::Namespace(_) | Kind::Inotify(_) | Kind::Fanotify(_) => return Ok(None),
         Kind::Terminal(terminal) => terminal::open_terminal(terminal, file.flags, stdio, nulled)?,
         Kind::OutsidePipe(end) if end.contents.is_empty() && !end.write && is_watched && stdio == Stdio::Null => {
@@ -195,7 +196,7 @@ fn open_one(
         }
         Kind::OutsidePipe(pipe) => pipe::outside(pipe.fd, &pipe.contents, stdio, nulled)?,
         Kind::Pipe(end) => pipes.end(end, status)?,
-        Kind::NamedPipe(end) => pipes.named(end, status)?,
+        Kind::NamedPipe(end) => pipes.named(end, found.reach(), status)?,
         Kind::Eventfd(event) => anonymous::eventfd(event)?,
         Kind::Epoll(epoll) => anonymous::epoll(epoll).map_err(failed("epoll"))?,
         Kind::Timerfd(timer) => timer::timerfd(timer).map_err(failed("timerfd"))?,

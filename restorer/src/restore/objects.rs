@@ -8,29 +8,33 @@
 //!
 //! A deleted file is made in the directory where it was, under the same name if that is free, and
 //! deleted again: it lives in the same file system and /proc shows it as it did. Directories that
-//! are missing are made for that moment. Known holes: where the name is taken by a new file, /proc
+//! are missing are made for that moment. All of this is done with the process's own rights ([`super::reach`]), as an image may name
+//! any path, owner and mode. Known holes: where the name is taken by a new file, /proc
 //! shows another name; an inode number is never the same.
 
 use super::error::RestoreError;
 use super::found::Found;
 use super::memory::may_write;
+use super::reach::{Place, Reach, Refusal, split};
 use images::manifest::description::Kind;
 use images::manifest::{Description, FileIdentity, Manifest, Object, ObjectKind, Region};
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open, openat};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::stat::{Mode, fchmod, futimens};
+use nix::sys::stat::{Mode, fchmod, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchown, ftruncate};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, ftruncate, unlinkat};
 use pages::PageRange;
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Only we may use it until it is whole.
 const OURS: Mode = Mode::from_bits_truncate(0o600);
 const EDIT: OFlag = OFlag::O_RDWR.union(OFlag::O_CLOEXEC);
+const CREATE: OFlag = EDIT.union(OFlag::O_CREAT).union(OFlag::O_EXCL).union(OFlag::O_NOFOLLOW);
 /// Names to try where another file has the name.
 const NAMES: u32 = 100;
 
@@ -38,8 +42,9 @@ const NAMES: u32 = 100;
 #[derive(Debug, Default)]
 pub struct Objects {
     made: Vec<Option<Made>>,
-    /// Files that have a name again; they go if the restore fails.
-    named: Vec<PathBuf>,
+    /// Directory and name of files that have a name again; they go if the restore fails.
+    named: Vec<(OwnedFd, String)>,
+    reach: Reach,
 }
 
 #[derive(Debug)]
@@ -52,7 +57,7 @@ struct Made {
 impl Objects {
     /// Make all of `manifest`, empty. Descriptors have numbers from `base` up.
     pub fn make(manifest: &Manifest, found: &Found, base: RawFd) -> Result<Self, RestoreError> {
-        let mut objects = Self::default();
+        let mut objects = Self { made: Vec::new(), named: Vec::new(), reach: found.reach().clone() };
         let linkable = linkable(manifest);
         for (index, object) in manifest.objects.iter().enumerate() {
             let made = match ObjectKind::try_from(object.kind) {
@@ -68,13 +73,17 @@ impl Objects {
 
     fn make_one(&mut self, kind: ObjectKind, object: &Object, linkable: bool, base: RawFd) -> Result<Made, String> {
         let edit = match kind {
-            ObjectKind::DeletedDirectory => return raised(deleted_directory(object)?, base).map(|read| Made { edit: None, read }),
+            ObjectKind::DeletedDirectory => {
+                return raised(deleted_directory(object, &self.reach)?, base).map(|read| Made { edit: None, read });
+            }
             ObjectKind::Memfd => memfd(object)?,
-            ObjectKind::DeletedFile => deleted_file(object, linkable)?,
+            ObjectKind::DeletedFile => deleted_file(object, linkable, &self.reach)?,
             ObjectKind::NamedFile => {
-                let path = PathBuf::from(&object.path);
-                let made = open(&path, EDIT | OFlag::O_CREAT | OFlag::O_EXCL, OURS).map_err(text)?;
-                self.named.push(path);
+                let (folder, name) = split(&object.path).ok_or("it has no name")?;
+                let folder = self.reach.find_folder(folder).map_err(text)?;
+                let make = || openat(folder.handle(), name, CREATE, OURS);
+                let made = self.reach.try_rights(&folder, make).map_err(text)?;
+                self.named.push((folder.handle().try_clone().map_err(text)?, name.to_owned()));
                 made
             }
             ObjectKind::Unknown => return Err("it is of a kind of a later version".to_owned()),
@@ -121,7 +130,7 @@ impl Objects {
         for (index, (object, made)) in manifest.objects.iter().zip(&mut self.made).enumerate() {
             let Some(made) = made else { continue };
             let why = |why: String| failed(kind_of(object), object, why);
-            allow(object, made).map_err(why)?;
+            allow(object, made, &self.reach).map_err(why)?;
             if !mapped.contains(&index) {
                 set_seals(object, made).map_err(why)?;
                 made.edit = None;
@@ -144,9 +153,9 @@ impl Objects {
 
 impl Drop for Objects {
     fn drop(&mut self) {
-        for path in &self.named {
+        for (folder, name) in &self.named {
             // A failed restore leaves nothing; if it cannot be removed, the restore's error says more.
-            let _ = std::fs::remove_file(path);
+            let _ = unlinkat(folder, name.as_str(), UnlinkatFlags::NoRemoveDir);
         }
     }
 }
@@ -238,7 +247,14 @@ fn set_seals(object: &Object, made: &Made) -> Result<(), String> {
 }
 
 /// Owner, mode, attributes and times, in the order in which none undoes another.
-fn allow(object: &Object, made: &Made) -> Result<(), String> {
+fn allow(object: &Object, made: &Made, reach: &Reach) -> Result<(), String> {
+    if !reach.may_own(object.uid, object.gid, object.mode) {
+        let Object { uid, gid, mode, .. } = object;
+        return Err(format!("it had mode {mode:o} of user {uid} and group {gid}, which the process could not have given to it"));
+    }
+    if let Some(xattr) = object.xattrs.iter().find(|xattr| !reach.may_set(&xattr.name)) {
+        return Err(format!("it had attribute {:?}, which the process could not have set", xattr.name));
+    }
     let file = made.edit.as_ref().unwrap_or(&made.read);
     let now = file.metadata().map_err(text)?;
     let owner = |wanted: u32, now: u32| (wanted != now).then_some(wanted);
@@ -260,20 +276,19 @@ fn allow(object: &Object, made: &Made) -> Result<(), String> {
     futimens(file, &time(object.atime_s, object.atime_ns), &time(object.mtime_s, object.mtime_ns)).map_err(text)
 }
 
-fn deleted_file(object: &Object, linkable: bool) -> Result<OwnedFd, String> {
-    let path = Path::new(&object.path);
-    let _scaffold = Scaffold::up_to(path)?;
-    if let (true, Some(above)) = (linkable, path.parent())
-        && let Ok(made) = open(above, EDIT | OFlag::O_TMPFILE, OURS)
-    {
+fn deleted_file(object: &Object, linkable: bool, reach: &Reach) -> Result<OwnedFd, String> {
+    let (folder, name) = split(&object.path).ok_or("it has no name")?;
+    let scaffold = Scaffold::up_to(folder, reach)?;
+    let folder = &scaffold.folder;
+    if linkable && let Ok(made) = reach.try_rights(folder, || open(folder.name().as_str(), EDIT | OFlag::O_TMPFILE, OURS)) {
         return Ok(made);
     }
-    for name in names(path) {
-        match open(&name, EDIT | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW, OURS) {
-            Err(nix::Error::EEXIST) => {}
-            Err(errno) => return Err(format!("it cannot be made in its directory ({errno})")),
+    for name in names(name) {
+        match reach.try_rights(folder, || openat(folder.handle(), name.as_str(), CREATE, OURS)) {
+            Err(Refusal::Errno(Errno::EEXIST)) => {}
+            Err(refusal) => return Err(format!("it cannot be made in its directory ({refusal})")),
             Ok(made) => {
-                std::fs::remove_file(&name).map_err(text)?;
+                reach.try_rights(folder, || unlinkat(folder.handle(), name.as_str(), UnlinkatFlags::NoRemoveDir)).map_err(text)?;
                 return Ok(made);
             }
         }
@@ -281,16 +296,18 @@ fn deleted_file(object: &Object, linkable: bool) -> Result<OwnedFd, String> {
     Err("its directory has too many files of that name".to_owned())
 }
 
-fn deleted_directory(object: &Object) -> Result<OwnedFd, String> {
-    let path = Path::new(&object.path);
-    let _scaffold = Scaffold::up_to(path)?;
-    for name in names(path) {
-        match nix::unistd::mkdir(&name, Mode::S_IRWXU) {
-            Err(nix::Error::EEXIST) => {}
-            Err(errno) => return Err(format!("it cannot be made in its directory ({errno})")),
+fn deleted_directory(object: &Object, reach: &Reach) -> Result<OwnedFd, String> {
+    let (folder, name) = split(&object.path).ok_or("it has no name")?;
+    let scaffold = Scaffold::up_to(folder, reach)?;
+    let folder = &scaffold.folder;
+    for name in names(name) {
+        match reach.try_rights(folder, || mkdirat(folder.handle(), name.as_str(), Mode::S_IRWXU)) {
+            Err(Refusal::Errno(Errno::EEXIST)) => {}
+            Err(refusal) => return Err(format!("it cannot be made in its directory ({refusal})")),
             Ok(()) => {
-                let opened = open(&name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty());
-                std::fs::remove_dir(&name).map_err(text)?;
+                let how = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+                let opened = reach.try_rights(folder, || openat(folder.handle(), name.as_str(), how, Mode::empty()));
+                reach.try_rights(folder, || unlinkat(folder.handle(), name.as_str(), UnlinkatFlags::RemoveDir)).map_err(text)?;
                 return opened.map_err(text);
             }
         }
@@ -299,37 +316,43 @@ fn deleted_directory(object: &Object) -> Result<OwnedFd, String> {
 }
 
 /// The name that it had, and others where that is taken.
-fn names(path: &Path) -> impl Iterator<Item = PathBuf> {
-    let others = (1..NAMES).map(|number| {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".defrost-{number}"));
-        path.with_file_name(name)
-    });
-    std::iter::once(path.to_owned()).chain(others)
+fn names(name: &str) -> impl Iterator<Item = String> {
+    let others = (1..NAMES).map(move |number| format!("{name}.defrost-{number}"));
+    std::iter::once(name.to_owned()).chain(others)
 }
 
-/// Directories that are there only while something is made in them.
-struct Scaffold(Vec<PathBuf>);
+/// A directory, and those of the ones above it that are there only while something is made in it.
+struct Scaffold<'r> {
+    folder: Place,
+    /// Parent and name.
+    made: Vec<(Place, String)>,
+    reach: &'r Reach,
+}
 
-impl Scaffold {
-    /// Make the directories above `path` that are missing.
-    fn up_to(path: &Path) -> Result<Self, String> {
-        let missing: Vec<&Path> = path.ancestors().skip(1).take_while(|above| !above.exists()).collect();
-        let mut scaffold = Self(Vec::new());
+impl<'r> Scaffold<'r> {
+    /// Find the directory at `path`, and make what is missing of it.
+    fn up_to(path: &str, reach: &'r Reach) -> Result<Self, String> {
+        let missing: Vec<&Path> = Path::new(path).ancestors().take_while(|above| !above.exists()).collect();
+        let there = Path::new(path).ancestors().nth(missing.len()).and_then(Path::to_str).unwrap_or("/");
+        let mut scaffold = Self { folder: reach.find_folder(there).map_err(text)?, made: Vec::new(), reach };
         for directory in missing.into_iter().rev() {
-            nix::unistd::mkdir(directory, Mode::S_IRWXU)
-                .map_err(|errno| format!("directory {} cannot be made ({errno})", directory.display()))?;
-            scaffold.0.push(directory.to_owned());
+            let failed = |why: Refusal| format!("directory {} cannot be made ({why})", directory.display());
+            let name = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            let make = || mkdirat(scaffold.folder.handle(), name.as_str(), Mode::S_IRWXU);
+            reach.try_rights(&scaffold.folder, make).map_err(failed)?;
+            let next = reach.find_folder(&directory.to_string_lossy()).map_err(failed)?;
+            let parent = std::mem::replace(&mut scaffold.folder, next);
+            scaffold.made.push((parent, name));
         }
         Ok(scaffold)
     }
 }
 
-impl Drop for Scaffold {
+impl Drop for Scaffold<'_> {
     fn drop(&mut self) {
-        for directory in self.0.iter().rev() {
+        for (parent, name) in self.made.iter().rev() {
             // Another process may use it by now; then it stays.
-            let _ = std::fs::remove_dir(directory);
+            let _ = self.reach.try_rights(parent, || unlinkat(parent.handle(), name.as_str(), UnlinkatFlags::RemoveDir));
         }
     }
 }

@@ -9,6 +9,7 @@
 
 use super::error::RestoreError;
 use super::found::{self, Changes, Found};
+use super::reach::Reach;
 use super::{cgroups, clocks, files, host, host_memory, inherited, locks, numbers, plan, rights};
 use images::manifest::Manifest;
 
@@ -32,6 +33,8 @@ pub struct Plan {
     pub inherit_cgroups: bool,
     /// What the user says of files that are not as they were.
     pub changes: Changes,
+    /// This defrost took the snapshot itself.
+    pub made_here: bool,
 }
 
 /// What stops a restore before it makes anything, and where the files are that it needs. An image that is not whole has no
@@ -40,12 +43,17 @@ pub fn of_image(manifest: &Manifest, plan: &Plan) -> (Found, Vec<RestoreError>) 
     if let Err(error) = plan::whole(manifest) {
         return (Found::default(), vec![error]);
     }
-    let (places, of_files) = found::find(manifest, &plan.changes);
+    let reach = match Reach::of(manifest, &plan.changes.grant, plan.made_here) {
+        Ok(reach) => reach,
+        Err(error) => return (Found::default(), vec![error]),
+    };
+    let (places, of_files) = found::find(manifest, &plan.changes, reach);
     let mut found = plan::unknown_kinds(manifest);
     found.extend(of_files);
+    found.extend(rights::handed_out(manifest, plan.made_here));
     found.extend(host_memory::obstacles(manifest, plan.outlook == Outlook::Gone));
     found.extend(clocks::check(manifest.clocks.as_ref()).err());
-    found.extend(files::here::obstacles(manifest));
+    found.extend(files::here::obstacles(manifest, places.reach()));
     found.extend(locks::obstacles(manifest, plan.outlook == Outlook::Frozen));
     found.extend(inherited::obstacles(manifest));
     if !plan.inherit_cgroups {
@@ -110,7 +118,7 @@ mod tests {
             Some(Kind::Eventfd(_)) => vec![Kind::Epoll(Epoll::default())],
             Some(Kind::Epoll(_)) => vec![Kind::Timerfd(TimerFd { clock: libc::CLOCK_MONOTONIC, value_ns: 1, ..TimerFd::default() })],
             Some(Kind::Timerfd(_)) => vec![Kind::Signalfd(SignalFd { mask: 1, ..SignalFd::default() })],
-            Some(Kind::Signalfd(_)) => vec![Kind::PathOnly(PathOnly { path: "/".to_owned(), mode: libc::S_IFDIR })],
+            Some(Kind::Signalfd(_)) => vec![Kind::PathOnly(PathOnly { path: "/".to_owned(), mode: libc::S_IFDIR, ..PathOnly::default() })],
             Some(Kind::PathOnly(_)) => vec![Kind::KernelFile(KernelFile { path: "/proc/version".to_owned() })],
             Some(Kind::KernelFile(_)) => vec![Kind::Inotify(Inotify::default())],
             Some(Kind::Inotify(_)) => vec![Kind::Pidfd(PidFd { pid: 1 })],
@@ -171,11 +179,13 @@ mod tests {
                 let memfd = Object { kind: ObjectKind::Memfd as i32, path: "planned".to_owned(), mode: 0o600, ..Object::default() };
                 let manifest = Manifest { files, descriptors, objects: vec![memfd], ..Manifest::default() };
                 assert!(plan::unknown_kinds(&manifest).is_empty(), "{kinds:?}");
+                let (places, missing) = found::find(&manifest, &Changes::default(), Reach::default());
+                assert!(missing.is_empty(), "{kinds:?}: {missing:?}");
                 for outlook in [Outlook::Gone, Outlook::Frozen] {
-                    let found = files::trial::obstacles(&manifest, &Found::default(), outlook);
+                    let found = files::trial::obstacles(&manifest, &places, outlook);
                     assert!(found.is_empty(), "{kinds:?} with flags {flags:o}: {found:?}");
                 }
-                let made = files::make(&manifest, Stdio::Null, &Found::default()).expect("all is made");
+                let made = files::make(&manifest, Stdio::Null, &places).expect("all is made");
                 assert_eq!(made.files.len(), manifest.files.len());
             }
         }

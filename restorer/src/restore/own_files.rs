@@ -6,6 +6,8 @@
 use super::builder::{Builder, Step};
 use super::error::RestoreError;
 use super::files::{Made, SETTABLE};
+use super::guise;
+use super::reach::Reach;
 use images::manifest::description::Kind;
 use images::manifest::{Description, Manifest};
 use nix::fcntl::OFlag;
@@ -13,13 +15,13 @@ use std::os::fd::AsRawFd as _;
 
 /// The number of each description in the child, where all that it does not open itself was inherited; none of those that
 /// need its threads.
-pub fn open(b: &mut Builder<'_>, manifest: &Manifest, made: &Made) -> Step<Vec<Option<u64>>> {
+pub fn open(b: &mut Builder<'_>, manifest: &Manifest, made: &Made, reach: &Reach) -> Step<Vec<Option<u64>>> {
     let mut sources = Vec::with_capacity(manifest.files.len());
     for (file, inherited) in manifest.files.iter().zip(&made.files) {
         sources.push(match inherited {
             Some(inherited) => Some(inherited.as_raw_fd() as u64),
             None if needs_threads(manifest, file) => None,
-            None => Some(raise(b, file, made.base as u64)?),
+            None => Some(raise(b, file, reach, made.base as u64)?),
         });
     }
     Ok(sources)
@@ -36,8 +38,8 @@ pub fn needs_threads(manifest: &Manifest, file: &Description) -> bool {
 }
 
 /// Open a description at a number that is out of the way.
-fn raise(b: &mut Builder<'_>, file: &Description, base: u64) -> Step<u64> {
-    let opened = open_one(b, file)?;
+fn raise(b: &mut Builder<'_>, file: &Description, reach: &Reach, base: u64) -> Step<u64> {
+    let opened = open_one(b, file, reach)?;
     let what = "move a descriptor out of the way";
     let high = b.call(what, libc::SYS_fcntl, [opened, libc::F_DUPFD_CLOEXEC as u64, base, 0, 0, 0])?;
     b.later(what, libc::SYS_close, [opened, 0, 0, 0, 0, 0])?;
@@ -45,14 +47,10 @@ fn raise(b: &mut Builder<'_>, file: &Description, base: u64) -> Step<u64> {
 }
 
 /// Open a description at a number that the kernel chooses.
-pub fn open_one(b: &mut Builder<'_>, file: &Description) -> Step<u64> {
+pub fn open_one(b: &mut Builder<'_>, file: &Description, reach: &Reach) -> Step<u64> {
     let status = OFlag::from_bits_truncate(file.flags as i32);
     let (what, opened) = match &file.kind {
-        Some(Kind::KernelFile(wanted)) => {
-            let made_with = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_TRUNC | OFlag::O_ASYNC;
-            let flags = ((status & !made_with) | OFlag::O_CLOEXEC).bits() as u64;
-            (wanted.path.clone(), open_path(b, &wanted.path, flags)?)
-        }
+        Some(Kind::KernelFile(wanted)) => (wanted.path.clone(), guise::open(b, reach, &wanted.path, status)?),
         Some(Kind::Namespace(wanted)) => {
             let path = format!("/proc/self/ns/{}", wanted.name);
             let opened = open_path(b, &path, (OFlag::O_RDONLY | OFlag::O_CLOEXEC).bits() as u64)?;

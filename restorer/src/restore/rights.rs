@@ -4,7 +4,8 @@
 
 use super::error::RestoreError;
 use crate::process::status::Status;
-use images::manifest::{Backing, Credentials, Manifest, Process, Region, RegionFlag, Scheduling};
+use images::manifest::description::Kind;
+use images::manifest::{Backing, Credentials, Manifest, Process, Region, RegionFlag, Scheduling, Socket};
 use nix::sys::resource::{Resource, getrlimit};
 
 /// A capability by its bit and its name.
@@ -13,6 +14,8 @@ type Capability = (u32, &'static str);
 const SETGID: Capability = (6, "CAP_SETGID");
 const SETUID: Capability = (7, "CAP_SETUID");
 const SETPCAP: Capability = (8, "CAP_SETPCAP");
+const NET_BIND_SERVICE: Capability = (10, "CAP_NET_BIND_SERVICE");
+const NET_RAW: Capability = (13, "CAP_NET_RAW");
 const IPC_LOCK: Capability = (14, "CAP_IPC_LOCK");
 const SYS_ADMIN: Capability = (21, "CAP_SYS_ADMIN");
 const SYS_NICE: Capability = (23, "CAP_SYS_NICE");
@@ -64,6 +67,14 @@ impl Ours {
     }
 }
 
+/// Rights that a restore would hand out although its caller, or the process, has none to them.
+pub fn handed_out(manifest: &Manifest, made_here: bool) -> Vec<RestoreError> {
+    let Some(ours) = Ours::new() else { return Vec::new() };
+    let wanted = manifest.threads.iter().filter_map(|thread| thread.credentials.as_ref());
+    let higher = wanted.filter_map(|wanted| higher(&ours, wanted));
+    if made_here { higher.collect() } else { higher.chain(beyond(manifest)).collect() }
+}
+
 /// All rights that are missing.
 pub fn obstacles(manifest: &Manifest, new_pid_namespace: bool) -> Vec<RestoreError> {
     let Some(ours) = Ours::new() else {
@@ -87,6 +98,55 @@ pub fn obstacles(manifest: &Manifest, new_pid_namespace: bool) -> Vec<RestoreErr
         }
     }
     found
+}
+
+/// Where defrost runs with more than its caller's rights (file capabilities, ambient ones), these are not for other users' processes.
+fn higher(ours: &Ours, wanted: &Credentials) -> Option<RestoreError> {
+    let Credentials { ruid, euid, suid, rgid, egid, sgid, .. } = ours.ids;
+    let (users, groups) = ([ruid, euid, suid], [rgid, egid, sgid]);
+    let user = [wanted.ruid, wanted.euid, wanted.suid, wanted.fsuid].into_iter().find(|id| !users.contains(id));
+    let mut named = [wanted.rgid, wanted.egid, wanted.sgid, wanted.fsgid].into_iter().chain(wanted.groups.iter().copied());
+    let group = named.find(|id| !groups.contains(id) && !ours.ids.groups.contains(id));
+    let what = match (ruid, user, group) {
+        (0, _, _) | (_, None, None) => return None,
+        (_, Some(user), _) => format!("user {user}"),
+        (_, None, Some(group)) => format!("group {group}"),
+    };
+    Some(RestoreError::Host(format!("the process ran as {what}, which user {ruid} is not: restore as root")))
+}
+
+/// Sockets of an image of unknown origin that the process could not have made with what it is allowed.
+fn beyond(manifest: &Manifest) -> Vec<RestoreError> {
+    let Some(own) = manifest.threads.first().and_then(|thread| thread.credentials.as_ref()) else { return Vec::new() };
+    let users = [own.ruid, own.euid, own.suid, own.fsuid];
+    let may = |(bit, _): Capability| own.cap_permitted & (1 << bit) != 0;
+    let least_port = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    let least_port: u16 = least_port.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024);
+    let lacking = |socket: &Socket| {
+        let raw =
+            socket.family as i32 == libc::AF_PACKET || socket.r#type as i32 == libc::SOCK_RAW && socket.family as i32 != libc::AF_NETLINK;
+        let port = std::str::from_utf8(&socket.address).ok().and_then(|text| text.parse::<std::net::SocketAddr>().ok());
+        let low = port.is_some_and(|address| address.port() != 0 && address.port() < least_port);
+        let others = socket.credentials.iter().filter(|_| socket.listening).chain(&socket.senders);
+        let other = others.map(|who| who.uid).chain(socket.owner.as_ref().map(|owner| owner.uid)).find(|uid| !users.contains(uid));
+        match other {
+            _ if raw && !may(NET_RAW) => Some("a raw socket (CAP_NET_RAW)".to_owned()),
+            _ if low && !may(NET_BIND_SERVICE) => Some(format!("a socket at a port below {least_port} (CAP_NET_BIND_SERVICE)")),
+            Some(uid) if !may(SETUID) => Some(format!("a socket that speaks for user {uid} (CAP_SETUID)")),
+            _ => None,
+        }
+    };
+    let named = manifest.files.iter().zip(super::files::lowest(manifest)).filter_map(|(file, fd)| match &file.kind {
+        Some(Kind::Socket(socket)) => lacking(socket).map(|what| (fd, what)),
+        _ => None,
+    });
+    let error = |(fd, what)| {
+        RestoreError::Host(format!(
+            "fd {fd} of the process is {what}, which its user {} may not make: restore it where its checkpoint was taken",
+            own.euid
+        ))
+    };
+    named.map(error).collect()
 }
 
 fn credentials(ours: &Ours, wanted: &Credentials) -> Vec<RestoreError> {

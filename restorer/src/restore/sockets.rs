@@ -17,12 +17,12 @@ pub(super) mod trial;
 use super::builder::{Builder, Step};
 use super::error::RestoreError;
 use super::files::{Made, SETTABLE, lowest};
+use super::reach::Reach;
 use images::manifest::description::Kind;
 use images::manifest::{ClosedConnection, Description, Manifest, Socket};
 use kernel::known::socket_options::{Carry, SocketOption as Known};
 use kernel::sockopt;
 use newborn::Newborn;
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{Shutdown, shutdown};
 use nix::sys::stat::Mode;
@@ -76,14 +76,20 @@ pub(super) fn placeholder(wanted: &Socket) -> Result<OwnedFd, String> {
 }
 
 /// Make all sockets of `manifest` in the child, where other descriptions are at `sources`.
-pub(super) fn build(b: &mut Builder<'_>, manifest: &Manifest, made: &Made, (pidfd, sources): (&OwnedFd, &[Option<u64>])) -> Step<()> {
+pub(super) fn build(
+    b: &mut Builder<'_>,
+    manifest: &Manifest,
+    made: &Made,
+    reach: &Reach,
+    (pidfd, sources): (&OwnedFd, &[Option<u64>]),
+) -> Step<()> {
     let wanted = wanted(manifest, made);
     let newborn = newborn::make(b, &wanted, pidfd)?;
     let all: Vec<(Wanted<'_>, &Newborn)> = wanted.iter().copied().zip(&newborn).collect();
     let mut files = socket_file::SocketFiles::default();
     let shared = addresses::shared_ports(&wanted);
     for (wanted, newborn) in &all {
-        prepare(wanted, newborn, &shared, &mut files).map_err(|why| wanted.failed(why))?;
+        prepare(wanted, newborn, &shared, reach, &mut files).map_err(|why| wanted.failed(why))?;
     }
     for (wanted, newborn) in &all {
         if wanted.socket.listening && !wanted.is_unix() {
@@ -98,7 +104,7 @@ pub(super) fn build(b: &mut Builder<'_>, manifest: &Manifest, made: &Made, (pidf
     }
     newborn::listen(b, &wanted)?;
     for (wanted, newborn) in &all {
-        connect(b, wanted, newborn, &all)?;
+        connect(b, wanted, newborn, &all, reach)?;
     }
     for (wanted, newborn) in all.iter().filter(|(wanted, _)| senders.come_from_its_peer(wanted)) {
         senders.deliver(wanted, newborn)?;
@@ -136,6 +142,7 @@ fn prepare(
     wanted: &Wanted<'_>,
     newborn: &Newborn,
     shared: &addresses::SharedPorts,
+    reach: &Reach,
     files: &mut socket_file::SocketFiles,
 ) -> Result<(), String> {
     let made = &newborn.socket;
@@ -156,7 +163,7 @@ fn prepare(
     match wanted.socket.family as i32 {
         libc::AF_UNIX => {
             if !wanted.socket.address.is_empty() {
-                socket_file::bind(made, wanted.socket, files)?;
+                socket_file::bind(made, wanted.socket, reach, files)?;
             }
         }
         libc::AF_INET | libc::AF_INET6 => addresses::bind(made, wanted.socket, shared)?,
@@ -167,7 +174,7 @@ fn prepare(
 }
 
 /// The connection of a socket that has one address at the other end.
-fn connect(b: &mut Builder<'_>, wanted: &Wanted<'_>, newborn: &Newborn, all: &[(Wanted<'_>, &Newborn)]) -> Step<()> {
+fn connect(b: &mut Builder<'_>, wanted: &Wanted<'_>, newborn: &Newborn, all: &[(Wanted<'_>, &Newborn)], reach: &Reach) -> Step<()> {
     if wanted.socket.peer.is_empty() {
         return Ok(());
     }
@@ -178,7 +185,7 @@ fn connect(b: &mut Builder<'_>, wanted: &Wanted<'_>, newborn: &Newborn, all: &[(
     let inside = all.iter().find(|(other, _)| other.is_unix() && other.socket.pair == 0 && other.socket.address == wanted.socket.peer);
     match inside {
         Some((_, other)) => socket_file::connect(&newborn.socket, &other.socket, wanted.socket).map_err(|why| wanted.failed(why)),
-        None => newborn::connect(b, wanted, newborn),
+        None => newborn::connect(b, wanted, newborn, reach),
     }
 }
 
@@ -252,6 +259,6 @@ fn set_option(made: &OwnedFd, known: &Known, value: &[u8]) -> Result<(), String>
     }
 }
 
-fn text(what: &'static str) -> impl Fn(Errno) -> String {
-    move |errno| format!("{what}: {errno}")
+fn text<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> String {
+    move |why| format!("{what}: {why}")
 }

@@ -9,7 +9,8 @@ pub use settings::{BY_THREAD, Inherited, before_threads, check_dumpable, login, 
 
 use super::builder::{Builder, Pace, Step, words};
 use super::error::RestoreError;
-use super::numbers;
+use super::found::Found;
+use super::{guise, numbers};
 use credentials::become_user;
 use images::manifest::{Manifest, Process, Thread};
 use kernel::known::prctl::PR_TIMER_CREATE_RESTORE_IDS;
@@ -177,7 +178,7 @@ fn posix_timers(b: &mut Builder<'_>, process: &Process) -> Step<()> {
 }
 
 /// Everything of one thread that calls set; credentials last, as they may take away what the rest needs.
-pub fn state(b: &mut Builder<'_>, thread: &Thread, process: &Process, inherited: &Inherited) -> Step<()> {
+pub fn state(b: &mut Builder<'_>, thread: &Thread, process: &Process, inherited: &Inherited, found: &Found) -> Step<()> {
     let what = |name: &str| format!("{name} of thread {}", thread.tid);
     let name = b.put_text(&thread.comm)?;
     b.prctl(&what("name"), libc::PR_SET_NAME, [name, 0, 0, 0])?;
@@ -196,8 +197,7 @@ pub fn state(b: &mut Builder<'_>, thread: &Thread, process: &Process, inherited:
     }
     settings::of_thread(b, thread, inherited)?;
     if let Some(fs) = thread.fs.as_ref().filter(|fs| fs.owner_tid == thread.tid) {
-        let place = b.put_text(&fs.cwd)?;
-        b.later(&what("working directory"), libc::SYS_chdir, [place, 0, 0, 0, 0, 0])?;
+        guise::change_directory(b, found.reach(), &fs.cwd, found.seat(&fs.cwd, fs.cwd_inode.as_ref())?)?;
         b.later(&what("umask"), libc::SYS_umask, [u64::from(fs.umask), 0, 0, 0, 0, 0])?;
     }
     let here = b.tid();

@@ -43,7 +43,8 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
             outlook: restore::Outlook::Gone,
             new_pid_namespace: args.new_pid_namespace,
             inherit_cgroups: args.inherit_cgroups,
-            changes: Changes { accept: args.accept_changed, replace: args.replace },
+            changes: Changes { accept: args.accept_changed, replace: args.replace, grant: args.grant },
+            made_here: false,
         };
         return rehearse(&args.name, &address, &how, args.json);
     }
@@ -61,7 +62,7 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
         policy: Policy { on_lost: args.on_lost, lost_after_s: args.lost_after },
         replay: !args.recall.no_replay && (!args.no_background || args.replay),
         recording: args.recall.record,
-        changes: Changes { accept: args.accept_changed, replace: args.replace },
+        changes: Changes { accept: args.accept_changed, replace: args.replace, grant: args.grant },
         report: args.report.as_deref().map(report::place).transpose()?,
         authority: authority()?,
     };

@@ -3,6 +3,7 @@
 //!
 //! Constant work for each thread: kcmp with the leader, its namespaces, its filters.
 
+use super::files::regular::inode_of;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use crate::process::stat::Stat;
@@ -151,7 +152,8 @@ impl Directories {
             return Err(proc.refuse(object, "let it change to another directory"));
         }
         let umask = Status::new(&text.status).umask().ok_or_else(|| proc.malformed("status"))?;
-        let own = ThreadFs { owner_tid: tid, cwd, umask };
+        let cwd_inode = std::fs::metadata(proc.path(&format!("task/{tid}/cwd"))).ok().map(|meta| inode_of(&meta));
+        let own = ThreadFs { owner_tid: tid, cwd, umask, cwd_inode };
         self.found.push(own.clone());
         Ok(Some(own))
     }

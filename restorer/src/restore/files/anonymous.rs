@@ -1,5 +1,6 @@
 //! Files without a name that hold a value: counters, sets of interests, watches.
 
+use super::super::reach::Reach;
 use super::{Failure, failed};
 use images::manifest::{EventFd, Fanotify, Inotify};
 use kernel::descriptions::{EpollParams, fanotify_mark, inotify_watch, set_epoll_params};
@@ -8,6 +9,9 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::eventfd::EfdFlags;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
+
+/// include/uapi/linux/inotify.h.
+const IN_DONT_FOLLOW: u32 = 0x0200_0000;
 
 /// A counter with its value.
 pub(super) fn eventfd(event: &EventFd) -> Result<OwnedFd, Failure> {
@@ -32,32 +36,39 @@ pub(super) fn epoll(wanted: &images::manifest::Epoll) -> nix::Result<OwnedFd> {
 }
 
 /// An inotify with its watches under their numbers.
-pub(super) fn inotify(wanted: &Inotify) -> Result<OwnedFd, Failure> {
+pub(super) fn inotify(wanted: &Inotify, reach: &Reach) -> Result<OwnedFd, Failure> {
     let made = kernel::descriptions::inotify().map_err(failed("inotify"))?;
     for watch in &wanted.watches {
         let what = format!("inotify watch {} of {}", watch.wd, watch.path);
-        let path = CString::new(watch.path.as_str()).map_err(failed(&what))?;
-        inotify_watch(&made, &path, watch.mask, watch.wd as i32).map_err(failed(&what))?;
+        let place = reach.find(&watch.path, None).map_err(failed(&what))?;
+        let path = CString::new(place.name()).map_err(failed(&what))?;
+        // The handle's name is a link to what is watched.
+        let mask = watch.mask & !IN_DONT_FOLLOW;
+        reach.try_rights(&place, || inotify_watch(&made, &path, mask, watch.wd as i32)).map_err(failed(&what))?;
     }
     Ok(made)
 }
 
 /// A fanotify with its marks.
-pub(super) fn fanotify(wanted: &Fanotify) -> Result<OwnedFd, Failure> {
-    /// FAN_MARK_IGNORED_MASK, FAN_MARK_IGNORED_SURV_MODIFY, FAN_MARK_EVICTABLE and FAN_MARK_IGNORE.
+pub(super) fn fanotify(wanted: &Fanotify, reach: &Reach) -> Result<OwnedFd, Failure> {
+    /// FAN_MARK_DONT_FOLLOW, FAN_MARK_IGNORED_MASK, FAN_MARK_IGNORED_SURV_MODIFY, FAN_MARK_EVICTABLE and FAN_MARK_IGNORE.
+    const DONT_FOLLOW: u32 = 0x4;
     const IGNORED: u32 = 0x20;
     const SURVIVES: u32 = 0x40;
     const EVICTABLE: u32 = 0x200;
     const IGNORE: u32 = 0x400;
-    let made = kernel::descriptions::fanotify(wanted.flags, wanted.event_flags).map_err(failed("fanotify"))?;
+    let flags = wanted.event_flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) as u32;
+    let make = || kernel::descriptions::fanotify(wanted.flags, flags);
+    let made = reach.with(reach.first(), make).and_then(|made| made).map_err(failed("fanotify"))?;
     for mark in &wanted.marks {
         let what = format!("fanotify mark on {}", mark.path);
-        let path = CString::new(mark.path.as_str()).map_err(failed(&what))?;
+        let place = reach.find(&mark.path, None).map_err(failed(&what))?;
+        let path = CString::new(place.name()).map_err(failed(&what))?;
         let kind = mark.kind | mark.flags & EVICTABLE;
         let ignored = mark.flags & (SURVIVES | IGNORE) | if mark.flags & IGNORE == 0 { IGNORED } else { 0 };
         for (flags, mask) in [(kind, mark.mask), (kind | ignored, mark.ignored_mask)] {
             if mask != 0 {
-                fanotify_mark(&made, flags, mask.into(), &path).map_err(failed(&what))?;
+                reach.try_rights(&place, || fanotify_mark(&made, flags & !DONT_FOLLOW, mask.into(), &path)).map_err(failed(&what))?;
             }
         }
     }

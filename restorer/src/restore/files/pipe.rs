@@ -4,18 +4,17 @@
 //! /proc, which makes a description of its own. Ends that no description took close with [`Pipes`]: then nobody has them, as
 //! it was. The file of a named pipe is made where it is gone, closed to others until it has its owner.
 
+use super::super::reach::{Place, Reach, Refusal, Which, split};
 use super::{Failure, Stdio, failed};
 use images::manifest::{FileOwner, NamedPipe, PipeEnd};
 use kernel::sockopt::unread_bytes;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat};
-use nix::unistd::{Gid, Uid, fchown, mkfifo};
+use nix::unistd::{Gid, Uid, fchown, mkfifoat};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs::symlink_metadata;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
-use std::os::unix::fs::FileTypeExt as _;
 
 /// Our own stream of that number, or /dev/null; where `unread` bytes wait in a pipe, a pipe with these.
 pub(super) fn outside(fd: u32, unread: &[u8], stdio: Stdio, nulled: &mut bool) -> Result<OwnedFd, Failure> {
@@ -97,49 +96,63 @@ impl Pipes {
     }
 
     /// A description of a named pipe.
-    pub(super) fn named(&mut self, wanted: &NamedPipe, status: OFlag) -> Result<OwnedFd, Failure> {
+    pub(super) fn named(&mut self, wanted: &NamedPipe, reach: &Reach, status: OFlag) -> Result<OwnedFd, Failure> {
         let path = wanted.path.as_str();
         let error = |why: &str| (format!("named pipe {path}"), why.to_owned());
         let errno = |errno: Errno| error(errno.desc());
-        make_file(wanted).map_err(errno)?;
-        if !symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_fifo()) {
+        let refused = |refusal: Refusal| error(&refusal.to_string());
+        let place = find_or_make(wanted, reach).map_err(refused)?;
+        if place.kind() != libc::S_IFIFO {
             return Err(error("another file is there: put it aside"));
         }
-        let no_wait = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let open = |flags: OFlag| reach.open(&place, path, flags | OFlag::O_NONBLOCK).map_err(refused);
         let access = status & OFlag::O_ACCMODE;
+        reach.may_open(&place, access).map_err(refused)?;
         let nothing_waits = wanted.contents.is_empty() && wanted.packets.is_empty();
         if wanted.awaits_writer && nothing_waits && !self.named.contains_key(path) {
             // A writer, even of ours, would leave a hang-up behind.
-            let end = open(path, access | no_wait, Mode::empty()).map_err(errno)?;
+            let end = open(access)?;
             fcntl(&end, FcntlArg::F_SETPIPE_SZ(wanted.capacity_bytes as i32)).map_err(errno)?;
             return Ok(end);
         }
         let keeper = match self.named.entry(wanted.path.clone()) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => {
-                let keeper = open(path, OFlag::O_RDWR | no_wait, Mode::empty()).map_err(errno)?;
+            Entry::Vacant(vacant) => {
+                let keeper = keeper(&place).map_err(errno)?;
                 if unread_bytes(&keeper).map_err(errno)? > 0 {
                     return Err(error("another process has it open and has written to it: end that first"));
                 }
                 fcntl(&keeper, FcntlArg::F_SETPIPE_SZ(wanted.capacity_bytes as i32)).map_err(errno)?;
-                place.insert(keeper)
+                vacant.insert(keeper)
             }
         };
         fill(keeper, &wanted.contents, &wanted.packets).map_err(errno)?;
-        open(path, access | no_wait, Mode::empty()).map_err(errno)
+        open(access)
     }
 }
 
-/// The file of a named pipe, where there is none.
-fn make_file(wanted: &NamedPipe) -> nix::Result<()> {
-    if symlink_metadata(&wanted.path).is_ok() {
-        return Ok(());
+/// An end of ours: it is never the process's.
+fn keeper(place: &Place) -> nix::Result<OwnedFd> {
+    open(place.name().as_str(), OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// The named pipe; it is made where it is gone.
+fn find_or_make(wanted: &NamedPipe, reach: &Reach) -> Result<Place, Refusal> {
+    let which = Which::of(wanted.inode.as_ref());
+    match reach.find(&wanted.path, which) {
+        Err(Refusal::Errno(Errno::ENOENT)) => {}
+        found => return found,
     }
+    let (folder, name) = split(&wanted.path).ok_or(Refusal::Errno(Errno::EINVAL))?;
+    let folder = reach.find_folder(folder)?;
     // Open to its maker alone until it is the owner's.
-    mkfifo(wanted.path.as_str(), Mode::S_IRUSR | Mode::S_IWUSR)?;
-    let Some(owner) = &wanted.owner else { return Ok(()) };
-    let file = open(wanted.path.as_str(), OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())?;
-    give(&file, owner)
+    let make = || mkfifoat(folder.handle(), name, Mode::S_IRUSR | Mode::S_IWUSR);
+    reach.try_rights(&folder, make)?;
+    let place = reach.find_folder(&wanted.path)?;
+    if let Some(owner) = wanted.owner.as_ref().filter(|_| place.kind() == libc::S_IFIFO) {
+        give(&keeper(&place)?, owner)?;
+    }
+    Ok(place)
 }
 
 /// Owner and mode of a pipe, where it has others.

@@ -1,27 +1,18 @@
 //! Regular files and directories, opened again by their names, or from the image's objects.
 
-use super::super::error::RestoreError;
 use super::super::found::Found;
 use super::super::objects::Objects;
+use super::super::reach::{Reach, Refusal, Which};
 use super::{Failure, failed};
 use images::manifest::{Directory, FileIdentity, KeptFile};
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek};
 use std::os::fd::OwnedFd;
-use std::path::Path;
-
-/// A file that is mapped.
-pub(super) fn open_path(path: &Path, flags: OFlag) -> Result<OwnedFd, RestoreError> {
-    open(path, flags | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(|errno| RestoreError::File { path: path.display().to_string(), what: format!("cannot be opened ({errno})") })
-}
 
 /// A file that was open, at its position.
 pub(super) fn open_regular(identity: Option<&FileIdentity>, found: &Found, status: OFlag, offset: u64) -> Result<OwnedFd, Failure> {
     let path = identity.map_or("", |identity| identity.path.as_str());
-    let keep = !(OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_TRUNC);
-    let file = open(found.path(path), (status & keep) | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed(path))?;
+    let file = found.open(path, status).map_err(failed(path))?;
     at(file, status, offset).map_err(failed(path))
 }
 
@@ -39,8 +30,12 @@ fn at(file: OwnedFd, status: OFlag, offset: u64) -> nix::Result<OwnedFd> {
 }
 
 /// A directory that was open, at its position.
-pub(super) fn open_directory(wanted: &Directory, status: OFlag, offset: u64) -> Result<OwnedFd, Failure> {
+pub(super) fn open_directory(wanted: &Directory, reach: &Reach, status: OFlag, offset: u64) -> Result<OwnedFd, Failure> {
     let path = wanted.path.as_str();
-    let directory = open(path, status | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed(path))?;
+    let open = || {
+        let place = reach.find(path, Which::of(wanted.inode.as_ref()))?;
+        reach.open(&place, path, status | OFlag::O_DIRECTORY)
+    };
+    let directory = open().map_err(|refusal: Refusal| failed(path)(refusal))?;
     at(directory, status, offset).map_err(failed(path))
 }

@@ -10,14 +10,13 @@ use super::super::memory::may_write;
 use super::super::objects::of_file;
 use super::super::obstacles::Outlook;
 use super::super::own_files::needs_threads;
+use super::super::reach::{Reach, Which};
 use super::{Failure, descriptor_limit, device, failed, lowest, regular, room, sockets};
 use images::manifest::description::Kind;
 use images::manifest::{Description, FileIdentity, Manifest};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::unistd::{AccessFlags, eaccess};
 use std::collections::BTreeSet;
-use std::path::Path;
 
 /// All that could not be opened, and too few numbers for what [`super::make`] makes.
 pub fn obstacles(manifest: &Manifest, found_at: &Found, outlook: Outlook) -> Vec<RestoreError> {
@@ -33,11 +32,11 @@ pub fn obstacles(manifest: &Manifest, found_at: &Found, outlook: Outlook) -> Vec
     }));
     for (path, write) in mapped(manifest, found_at) {
         let status = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
-        let cannot = |errno: Errno| RestoreError::File { path: path.to_owned(), what: format!("cannot be opened ({errno})") };
-        found.extend(match outlook {
-            Outlook::Frozen => may_open(found_at.path(path), status).map_err(cannot).err(),
-            Outlook::Gone => regular::open_path(found_at.path(path), status).err(),
-        });
+        let tried = match outlook {
+            Outlook::Frozen => found_at.may_open(path, status),
+            Outlook::Gone => found_at.open(path, status).map(drop),
+        };
+        found.extend(tried.err().map(|refusal| refusal.of(path)));
     }
     found
 }
@@ -75,23 +74,27 @@ fn too_few_numbers(manifest: &Manifest, found_at: &Found) -> Option<RestoreError
 /// What [`super::open_one`] would find out, for each kind. [`super::here`] looks whether what is named is there at all.
 fn try_one(file: &Description, found_at: &Found, outlook: Outlook) -> Result<(), Failure> {
     let status = OFlag::from_bits_truncate(file.flags as i32);
-    let gone = outlook == Outlook::Gone;
+    let (gone, reach) = (outlook == Outlook::Gone, found_at.reach());
     match &file.kind {
         None => Err(("unknown".to_owned(), "a kind of a later version".to_owned())),
         Some(Kind::Regular(regular)) if regular.identity.as_ref().is_some_and(|file| is_made(file, found_at)) => Ok(()),
         Some(Kind::Regular(regular)) if gone => regular::open_regular(regular.identity.as_ref(), found_at, status, file.offset).map(drop),
         Some(Kind::Regular(regular)) => {
             let path = regular.identity.as_ref().map_or("", |identity| identity.path.as_str());
-            may_open(found_at.path(path), status).map_err(failed(path))
+            found_at.may_open(path, status).map_err(failed(path))
         }
-        Some(Kind::Directory(directory)) if gone => regular::open_directory(directory, status, file.offset).map(drop),
-        Some(Kind::Directory(directory)) => may_open(Path::new(&directory.path), status).map_err(failed(&directory.path)),
-        Some(Kind::Device(wanted)) if gone => device::open_device(wanted, status).map(drop),
-        Some(Kind::Device(wanted)) => may_open(Path::new(&wanted.path), status).map_err(failed(&wanted.path)),
-        Some(Kind::PathOnly(only)) => device::open_path_only(only, status).map(drop),
-        Some(Kind::Socket(socket)) if socket.pair == 0 => sockets::trial::try_address(socket, outlook).map_err(failed("socket")),
+        Some(Kind::Directory(directory)) if gone => regular::open_directory(directory, reach, status, file.offset).map(drop),
+        Some(Kind::Directory(directory)) => may_open(reach, &directory.path, Which::of(directory.inode.as_ref()), status),
+        Some(Kind::Device(wanted)) if gone => device::open_device(wanted, reach, status).map(drop),
+        Some(Kind::Device(wanted)) => may_open(reach, &wanted.path, None, status),
+        Some(Kind::PathOnly(only)) => device::open_path_only(only, reach, status).map(drop),
+        Some(Kind::Socket(socket)) if socket.pair == 0 => sockets::trial::try_address(socket, reach, outlook).map_err(failed("socket")),
         // Opening them would be noticed by others; whether they are there is known.
-        Some(Kind::NamedPipe(_) | Kind::Inotify(_) | Kind::Fanotify(_)) => Ok(()),
+        Some(Kind::NamedPipe(pipe)) => match reach.find(&pipe.path, Which::of(pipe.inode.as_ref())) {
+            Ok(place) => reach.may_open(&place, status).map_err(failed(&pipe.path)),
+            Err(_) => Ok(()),
+        },
+        Some(Kind::Inotify(_) | Kind::Fanotify(_)) => Ok(()),
         // Opened by the child itself.
         Some(Kind::KernelFile(_) | Kind::Pidfd(_) | Kind::Namespace(_)) => Ok(()),
         // Made from nothing but the image, or our own.
@@ -101,13 +104,7 @@ fn try_one(file: &Description, found_at: &Found, outlook: Outlook) -> Result<(),
     }
 }
 
-/// Our rights to a file, as an open with these flags needs them.
-fn may_open(path: &Path, status: OFlag) -> Result<(), Errno> {
-    let needed = match status & OFlag::O_ACCMODE {
-        _ if status.contains(OFlag::O_PATH) => AccessFlags::F_OK,
-        OFlag::O_RDWR => AccessFlags::R_OK | AccessFlags::W_OK,
-        OFlag::O_WRONLY => AccessFlags::W_OK,
-        _ => AccessFlags::R_OK,
-    };
-    eaccess(path, needed)
+/// The process's rights to a file, as an open with these flags needs them.
+fn may_open(reach: &Reach, path: &str, which: Option<Which>, status: OFlag) -> Result<(), Failure> {
+    reach.find(path, which).and_then(|place| reach.may_open(&place, status)).map_err(failed(path))
 }

@@ -2,6 +2,8 @@
 
 use super::super::builder::{Builder, Step};
 use super::super::error::outside;
+use super::super::guise;
+use super::super::reach::Reach;
 use super::{Wanted, text};
 use images::manifest::{ClosedConnection, PeerCredentials, Socket};
 use kernel::sockopt;
@@ -174,7 +176,7 @@ pub(super) fn listen(b: &mut Builder<'_>, all: &[Wanted<'_>]) -> Step<()> {
 }
 
 /// Have the child connect to a socket of another process, which may ask who did.
-pub(super) fn connect(b: &mut Builder<'_>, wanted: &Wanted<'_>, newborn: &Newborn) -> Step<()> {
+pub(super) fn connect(b: &mut Builder<'_>, wanted: &Wanted<'_>, newborn: &Newborn, reach: &Reach) -> Step<()> {
     let name = &wanted.socket.peer;
     connect_to(b, wanted, newborn, name)?.map_err(|errno| {
         let at = String::from_utf8_lossy(name).replace('\0', "@");
@@ -194,7 +196,15 @@ fn connect_to(b: &mut Builder<'_>, wanted: &Wanted<'_>, newborn: &Newborn, name:
     maker.become_one(&maker.of_owner(wanted))?;
     let at = maker.b.put(&address)?;
     let args = [wanted.place as u64, at, address.len() as u64, 0, 0, 0];
+    // As itself, it may connect only where it might before.
+    let user = reach.user(reach.first());
+    if let Some(user) = user {
+        guise::put_down(maker.b, user.capabilities)?;
+    }
     let answer = maker.b.try_call("connect a socket", libc::SYS_connect, args)?;
+    if user.is_some() {
+        guise::take_up(maker.b)?;
+    }
     maker.go_home()?;
     Ok(answer.map(drop))
 }

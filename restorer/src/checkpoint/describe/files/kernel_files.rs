@@ -5,6 +5,7 @@
 //! Known hole: a file that poll(2) watches for changes (mountinfo, cgroup.events) does not tell of a change in between.
 
 use super::outside::holder;
+use super::regular::inode_of;
 use super::{Context, Open};
 use crate::checkpoint::CheckpointError;
 use crate::process::fdinfo::FdInfo;
@@ -96,7 +97,8 @@ pub(super) fn path_only(context: &Context<'_>, entry: &Open, flags: u32) -> Resu
     if lstat(entry.link.as_str()).map(identity) != Ok(held) {
         return refuse("is no longer at its path, or is a mount of its own");
     }
-    Ok(Kind::PathOnly(PathOnly { path: entry.link.clone(), mode: held.2 }))
+    let inode = std::fs::File::from(lent).metadata().ok().map(|meta| inode_of(&meta));
+    Ok(Kind::PathOnly(PathOnly { path: entry.link.clone(), mode: held.2, inode }))
 }
 
 /// The namespace that `link` names, if the process lives in it.

@@ -5,6 +5,7 @@
 //!
 //! Known hole: an end outside of what /proc shows us, in another pid namespace, is seen only where none is inside.
 
+use super::regular::inode_of;
 use super::{Context, Number, Open};
 use crate::checkpoint::CheckpointError;
 use crate::process::fdinfo::FdInfo;
@@ -103,7 +104,7 @@ pub(super) fn named(context: &Context<'_>, entry: &Open, meta: &Metadata) -> Res
     let failed = |errno: Errno| context.proc.refuse(format!("fd {}: {}: {errno}", entry.number, entry.link), "run defrost as root");
     let identity = (meta.dev(), meta.ino());
     let there = std::fs::symlink_metadata(&entry.link).ok();
-    if there.is_none_or(|there| (there.dev(), there.ino()) != identity) {
+    if there.as_ref().is_none_or(|there| (there.dev(), there.ino()) != identity) {
         return Err(refuse("is no longer at its path".to_owned()));
     }
     if let Some(holder) = super::outside::named_pipe(context.proc.pid, &entry.link, identity) {
@@ -122,6 +123,7 @@ pub(super) fn named(context: &Context<'_>, entry: &Open, meta: &Metadata) -> Res
         contents,
         packets,
         awaits_writer,
+        inode: there.as_ref().map(inode_of),
     }))
 }
 

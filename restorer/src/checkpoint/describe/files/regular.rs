@@ -7,7 +7,7 @@ use crate::checkpoint::describe::objects::Objects;
 use crate::checkpoint::describe::place::Place;
 use crate::process::fdinfo::FdInfo;
 use images::manifest::description::Kind;
-use images::manifest::{Directory, FileIdentity, KeptFile, RegularFile};
+use images::manifest::{Directory, FileIdentity, Inode, KeptFile, RegularFile};
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::time::UNIX_EPOCH;
@@ -28,7 +28,25 @@ pub fn identity_of(path: &str, meta: &Metadata) -> FileIdentity {
         inode: meta.ino(),
         birth_s: birth.as_secs() as i64,
         birth_ns: birth.subsec_nanos(),
+        changed_s: meta.ctime(),
+        changed_ns: meta.ctime_nsec() as u32,
+        uid: Some(meta.uid()),
+        gid: Some(meta.gid()),
         ..FileIdentity::default()
+    }
+}
+
+/// Which inode it is that is no regular file, and who owns it.
+#[must_use]
+pub fn inode_of(meta: &Metadata) -> Inode {
+    let birth = meta.created().ok().and_then(|birth| birth.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    Inode {
+        device: meta.dev(),
+        inode: meta.ino(),
+        birth_s: birth.as_secs() as i64,
+        birth_ns: birth.subsec_nanos(),
+        uid: meta.uid(),
+        gid: meta.gid(),
     }
 }
 
@@ -36,7 +54,7 @@ pub fn identity_of(path: &str, meta: &Metadata) -> FileIdentity {
 pub(super) fn file(objects: &mut Objects, entry: &Open, meta: &Metadata) -> Result<Kind, CheckpointError> {
     let (handle, what) = (entry.number.handle(), format!("fd {}", entry.number));
     match objects.place(&handle, &what, meta)? {
-        Place::Named(path) if meta.is_dir() => Ok(Kind::Directory(Directory { path })),
+        Place::Named(path) if meta.is_dir() => Ok(Kind::Directory(Directory { path, inode: Some(inode_of(meta)) })),
         Place::Named(path) => {
             let mut identity = identity_of(&path, meta);
             if path.starts_with(SHARED_MEMORY) {
