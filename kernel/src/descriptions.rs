@@ -136,16 +136,16 @@ pub fn inotify() -> Result<OwnedFd, Errno> {
     Errno::result(unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) }).map(own)
 }
 
-/// Watch `path` itself under number `wd`; ENOTTY where the kernel lets nobody choose the number
+/// Watch what `handle` (a name of a descriptor, /proc/self/fd/N) leads to under number `wd`; ENOTTY where the kernel lets nobody choose the number
 /// (it lacks CONFIG_CHECKPOINT_RESTORE), EEXIST where it gave another.
-pub fn inotify_watch(inotify: impl AsFd, path: &CStr, mask: u32, wd: i32) -> Result<(), Errno> {
+pub fn inotify_watch(inotify: impl AsFd, handle: &CStr, mask: u32, wd: i32) -> Result<(), Errno> {
     const INOTIFY_IOC_SETNEXTWD: libc::c_ulong = 0x4004_4900;
     let fd = inotify.as_fd().as_raw_fd();
     // SAFETY: an integer in, nothing out.
     Errno::result(unsafe { libc::ioctl(fd, INOTIFY_IOC_SETNEXTWD, libc::c_long::from(wd)) })?;
-    let mask = mask | libc::IN_DONT_FOLLOW;
+    let mask = mask & !libc::IN_DONT_FOLLOW;
     // SAFETY: the path ends with a zero byte.
-    let given = Errno::result(unsafe { libc::inotify_add_watch(fd, path.as_ptr(), mask) })?;
+    let given = Errno::result(unsafe { libc::inotify_add_watch(fd, handle.as_ptr(), mask) })?;
     if given == wd { Ok(()) } else { Err(Errno::EEXIST) }
 }
 
@@ -155,13 +155,13 @@ pub fn fanotify(flags: u32, event_flags: u32) -> Result<OwnedFd, Errno> {
     Errno::result(unsafe { libc::fanotify_init(flags, event_flags) }).map(own)
 }
 
-/// Add a mark of `flags` on `path` itself.
-pub fn fanotify_mark(fanotify: impl AsFd, flags: u32, mask: u64, path: &CStr) -> Result<(), Errno> {
+/// Add a mark of `flags` on what `handle` (a name of a descriptor, /proc/self/fd/N) leads to.
+pub fn fanotify_mark(fanotify: impl AsFd, flags: u32, mask: u64, handle: &CStr) -> Result<(), Errno> {
     const FAN_MARK_ADD: u32 = 1;
     const FAN_MARK_DONT_FOLLOW: u32 = 4;
-    let (fd, flags) = (fanotify.as_fd().as_raw_fd(), flags | FAN_MARK_ADD | FAN_MARK_DONT_FOLLOW);
+    let (fd, flags) = (fanotify.as_fd().as_raw_fd(), (flags | FAN_MARK_ADD) & !FAN_MARK_DONT_FOLLOW);
     // SAFETY: the path ends with a zero byte.
-    let answer = unsafe { libc::fanotify_mark(fd, flags, mask, libc::AT_FDCWD, path.as_ptr()) };
+    let answer = unsafe { libc::fanotify_mark(fd, flags, mask, libc::AT_FDCWD, handle.as_ptr()) };
     Errno::result(answer).map(drop)
 }
 

@@ -54,7 +54,9 @@ impl FileUser {
         // What changes ids needs capabilities that the thread may have put down.
         let all = sets()?;
         set_sets(Sets { effective: all.permitted, ..all })?;
-        set_groups(&self.groups)?;
+        if groups()? != self.groups {
+            set_groups(&self.groups)?;
+        }
         set_fsgid(self.gid);
         set_fsuid(self.uid);
         if (set_fsuid(NO_ID), set_fsgid(NO_ID)) != (self.uid, self.gid) {

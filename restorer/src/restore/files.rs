@@ -22,7 +22,7 @@ use super::error::RestoreError;
 use super::found::Found;
 use super::in_flight::in_queue_of;
 use super::memory::may_write;
-use super::objects::Objects;
+use super::objects::{Objects, of_file};
 use super::reach::Reach;
 use super::sockets;
 use images::manifest::description::Kind;
@@ -86,7 +86,12 @@ pub fn make(manifest: &Manifest, stdio: Stdio, found: &Found) -> Result<Made, Re
         let key = (file.path.clone(), write);
         if let Entry::Vacant(place) = made.mapped.entry(key) {
             let flags = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
-            let opened = found.open(&file.path, flags).map_err(|refusal| refusal.of(&file.path))?;
+            let opened = match of_file(file).filter(|object| found.is_gone(*object)) {
+                Some(object) => {
+                    made.objects.open(object as u64, flags).map_err(|what| RestoreError::File { path: file.path.clone(), what })?
+                }
+                None => found.open(&file.path, flags).map_err(|refusal| refusal.of(&file.path))?,
+            };
             place.insert(raise(opened, base).map_err(|errno| descriptor_limit(0, errno))?);
         }
     }
@@ -183,7 +188,7 @@ fn open_one(
     let status = OFlag::from_bits_truncate(file.flags as i32) & !OFlag::O_ASYNC;
     let Some(kind) = &file.kind else { return Err(("unknown".to_owned(), "a kind of a later version".to_owned())) };
     let opened: OwnedFd = match kind {
-        Kind::Regular(regular) => regular::open_regular(regular.identity.as_ref(), found, status, file.offset)?,
+        Kind::Regular(regular) => regular::open_regular(regular.identity.as_ref(), found, objects, status, file.offset)?,
         Kind::Kept(kept) => regular::open_kept(kept, objects, status, file.offset)?,
         Kind::Directory(directory) => regular::open_directory(directory, found.reach(), status, file.offset)?,
         Kind::Device(wanted) => device::open_device(wanted, found.reach(), status)?,

@@ -10,9 +10,6 @@ use nix::sys::eventfd::EfdFlags;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// include/uapi/linux/inotify.h.
-const IN_DONT_FOLLOW: u32 = 0x0200_0000;
-
 /// A counter with its value.
 pub(super) fn eventfd(event: &EventFd) -> Result<OwnedFd, Failure> {
     let flags = if event.semaphore { EfdFlags::EFD_SEMAPHORE } else { EfdFlags::empty() };
@@ -42,17 +39,14 @@ pub(super) fn inotify(wanted: &Inotify, reach: &Reach) -> Result<OwnedFd, Failur
         let what = format!("inotify watch {} of {}", watch.wd, watch.path);
         let place = reach.find(&watch.path, None).map_err(failed(&what))?;
         let path = CString::new(place.name()).map_err(failed(&what))?;
-        // The handle's name is a link to what is watched.
-        let mask = watch.mask & !IN_DONT_FOLLOW;
-        reach.try_rights(&place, || inotify_watch(&made, &path, mask, watch.wd as i32)).map_err(failed(&what))?;
+        reach.try_rights(&place, || inotify_watch(&made, &path, watch.mask, watch.wd as i32)).map_err(failed(&what))?;
     }
     Ok(made)
 }
 
 /// A fanotify with its marks.
 pub(super) fn fanotify(wanted: &Fanotify, reach: &Reach) -> Result<OwnedFd, Failure> {
-    /// FAN_MARK_DONT_FOLLOW, FAN_MARK_IGNORED_MASK, FAN_MARK_IGNORED_SURV_MODIFY, FAN_MARK_EVICTABLE and FAN_MARK_IGNORE.
-    const DONT_FOLLOW: u32 = 0x4;
+    /// FAN_MARK_IGNORED_MASK, FAN_MARK_IGNORED_SURV_MODIFY, FAN_MARK_EVICTABLE and FAN_MARK_IGNORE.
     const IGNORED: u32 = 0x20;
     const SURVIVES: u32 = 0x40;
     const EVICTABLE: u32 = 0x200;
@@ -68,7 +62,7 @@ pub(super) fn fanotify(wanted: &Fanotify, reach: &Reach) -> Result<OwnedFd, Fail
         let ignored = mark.flags & (SURVIVES | IGNORE) | if mark.flags & IGNORE == 0 { IGNORED } else { 0 };
         for (flags, mask) in [(kind, mark.mask), (kind | ignored, mark.ignored_mask)] {
             if mask != 0 {
-                reach.try_rights(&place, || fanotify_mark(&made, flags & !DONT_FOLLOW, mask.into(), &path)).map_err(failed(&what))?;
+                reach.try_rights(&place, || fanotify_mark(&made, flags, mask.into(), &path)).map_err(failed(&what))?;
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Regular files and directories, opened again by their names, or from the image's objects.
 
 use super::super::found::Found;
-use super::super::objects::Objects;
+use super::super::objects::{Objects, of_file};
 use super::super::reach::{Reach, Refusal, Which};
 use super::{Failure, failed};
 use images::manifest::{Directory, FileIdentity, KeptFile};
@@ -10,9 +10,18 @@ use nix::unistd::{Whence, lseek};
 use std::os::fd::OwnedFd;
 
 /// A file that was open, at its position.
-pub(super) fn open_regular(identity: Option<&FileIdentity>, found: &Found, status: OFlag, offset: u64) -> Result<OwnedFd, Failure> {
+pub(super) fn open_regular(
+    identity: Option<&FileIdentity>,
+    found: &Found,
+    objects: &Objects,
+    status: OFlag,
+    offset: u64,
+) -> Result<OwnedFd, Failure> {
     let path = identity.map_or("", |identity| identity.path.as_str());
-    let file = found.open(path, status).map_err(failed(path))?;
+    let file = match identity.and_then(of_file).filter(|object| found.is_gone(*object)) {
+        Some(object) => objects.open(object as u64, status).map_err(failed(path))?,
+        None => found.open(path, status).map_err(failed(path))?,
+    };
     at(file, status, offset).map_err(failed(path))
 }
 

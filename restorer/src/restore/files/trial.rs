@@ -78,7 +78,7 @@ fn try_one(file: &Description, found_at: &Found, outlook: Outlook) -> Result<(),
     match &file.kind {
         None => Err(("unknown".to_owned(), "a kind of a later version".to_owned())),
         Some(Kind::Regular(regular)) if regular.identity.as_ref().is_some_and(|file| is_made(file, found_at)) => Ok(()),
-        Some(Kind::Regular(regular)) if gone => regular::open_regular(regular.identity.as_ref(), found_at, status, file.offset).map(drop),
+        Some(Kind::Regular(regular)) if gone => try_regular(regular.identity.as_ref(), found_at, status),
         Some(Kind::Regular(regular)) => {
             let path = regular.identity.as_ref().map_or("", |identity| identity.path.as_str());
             found_at.may_open(path, status).map_err(failed(path))
@@ -102,6 +102,11 @@ fn try_one(file: &Description, found_at: &Found, outlook: Outlook) -> Result<(),
         Some(Kind::Terminal(_) | Kind::OutsidePipe(_) | Kind::Pipe(_) | Kind::Socket(_) | Kind::OutsideSocket(_)) => Ok(()),
         Some(Kind::Eventfd(_) | Kind::Epoll(_) | Kind::Timerfd(_) | Kind::Signalfd(_)) => Ok(()),
     }
+}
+
+fn try_regular(identity: Option<&FileIdentity>, found_at: &Found, status: OFlag) -> Result<(), Failure> {
+    let path = identity.map_or("", |identity| identity.path.as_str());
+    found_at.open(path, status).map(drop).map_err(failed(path))
 }
 
 /// The process's rights to a file, as an open with these flags needs them.
