@@ -60,8 +60,9 @@ impl Births for Found {
 
 /// Find everything of the restore of `pid`.
 pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> Result<Adopted, DaemonError> {
-    // One that has ended and is not reaped yet has nothing any more.
-    let pidfd = or_gone(pidfd_open(Pid::from_raw(pid as i32)))?.filter(|pidfd| !has_ended(pidfd));
+    // One that has ended and is not reaped yet has nothing any more; another process may have been given the number since.
+    let is_it = |pidfd: &OwnedFd| record.named.is(pid, pidfd, record.uffd_inode) && !has_ended(pidfd);
+    let pidfd = or_gone(pidfd_open(Pid::from_raw(pid as i32)))?.filter(is_it);
     let own_table: Vec<Open> = table::ours().collect();
     let find = |inode: u64| find(inode, &own_table, pid, pidfd.as_ref());
     let mailbox = mailbox(record, &find)?;
@@ -90,7 +91,8 @@ pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> 
     if fell {
         stopped.extend(rebuilt.stopped);
     }
-    Search { pid, mm: &mm, groups: &stopped }.end(rebuilt.lost, rebuilt.unknown);
+    let alive = pidfd.as_ref().map(|_| pid);
+    Search { pid: alive, mm: &mm, groups: &stopped }.end(rebuilt.lost, rebuilt.unknown);
     drop(rebuilt.strays); // whoever they watched is ended
     keep.brake().iter().for_each(|brake| brake.disarm());
     if pidfd.is_none() && rebuilt.children.is_empty() {

@@ -279,7 +279,7 @@ fn unattended(pid: u32) -> Option<Status> {
     let place = Place::new(&runtime_dir(), pid);
     let record = place.read().ok()?;
     let (total, missing) = place.pages().unwrap_or_default();
-    std::path::Path::new(&format!("/proc/{pid}")).exists().then_some(Status {
+    (!record.named.is_gone(pid)).then_some(Status {
         pid,
         snapshot: record.start.name,
         store: record.start.store,

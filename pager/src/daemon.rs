@@ -19,6 +19,7 @@ use crate::control::{self, runtime_dir};
 use crate::keep::{Keep, Place, Record};
 use crate::latency::Latency;
 use crate::mailbox::Mailbox;
+use crate::named::Named;
 use crate::pager::{Config, Pager, lazy_origins};
 use crate::phases::Phases;
 use crate::picture::Picture;
@@ -259,7 +260,8 @@ fn receive(
         tracing::warn!(pid, "this kernel has no PTE markers (Linux 6.4): memory that the process drops without an event is not seen");
     }
     phases.done("mark what is missing");
-    let record = Record { start, marked, uffd_inode, mailbox_inodes, brake_inodes, adopted: 0, stopped: HashSet::new() };
+    let named = Named::of(pid, &pidfd);
+    let record = Record { start, named, marked, uffd_inode, mailbox_inodes, brake_inodes, adopted: 0, stopped: HashSet::new() };
     place.write(&record)?;
     let keep = Keep::new(place.clone(), Arc::new(lazy_origins(&image)), mailbox, uffd_inode, 1).with_brake(brake);
     let keep = Arc::new(keep);

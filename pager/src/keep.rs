@@ -30,6 +30,7 @@ use crate::crash::point;
 use crate::daemon::Start;
 use crate::journal::{Journal, Room};
 use crate::mailbox::{Child, Mailbox};
+use crate::named::Named;
 use crate::origins::Origins;
 use crate::residency::Residency;
 use crate::runtime_folder;
@@ -53,6 +54,9 @@ const UNFINISHED: [&str; 2] = ["room", "anew"];
 pub struct Record {
     /// What was asked for.
     pub start: Start,
+    /// Which process its pid means.
+    #[serde(default)]
+    pub named: Named,
     /// Missing pages have markers in the process's page tables.
     #[serde(default)]
     pub marked: bool,

@@ -42,6 +42,7 @@ mod ledger;
 pub mod mailbox;
 mod markers;
 mod marks;
+pub mod named;
 mod neighbours;
 mod nudges;
 pub mod oom;

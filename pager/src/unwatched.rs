@@ -4,10 +4,11 @@
 //! descendants, and of the groups that the `brake` stopped, those with the restored process's own memory layout (they run no program of
 //! their own) of which nothing is watched, or, where it is not known what a watched child misses, all with that layout.
 
+use crate::named::signal_if;
 use crate::watched;
 use images::manifest::MemoryMap;
 use nix::libc;
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpgid};
 use std::collections::HashSet;
 use std::path::Path;
@@ -22,8 +23,8 @@ const LOOK: Duration = Duration::from_millis(1);
 
 /// Whose children, and what is known of them.
 pub(crate) struct Search<'a> {
-    /// The restored process, which may have ended.
-    pub pid: u32,
+    /// The restored process, unless it has ended.
+    pub pid: Option<u32>,
     /// What it looked like at the checkpoint.
     pub mm: &'a MemoryMap,
     /// Groups that were stopped.
@@ -42,17 +43,17 @@ impl Search<'_> {
         while self.family().into_iter().any(is_forking) && begun.elapsed() < BORN_WITHIN {
             std::thread::sleep(LOOK);
         }
-        for child in self.family().into_iter().filter(|child| *child != self.pid) {
-            if (unknown > 0 || watched::ranges(child).is_empty()) && self.is_laid_out_alike(child) {
-                let _ = kill(Pid::from_raw(child as i32), Signal::SIGKILL); // it may have ended by itself
-            }
+        for child in self.family().into_iter().filter(|child| Some(*child) != self.pid) {
+            let is_meant =
+                || (unknown > 0 || watched::ranges(child).is_empty()) && self.is_laid_out_alike(child) && self.family().contains(&child);
+            signal_if(child, Signal::SIGKILL, is_meant);
         }
     }
 
     /// The process, its descendants, and members of stopped groups.
     fn family(&self) -> HashSet<u32> {
-        let mut found = descendants(self.pid);
-        found.insert(self.pid);
+        let mut found = self.pid.map(descendants).unwrap_or_default();
+        found.extend(self.pid);
         found.extend(members(self.groups));
         found
     }
@@ -89,8 +90,18 @@ pub(crate) fn go_on(pid: u32, groups: &HashSet<i32>) {
     }
     for group in groups {
         tracing::warn!(pid, group, "everybody who served the process died while it forked: its process group was stopped, and goes on");
-        let _ = killpg(Pid::from_raw(*group), Signal::SIGCONT); // it may be empty by now
+        for member in members(&HashSet::from([*group])) {
+            signal_if(member, Signal::SIGCONT, || is_member(member, *group) && is_stopped(member));
+        }
     }
+}
+
+fn is_member(pid: u32, group: i32) -> bool {
+    getpgid(Some(Pid::from_raw(pid as i32))).is_ok_and(|of| of.as_raw() == group)
+}
+
+fn is_stopped(pid: u32) -> bool {
+    stat(format!("/proc/{pid}/stat").as_ref()).is_some_and(|fields| fields.first().is_some_and(|state| state == "T"))
 }
 
 /// Members of any of these groups.

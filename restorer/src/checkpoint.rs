@@ -30,7 +30,6 @@ use images::Image;
 use kernel::memory::ProcessMemory;
 use kernel::remote::CallError;
 use kernel::tracee::TraceError;
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pager::phases::Phases;
 use pages::{SnapshotId, SnapshotName};
@@ -205,7 +204,8 @@ fn would_come_back(pid: u32, image: &[u8]) -> Result<(), CheckpointError> {
 
 fn end(pid: u32) {
     // It is stopped by us, so it is there; if it is not, it ended, which is what is wanted.
-    let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+    // Its number is its own for as long as we trace it.
+    let _ = kernel::handoff::pidfd_open(Pid::from_raw(pid as i32)).and_then(|pidfd| kernel::handoff::pidfd_kill(&pidfd, libc::SIGKILL));
 }
 
 /// Until its pid is free again (its parent has to reap it), but no longer than a restore may reasonably be kept waiting.

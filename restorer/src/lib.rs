@@ -10,6 +10,7 @@ mod contents;
 pub mod demo;
 pub mod foreign;
 mod intake;
+pub mod output_file;
 mod process;
 pub mod report;
 pub mod restore;

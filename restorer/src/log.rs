@@ -8,7 +8,7 @@
 //! ```
 
 use std::fmt::Result;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write;
 use std::time::Instant;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
@@ -48,7 +48,8 @@ fn is_like_criu() -> bool {
 /// From now on.
 pub fn begin() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    // Without colours: in an event's text no escape is ours.
+    let log = fmt().with_env_filter(filter).with_writer(|| Lines(std::io::stderr())).with_ansi(false);
     // What cannot be written (the disk is full) is lost: saying so on the same stream would be a panic, and a pager's end.
     let log = log.log_internal_errors(false);
     match is_like_criu() {
@@ -66,14 +67,36 @@ pub fn failed(why: &str) {
     }
 }
 
-/// A name in a sentence may hold anything; who reads our lines counts on one for each sentence.
-fn on_one_line(sentence: &str) -> String {
+/// A name in a sentence may hold anything; who reads our lines counts on one for each sentence, and a terminal obeys some characters.
+pub fn on_one_line(sentence: &str) -> String {
     let mut line = String::new();
     for c in sentence.chars() {
-        match c.is_control() {
+        match is_obeyed(c) {
             true => line.extend(c.escape_default()),
             false => line.push(c),
         }
     }
     line
+}
+
+/// Control characters, separators of lines, and what changes the direction of the text behind it.
+pub fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{61c}')
+}
+
+/// Standard error, each event on one line.
+struct Lines(std::io::Stderr);
+
+impl Write for Lines {
+    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let sentence = text.strip_suffix('\n').unwrap_or(&text);
+        writeln!(self.0, "{}", on_one_line(sentence))?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }

@@ -9,12 +9,10 @@
 //!
 //! Known hole: a place that could be written when it was checked may not be later; the pager says so in its log.
 
+use crate::output_file::beside;
 use pager::picture::Picture;
-use std::fs::Permissions;
 use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use tempfile::{Builder, NamedTempFile};
 
 const PAGE: &str = include_str!("report/page.html");
 const STYLE: &str = include_str!("report/page.css");
@@ -28,11 +26,12 @@ pub struct ReportError {
     why: String,
 }
 
-/// Where a report named `path` goes, if it can be written there now; absolute, and behind links.
+/// Where a report named `path` goes, if it can be written there now; absolute. A symbolic link is refused.
 pub fn place(path: &Path) -> Result<PathBuf, ReportError> {
-    let absolute = std::path::absolute(path).and_then(|path| match std::fs::metadata(&path) {
+    let absolute = std::path::absolute(path).and_then(|path| match std::fs::symlink_metadata(&path) {
+        Ok(there) if there.is_symlink() => Err(io::Error::other("it is a symbolic link")),
         Ok(there) if !there.is_file() => Err(io::Error::other("it is no file")),
-        Ok(_) => std::fs::canonicalize(&path),
+        Ok(_) => Ok(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(path),
         Err(error) => Err(error),
     });
@@ -53,15 +52,6 @@ pub fn write(path: &Path, picture: &Picture) -> Result<(), ReportError> {
 
 fn failed(path: &Path, error: &io::Error) -> ReportError {
     ReportError { path: path.display().to_string(), why: error.to_string() }
-}
-
-/// A new file in the folder of `path`, gone unless it takes that place.
-fn beside(path: &Path) -> io::Result<NamedTempFile> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Err(io::Error::other("it is no file")) };
-    // As any new file: the umask takes from that.
-    std::fs::metadata(folder)?; // tells in better words than tempfile, which names a file that nobody else knows
-    let made = Builder::new().prefix(name).suffix(".tmp").permissions(Permissions::from_mode(0o666)).tempfile_in(folder);
-    made.map_err(|error| error.kind().into())
 }
 
 /// The page for a picture that is JSON.
@@ -113,7 +103,7 @@ mod tests {
         std::fs::write(&file, "before").expect("write");
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&file, &link).expect("link");
-        assert_eq!(place(&link).expect("behind the link"), std::fs::canonicalize(&file).expect("there"));
+        assert!(place(&link).expect_err("a link").to_string().contains("symbolic link"));
         assert_eq!(std::fs::read_to_string(&file).expect("read"), "before");
         for (bad, why) in
             [(folder.path().join("no/where"), "No such file"), (folder.path().to_owned(), "no file"), ("/dev/null".into(), "no file")]

@@ -10,6 +10,7 @@ pub mod process;
 pub mod snapshots;
 
 use crate::cli::{CompressionArgs, StoreArg};
+use crate::log::{is_obeyed, on_one_line};
 use anyhow::{Context as _, Result};
 use defrost_restorer::checkpoint::Compression;
 use defrost_restorer::restore::AUTHORITY;
@@ -55,11 +56,28 @@ impl From<CompressionArgs> for Compression {
     }
 }
 
-/// Print a report: as one line of JSON, or in words.
+/// Print a report: as one line of JSON, or in words on one line.
 fn show(json: bool, report: &impl Serialize, words: &dyn Display) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    let written = if json { writeln!(out, "{}", serde_json::to_string(report)?) } else { writeln!(out, "{words}") };
-    written.context("write to standard output")
+    match json {
+        true => print(&as_json(report)?),
+        false => print(&on_one_line(&words.to_string())),
+    }
+}
+
+/// JSON on one line; characters that a terminal obeys are escaped, which they are allowed to be in its strings alone.
+fn as_json(report: &impl Serialize) -> Result<String> {
+    let mut line = String::new();
+    for c in serde_json::to_string(report)?.chars() {
+        match is_obeyed(c) {
+            true => line.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => line.push(c),
+        }
+    }
+    Ok(line)
+}
+
+fn print(text: &str) -> Result<()> {
+    writeln!(std::io::stdout().lock(), "{text}").context("write to standard output")
 }
 
 /// A bar over `total` of something; quiet where nobody watches.

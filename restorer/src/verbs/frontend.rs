@@ -7,6 +7,7 @@ mod remote;
 use super::{address_of, open};
 use crate::cli::{CriuArgs, DaemonArgs, FirecrackerArgs, RecallArgs};
 use anyhow::{Context as _, Result, bail};
+use defrost_restorer::output_file;
 use images::criu::{Dump, Layout};
 use nix::unistd::{dup2_stderr, dup2_stdout};
 use pager::frontend::criu::{Daemon, DumpDir, FromFolder, FromStore, Plan, Take};
@@ -69,7 +70,7 @@ fn begin(args: DaemonArgs, work_dir: &Path) -> Result<Option<Begun>> {
     }
     if let Some(file) = &args.log_file {
         let path = work_dir.join(file);
-        dup2_stderr(File::create(&path).with_context(|| format!("write {}", path.display()))?)?;
+        dup2_stderr(output_file::create(&path).with_context(|| format!("write {}", path.display()))?)?;
     }
     let held = Some(Held::hold()?);
     // The working directory may change.
@@ -85,7 +86,7 @@ impl Begun {
     /// Tell whoever wants to know.
     fn tell(self) -> Result<()> {
         if let Some(path) = self.pidfile {
-            std::fs::write(&path, format!("{}\n", std::process::id())).with_context(|| format!("write {}", path.display()))?;
+            output_file::write(&path, &format!("{}\n", std::process::id())).with_context(|| format!("write {}", path.display()))?;
         }
         if let Some(fd) = self.status_fd {
             tell_ready(fd).with_context(|| format!("write to --status-fd {fd}"))?;
@@ -147,7 +148,7 @@ fn tell_ready(fd: i32) -> Result<()> {
 
 /// The same command again as a process of its own, which is ready once we return.
 fn in_background(path: &Path) -> Result<()> {
-    let log = File::create(path).with_context(|| format!("write {}", path.display()))?;
+    let log = output_file::create(path).with_context(|| format!("write {}", path.display()))?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(std::env::args_os().skip(1).filter(|arg| arg != "--daemon")).args(["--status-fd", "1"]);
     // The log is the only place where its progress can be seen.

@@ -1,7 +1,8 @@
 //! What a snapshot holds, told from its image alone: no chunk is fetched.
 
-use super::{open_named, show};
+use super::{open_named, print, show};
 use crate::cli::OneSnapshot;
+use crate::log::on_one_line;
 use anyhow::{Context as _, Result};
 use images::criu::Dump;
 use images::manifest::description::Kind;
@@ -108,7 +109,10 @@ pub fn inspect(one: OneSnapshot) -> Result<()> {
     let image = Image::parse(&store.image(&id)?).with_context(|| format!("snapshot {name}"))?;
     let mut summary = summary(name.to_string(), id, &image);
     summary.working_set = working_set(store.as_ref(), &image)?;
-    show(one.json, &summary, &summary.to_string().trim_end())
+    match one.json {
+        true => show(true, &summary, &""),
+        false => print(summary.to_string().trim_end()),
+    }
 }
 
 /// What earlier restores left.
@@ -249,40 +253,52 @@ fn file_line(index: u32, file: &Description, manifest: &Manifest) -> FileLine {
     FileLine { fds: manifest.descriptors.iter().filter(|d| d.file == index).map(|d| d.fd).collect(), kind }
 }
 
+/// One line, whatever the names in it hold.
+fn line(f: &mut fmt::Formatter<'_>, words: fmt::Arguments<'_>) -> fmt::Result {
+    writeln!(f, "{}", on_one_line(&words.to_string()))
+}
+
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}  {}", self.name, self.id)?;
+        line(f, format_args!("{}  {}", self.name, self.id))?;
         if let Some(CriuDump { tasks, folders, files }) = &self.criu_dump {
-            writeln!(f, "a dump of CRIU's, {} tasks, {files} files in {folders} folders", tasks.len())?;
+            line(f, format_args!("a dump of CRIU's, {} tasks, {files} files in {folders} folders", tasks.len()))?;
         } else if let Some(Machine { memory_bytes, state_bytes }) = &self.machine {
-            writeln!(f, "a microVM, {memory_bytes} bytes of memory, {state_bytes} of state")?;
+            line(f, format_args!("a microVM, {memory_bytes} bytes of memory, {state_bytes} of state"))?;
         } else {
-            writeln!(f, "process {} ({}), {} threads, of kernel {}", self.pid, self.comm, self.threads.len(), self.kernel_release)?;
-            writeln!(f, "  exe {}\n  cwd {}", self.exe, self.cwd)?;
+            line(
+                f,
+                format_args!("process {} ({}), {} threads, of kernel {}", self.pid, self.comm, self.threads.len(), self.kernel_release),
+            )?;
+            line(f, format_args!("  exe {}", self.exe))?;
+            line(f, format_args!("  cwd {}", self.cwd))?;
         }
         let m = &self.memory;
-        writeln!(f, "memory: {} bytes mapped, {} with contents, {} of them lazy", m.mapped_bytes, m.contents_bytes, m.lazy_bytes)?;
-        writeln!(f, "  {} chunks of at most {} bytes, {} different", m.chunks, m.chunk_size_bytes, m.different_chunks)?;
+        line(
+            f,
+            format_args!("memory: {} bytes mapped, {} with contents, {} of them lazy", m.mapped_bytes, m.contents_bytes, m.lazy_bytes),
+        )?;
+        line(f, format_args!("  {} chunks of at most {} bytes, {} different", m.chunks, m.chunk_size_bytes, m.different_chunks))?;
         if let Some(Working { restores, chunks, bytes }) = &self.working_set {
-            writeln!(f, "  {bytes} bytes ({chunks} chunks) are what {restores} restores touched first")?;
+            line(f, format_args!("  {bytes} bytes ({chunks} chunks) are what {restores} restores touched first"))?;
         }
         for r in &self.regions {
             let lazy = if r.lazy { " lazy" } else { "" };
-            writeln!(f, "  {:x}-{:x} {} {}{lazy} {} {}", r.start, r.end, r.prot, r.backing, r.contents_bytes, r.path)?;
+            line(f, format_args!("  {:x}-{:x} {} {}{lazy} {} {}", r.start, r.end, r.prot, r.backing, r.contents_bytes, r.path))?;
         }
         if self.criu_dump.is_none() && self.machine.is_none() {
-            writeln!(f, "files:")?;
+            line(f, format_args!("files:"))?;
         }
         for file in &self.files {
             let fds: Vec<String> = file.fds.iter().map(u32::to_string).collect();
             let fds = if fds.is_empty() { "in flight:".to_owned() } else { fds.join(",") };
-            writeln!(f, "  {fds} {}", file.kind)?;
+            line(f, format_args!("  {fds} {}", file.kind))?;
         }
         if !self.objects.is_empty() {
-            writeln!(f, "contents kept here:")?;
+            line(f, format_args!("contents kept here:"))?;
         }
         for object in &self.objects {
-            writeln!(f, "  {} of {} bytes, {} with contents", object.name, object.size_bytes, object.contents_bytes)?;
+            line(f, format_args!("  {} of {} bytes, {} with contents", object.name, object.size_bytes, object.contents_bytes))?;
         }
         Ok(())
     }

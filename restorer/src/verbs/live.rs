@@ -39,7 +39,7 @@ pub fn pager(take_over: Option<u32>, socket: Option<UnixStream>) -> Result<ExitC
     let status = supervisor::run(work, &|work, told| match daemon::serve(work, told, &open, &report) {
         Ok(()) => 0,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "defrost pager: {error:#}"); // the disk may be full
+            crate::log::failed(&format!("pager: {error:#}")); // the disk may be full
             if error.may_pass() { supervisor::AGAIN } else { 1 }
         }
     })?;

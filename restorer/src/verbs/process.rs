@@ -5,9 +5,9 @@ use crate::cli::{CheckpointArgs, RestoreArgs};
 use crate::foreground::Following;
 use anyhow::Result;
 use defrost_restorer::checkpoint;
-use defrost_restorer::report;
 use defrost_restorer::restore::terminals::Terminals;
 use defrost_restorer::restore::{self, Changes, RestoreError, Stdio};
+use defrost_restorer::{output_file, report};
 use pager::Policy;
 use pager::phases::Phase;
 use pages::SnapshotRef;
@@ -71,7 +71,7 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
     let restored = restore::restore(&request, store.as_ref(), &mut |pid, manifest| {
         let failed = |what: String| move |why: String| RestoreError::Outside { what, why };
         if let Some(path) = &args.pid_file {
-            std::fs::write(path, format!("{pid}\n")).map_err(|why| failed(format!("write {}", path.display()))(why.to_string()))?;
+            output_file::write(path, &format!("{pid}\n")).map_err(|why| failed(format!("write {}", path.display()))(why.to_string()))?;
         }
         if !args.detach {
             following = Some(Following::begin(pid, Terminals::of(manifest))?);
