@@ -107,6 +107,12 @@ impl Reach {
         let Some(wanted) = wanted else { return Ok(Self { users: Vec::new(), granted, made_here }) };
         let current = FileUser::current().map_err(super::outside("read the credentials of defrost"))?;
         let users = if is_enough(&current, wanted) { Vec::new() } else { users(wanted) };
+        for user in &users {
+            assume(user).map_err(|errno| {
+                let needs = "needs CAP_SETUID and CAP_SETGID: restore as root or with them";
+                RestoreError::Host(format!("opening its files as user {} {needs} ({errno})", user.uid))
+            })?;
+        }
         Ok(Self { users, granted, made_here })
     }
 
@@ -360,9 +366,7 @@ fn is_enough(own: &FileUser, wanted: &Credentials) -> bool {
 /// Everybody whom the process could make itself.
 fn users(wanted: &Credentials) -> Vec<FileUser> {
     let mut groups = wanted.groups.clone();
-    groups.extend([wanted.fsgid, wanted.egid, wanted.sgid, wanted.rgid]);
-    groups.sort_unstable();
-    groups.dedup();
+    groups.extend([wanted.egid, wanted.sgid, wanted.rgid].into_iter().filter(|gid| *gid != wanted.fsgid && !wanted.groups.contains(gid)));
     let mut users: Vec<FileUser> = Vec::new();
     for uid in [wanted.fsuid, wanted.euid, wanted.suid, wanted.ruid] {
         if users.iter().all(|user| user.uid != uid) {
