@@ -419,6 +419,43 @@ fn what_an_unattended_process_left_is_swept() -> Result<()> {
     guarded.left_nothing()
 }
 
+/// Its number was given to another process, for which nothing of the record is meant.
+#[test]
+fn a_stranger_with_the_number_of_a_record_lives_on() -> Result<()> {
+    let stepper = Stepper::new(false)?;
+    let guarded = stepper.restore(&["--no-background"])?;
+    guarded.kill_all()?;
+    is_unattended(&guarded)?;
+    let mut stranger = std::process::Command::new("sleep").arg("1000").spawn()?;
+    let folder = Path::new("/run/defrost");
+    let own = |pid: u32| move |name: &str| name.strip_prefix(&format!("{pid}.")).map(str::to_owned);
+    let of_pid = own(stepper.victim.pid());
+    let tried = || -> Result<()> {
+        for entry in std::fs::read_dir(folder)?.flatten() {
+            if let Some(rest) = entry.file_name().to_str().and_then(&of_pid) {
+                std::fs::copy(entry.path(), folder.join(format!("{}.{rest}", stranger.id())))?;
+            }
+        }
+        let said = defrost_fails(&["pager", "--adopt", &stranger.id().to_string()])?;
+        ensure!(said.contains("has ended"), "{said}");
+        Ok(())
+    };
+    let tried = tried();
+    let lives = stranger.try_wait()?.is_none();
+    stranger.kill()?;
+    stranger.wait()?;
+    for entry in std::fs::read_dir(folder)?.flatten() {
+        if entry.file_name().to_str().and_then(own(stranger.id())).is_some() {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    tried?;
+    ensure!(lives, "the stranger was ended");
+    kill(Pid::from_raw(stepper.victim.pid() as i32), Signal::SIGKILL)?;
+    ensure!(defrost(&["status"])?.status.success(), "what is left is swept");
+    guarded.left_nothing()
+}
+
 #[test]
 fn an_adoption_that_cannot_be_says_why() -> Result<()> {
     let mut stepper = Stepper::new(false)?;

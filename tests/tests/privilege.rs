@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::command::{defrost_marked, new_mark, succeeds};
-use defrost_tests::{Victim, binary, checkpoint, defrost_fails, defrost_ok, eventually, need_root, restore_with};
+use defrost_tests::{Victim, binary, checkpoint, defrost, defrost_fails, defrost_ok, eventually, need_root, restore_with};
 use images::Image;
 use images::manifest::description::Kind;
 use images::manifest::{
@@ -410,4 +410,54 @@ fn capabilities_are_not_lent_to_other_users_processes() -> Result<()> {
     // To root, whose image it is does not matter.
     defrost_ok(&["restore", "it:v", "--store", &frozen.store(), "--dry-run"])?;
     frozen.victim.left_nothing()
+}
+
+#[test]
+fn names_are_shown_and_not_obeyed() -> Result<()> {
+    let frozen = Frozen::new(|_| Ok(()))?;
+    let hostile = "a\u{1b}[2J\nprocess 1 (init)\r\u{9b}1m\u{202e}\u{7}";
+    frozen.forge("hostile:v", |manifest| {
+        let process = manifest.process.as_mut().unwrap_or_else(|| panic!("no process"));
+        (process.comm, process.exe) = (hostile.to_owned(), format!("/{hostile}"));
+        for file in &mut manifest.files {
+            if let Some(Kind::Directory(directory)) = &mut file.kind {
+                directory.path = format!("/{hostile}");
+            }
+        }
+        manifest.threads[0].comm = hostile.to_owned();
+    })?;
+    for how in [&[][..], &["--json"]] {
+        let said = defrost_ok(&[&["inspect", "hostile:v", "--store", &frozen.store()], how].concat())?;
+        let obeyed = said.chars().find(|c| (c.is_control() && *c != '\n') || *c == '\u{202e}');
+        ensure!(obeyed.is_none(), "{how:?}: {obeyed:?} in {said:?}");
+        ensure!(!said.lines().any(|line| line.starts_with("process 1")), "{said}");
+    }
+    let output = defrost(&["restore", "hostile:v", "--store", &frozen.store(), "--dry-run"])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(said.lines().all(|line| line.starts_with("defrost: ")) && !said.contains('\u{1b}'), "{said:?}");
+    frozen.victim.left_nothing()
+}
+
+#[test]
+fn what_defrost_writes_is_its_users_and_behind_no_link() -> Result<()> {
+    let frozen = Frozen::new(|_| Ok(()))?;
+    let link = frozen.roots.path().join("link");
+    symlink(frozen.secret(), &link)?;
+    let file = link.to_string_lossy().into_owned();
+    for option in ["--pid-file", "--report"] {
+        let said = defrost_fails(&["restore", "it:v", "--store", &frozen.store(), "--detach", option, &file])?;
+        ensure!(said.contains("symbolic link") && said.contains(&file), "{option}: {said}");
+        frozen.victim.left_nothing()?;
+    }
+    ensure!(fs::read_to_string(frozen.secret())? == "root".repeat(1024), "the secret was changed");
+    let mut frozen = frozen;
+    restore_with(&frozen.victim, "it:v", &frozen.store(), &["--no-background"])?;
+    let runtime = Path::new("/run/defrost");
+    ensure!(fs::metadata(runtime)?.mode() & 0o7777 == 0o700, "others may enter {}", runtime.display());
+    let own = format!("{}.", frozen.victim.pid());
+    for entry in fs::read_dir(runtime)?.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&own)) {
+        let meta = entry.metadata()?;
+        ensure!(meta.file_type().is_socket() || meta.mode() & 0o077 == 0, "{:?} is open to others: {:o}", entry.path(), meta.mode());
+    }
+    frozen.victim.end()
 }
