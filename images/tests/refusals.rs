@@ -254,7 +254,11 @@ fn terminals_and_clocks_are_checked() {
 
 #[test]
 fn file_values_are_checked() {
-    let changes: [(&str, Change); 40] = [
+    let changes: [(&str, Change); 44] = [
+        ("file 2", |m| m.files[2].flags |= 0o1000),
+        ("file 3", |m| m.files[3].flags |= 0o100),
+        ("file 14", |m| add(m, Kind::Device(CharacterDevice { path: "/dev/kmsg".to_owned(), major: 1, minor: 11 }))),
+        ("file 14", |m| add(m, Kind::Device(CharacterDevice { path: "/dev/tty".to_owned(), major: 5, minor: 0 }))),
         ("descriptor 1", |m| m.descriptors[1].file = 14),
         ("descriptor 0", |m| m.descriptors[1].fd = 0),
         ("descriptor 4294967295", |m| m.descriptors[13].fd = u32::MAX),

@@ -73,13 +73,37 @@ fn no_memory_file_is_refused() -> Result<()> {
     let store = path(&folder.path().join("store"));
     let short = folder.path().join("short");
     std::fs::write(&short, vec![1; 5000])?;
-    for (file, why) in
-        [(path(&short), "no guest memory"), (path(folder.path()), "no plain file"), (path(&folder.path().join("none")), "No such file")]
-    {
+    let fifo = folder.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR)?;
+    let none = folder.path().join("none");
+    let all = [(&short, "no guest memory"), (&fifo, "no plain file"), (&none, "No such file")];
+    for (file, why) in all.into_iter().map(|(file, why)| (path(file), why)).chain([(path(folder.path()), "no plain file")]) {
         let told = defrost_fails(&["import", "firecracker", "--memory", &file, "vm", "--store", &store])?;
         ensure!(told.contains(why) && told.contains(&file), "{told}");
     }
     ensure!(defrost_ok(&["list", "--store", &store])?.is_empty());
+    Ok(())
+}
+
+/// 64 GiB of which 8 KiB were written are not read through.
+#[test]
+fn holes_of_a_memory_file_are_not_read() -> Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let folder = tempfile::tempdir()?;
+    let (store, memory, back) = (path(&folder.path().join("store")), folder.path().join("memory"), folder.path().join("back"));
+    let file = std::fs::File::create(&memory)?;
+    file.set_len(64 << 30)?;
+    for at in [5 << 30, 63 << 30] {
+        file.write_all_at(&[7; 4096], at)?;
+    }
+    let report = defrost_ok(&["import", "firecracker", "--memory", &path(&memory), "vm", "--store", &store, "--json"])?;
+    ensure!(report.contains(r#""contents_bytes":8192"#), "{report}");
+    defrost_ok(&["export", "firecracker", "vm", "--memory", &path(&back), "--store", &store])?;
+    let (back, mut page) = (std::fs::File::open(back)?, [0; 4096]);
+    for at in [5 << 30, 63 << 30] {
+        back.read_exact_at(&mut page, at)?;
+        ensure!(page == [7; 4096], "page at {at}");
+    }
     Ok(())
 }
 

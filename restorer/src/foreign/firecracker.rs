@@ -6,9 +6,12 @@ use crate::intake::{Compression, Source, one_by_one, read_stored, take_in};
 use images::Image;
 use images::manifest::Manifest;
 use images::memory_file;
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 use pages::{PAGE_SIZE_BYTES, PageRange, SnapshotName};
 use std::fmt;
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use store::{Store, refuse_taken};
 
@@ -58,7 +61,8 @@ pub fn import(
     let files: Vec<(&Path, u64, &File)> = std::iter::once((memory, memory_bytes, &opened_memory))
         .chain(state.zip(opened.as_ref()).map(|(path, (bytes, file))| (path, *bytes, file)))
         .collect();
-    let runs: Vec<PageRange> = regions.iter().filter_map(|region| PageRange::from_addrs(region.start, region.end)).collect();
+    let places = files.iter().zip([0, memory_file.state_start]);
+    let runs: Vec<PageRange> = places.flat_map(|((_, bytes, file), start)| written_runs(file, *bytes, start)).collect();
     let source = || -> Source<'_> {
         one_by_one(|range, raw| {
             let at = usize::from(range.start().addr() >= memory_file.state_start);
@@ -79,9 +83,29 @@ pub fn import(
 fn open(path: &Path) -> Result<(u64, File), ImportError> {
     let failed = |what: String| ImportError::File { path: path.to_owned(), what };
     let cannot = |error: std::io::Error| failed(format!("{error}: name a file that can be read"));
-    let file = File::open(path).map_err(cannot)?;
+    // A pipe without a writer would keep us waiting.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).map_err(cannot)?;
     let found = file.metadata().map_err(cannot)?;
     if found.is_file() { Ok((found.len(), file)) } else { Err(failed("it is no plain file".to_owned())) }
+}
+
+/// Pages of a file of so many bytes that were ever written, where the file lies at `start`; all of them where its file system does not
+/// tell holes.
+fn written_runs(file: &File, bytes: u64, start: u64) -> Vec<PageRange> {
+    let mut runs = Vec::new();
+    let mut at = 0;
+    while at < bytes {
+        let data = match lseek(file, at as i64, Whence::SeekData) {
+            Ok(data) => data as u64,
+            Err(Errno::ENXIO) => break, // nothing but a hole from here on
+            Err(_) => at,
+        };
+        let hole = lseek(file, data as i64, Whence::SeekHole).map_or(bytes, |hole| hole as u64).clamp(data + 1, bytes.max(data + 1));
+        let (from, to) = (data / PAGE_SIZE_BYTES * PAGE_SIZE_BYTES, hole.next_multiple_of(PAGE_SIZE_BYTES));
+        runs.extend(PageRange::from_addrs(start + from.max(at), start + to).filter(|run| !run.is_empty()));
+        at = to;
+    }
+    runs
 }
 
 /// Write the files again, those that are named; pages of zeros become holes.
