@@ -37,6 +37,7 @@ use kernel::shared_words::SharedWords;
 use kernel::uffd::{BATCH, MESSAGE_WORDS, Uffd};
 use nix::errno::Errno;
 use pages::{PageAddr, PageRange};
+use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};

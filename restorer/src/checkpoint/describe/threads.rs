@@ -117,12 +117,8 @@ impl Describer {
             }
         }
         if let Some(credentials) = &thread.credentials {
-            if leads {
-                self.landlock = Probe::new(credentials, &process.security_label);
-            }
-            if let Some(probe) = &self.landlock {
-                probe.refuse(proc, tid, credentials, session)?;
-            }
+            let probe = self.landlock.get_or_insert_with(|| Probe::new(&process.security_label));
+            probe.refuse(proc, tid, credentials, session)?;
         }
         self.settings.of_thread(proc, &text.stat, session, &mut thread)?;
         let keyrings = keyrings::of_thread(proc, tid, session, self.keyrings.as_ref())?;
