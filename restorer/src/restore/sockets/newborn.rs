@@ -6,6 +6,7 @@ use super::super::guise;
 use super::super::reach::Reach;
 use super::{Wanted, text};
 use images::manifest::{ClosedConnection, PeerCredentials, Socket};
+use kernel::file_user::FileUser;
 use kernel::sockopt;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -178,13 +179,20 @@ pub(super) fn listen(b: &mut Builder<'_>, all: &[Wanted<'_>]) -> Step<()> {
 /// Have the child connect to a socket of another process, which may ask who did.
 pub(super) fn connect(b: &mut Builder<'_>, wanted: &Wanted<'_>, newborn: &Newborn, reach: &Reach) -> Step<()> {
     let name = &wanted.socket.peer;
-    connect_to(b, wanted, newborn, name)?.map_err(|errno| {
+    // As itself, it may connect only where it might before.
+    connect_to(b, wanted, newborn, name, reach.user(reach.first()))?.map_err(|errno| {
         let at = String::from_utf8_lossy(name).replace('\0', "@");
         wanted.failed(format!("connect to {at}: {errno}: start the service that listens there"))
     })
 }
 
-fn connect_to(b: &mut Builder<'_>, wanted: &Wanted<'_>, newborn: &Newborn, name: &[u8]) -> Step<Result<(), Errno>> {
+fn connect_to(
+    b: &mut Builder<'_>,
+    wanted: &Wanted<'_>,
+    newborn: &Newborn,
+    name: &[u8],
+    user: Option<&FileUser>,
+) -> Step<Result<(), Errno>> {
     // A listener without room is an error, not a wait.
     fcntl(&newborn.socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(text("set its flags")).map_err(|why| wanted.failed(why))?;
     let mut address = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
@@ -196,8 +204,6 @@ fn connect_to(b: &mut Builder<'_>, wanted: &Wanted<'_>, newborn: &Newborn, name:
     maker.become_one(&maker.of_owner(wanted))?;
     let at = maker.b.put(&address)?;
     let args = [wanted.place as u64, at, address.len() as u64, 0, 0, 0];
-    // As itself, it may connect only where it might before.
-    let user = reach.user(reach.first());
     if let Some(user) = user {
         guise::put_down(maker.b, user.capabilities)?;
     }
@@ -221,7 +227,7 @@ pub(super) fn call(b: &mut Builder<'_>, all: &[(Wanted<'_>, &Newborn)]) -> Step<
         };
         let name = file.map_or_else(|| address.clone(), |file| format!("/proc/self/fd/{file}").into_bytes());
         for (wanted, newborn) in waiting.iter().filter_map(|file| all.get(*at.get(file)?)) {
-            connect_to(b, wanted, newborn, &name)?
+            connect_to(b, wanted, newborn, &name, None)?
                 .map_err(|errno| wanted.failed(format!("connect to the process's own listener at fd {}: {errno}", listener.fd)))?;
         }
         if let Some(file) = file {
