@@ -8,7 +8,7 @@ use pager::keep::Place;
 use pager::successor;
 use pager::supervisor::{self, Work};
 use pager::{State, Status, control, daemon, readers};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
