@@ -431,7 +431,8 @@ fn a_stranger_with_the_number_of_a_record_lives_on() -> Result<()> {
     let own = |pid: u32| move |name: &str| name.strip_prefix(&format!("{pid}.")).map(str::to_owned);
     let of_pid = own(stepper.victim.pid());
     let tried = || -> Result<()> {
-        for entry in std::fs::read_dir(folder)?.flatten() {
+        // All but its socket.
+        for entry in std::fs::read_dir(folder)?.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())) {
             if let Some(rest) = entry.file_name().to_str().and_then(&of_pid) {
                 std::fs::copy(entry.path(), folder.join(format!("{}.{rest}", stranger.id())))?;
             }
