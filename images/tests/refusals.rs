@@ -309,7 +309,8 @@ fn file_values_are_checked() {
         ("file 13", |m| m.files[13].owner = Some(Owner { kind: 0, id: 0, signal: 65 })),
     ];
     // A pair with one end is named whichever of the two is found first.
-    let (last, first) = (changes[27], [&changes[..27], &changes[28..]].concat());
+    let pair = changes.iter().position(|(what, _)| what.starts_with("socket pair")).expect("one is of a pair");
+    let (last, first) = (changes[pair], [&changes[..pair], &changes[pair + 1..]].concat());
     refuse_all(&first);
     let mut manifest = sample::process();
     last.1(&mut manifest);

@@ -83,7 +83,10 @@ fn a_folder_that_is_gone_is_refused() -> Result<()> {
     checkpoint(&mut victim, "x", &store)?;
     let (folder, away) = (victim.folder().join("folder"), victim.folder().join("away"));
     fs::rename(&folder, &away)?;
+    refused(&victim, &store, &[&folder.to_string_lossy(), "cannot be found"])?;
+    fs::write(&folder, "")?;
     refused(&victim, &store, &[&folder.to_string_lossy(), "is no directory any more"])?;
+    fs::remove_file(&folder)?;
     fs::rename(&away, &folder)?;
     restore(&victim, "x", &store)?;
     victim.check("")
