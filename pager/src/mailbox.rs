@@ -15,6 +15,9 @@ use nix::sys::socket::{AddressFamily, ControlMessage, ControlMessageOwned, MsgFl
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
+/// How often a descriptor is tried to be kept.
+const TRIES: u32 = 3;
+
 /// Room for several thousand messages of one descriptor each; cut by the kernel to net.core.wmem_max where we may not exceed that.
 const ROOM_BYTES: i32 = 4 << 20;
 
@@ -84,7 +87,15 @@ impl Mailbox {
     pub fn keep(&self, child: Child, uffd: RawFd) -> Result<(), Errno> {
         let (bytes, rights) = (child.to_bytes(), [uffd]);
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        sendmsg::<()>(self.sending.as_raw_fd(), &[IoSlice::new(&bytes)], &[ControlMessage::ScmRights(&rights)], flags, None).map(drop)
+        let send = || {
+            let (parts, rights) = ([IoSlice::new(&bytes)], [ControlMessage::ScmRights(&rights)]);
+            sendmsg::<()>(self.sending.as_raw_fd(), &parts, &rights, flags, None).map(drop)
+        };
+        // EAGAIN and ETOOMANYREFS: it is full. Any other failure may be one of the moment, and the child would be refused.
+        (1..TRIES).fold(send(), |sent, _| match sent {
+            Ok(()) | Err(Errno::EAGAIN | Errno::ETOOMANYREFS) => sent,
+            Err(_) => send(),
+        })
     }
 
     /// Keep the end of the brake that must outlive us.

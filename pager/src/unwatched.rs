@@ -8,7 +8,7 @@ use crate::named::signal_if;
 use crate::watched;
 use images::manifest::MemoryMap;
 use nix::libc;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpgid};
 use std::collections::HashSet;
 use std::path::Path;
@@ -90,14 +90,23 @@ pub(crate) fn go_on(pid: u32, groups: &HashSet<i32>) {
     }
     for group in groups {
         tracing::warn!(pid, group, "everybody who served the process died while it forked: its process group was stopped, and goes on");
-        for member in members(&HashSet::from([*group])) {
-            signal_if(member, Signal::SIGCONT, || is_member(member, *group) && is_stopped(member));
-        }
+        continue_group(*group);
     }
 }
 
-fn is_member(pid: u32, group: i32) -> bool {
-    getpgid(Some(Pid::from_raw(pid as i32))).is_ok_and(|of| of.as_raw() == group)
+/// Continue all members of a group at once, as a member may be about to stop or be forked at this moment; and again while one
+/// of them is stopped, which was forked in between. The kernel gives a group's number to no other while the group has a member.
+fn continue_group(group: i32) {
+    let (begun, own) = (Instant::now(), HashSet::from([group]));
+    let mut left = members(&own);
+    while !left.is_empty() {
+        let _ = killpg(Pid::from_raw(group), Signal::SIGCONT); // it may be empty by now
+        std::thread::sleep(LOOK);
+        left = members(&own).into_iter().filter(|member| is_stopped(*member)).collect();
+        if begun.elapsed() > BORN_WITHIN {
+            break;
+        }
+    }
 }
 
 fn is_stopped(pid: u32) -> bool {

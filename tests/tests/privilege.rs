@@ -430,7 +430,7 @@ fn names_are_shown_and_not_obeyed() -> Result<()> {
         let said = defrost_ok(&[&["inspect", "hostile:v", "--store", &frozen.store()], how].concat())?;
         let obeyed = said.chars().find(|c| (c.is_control() && *c != '\n') || *c == '\u{202e}');
         ensure!(obeyed.is_none(), "{how:?}: {obeyed:?} in {said:?}");
-        ensure!(!said.lines().any(|line| line.starts_with("process 1")), "{said}");
+        ensure!(!said.lines().any(|line| line.starts_with("process 1 ")), "{said}");
     }
     let output = defrost(&["restore", "hostile:v", "--store", &frozen.store(), "--dry-run"])?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
