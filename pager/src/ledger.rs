@@ -273,11 +273,12 @@ impl Ledger {
     /// The space of a child that was just forked, or that it cannot be kept.
     fn child(&self, cradle: Result<Cradle>, uffd: Uffd, refused: &mut Option<std::io::Error>) -> Space {
         let Some(Kept { journal, keep }) = &self.kept else { return Space::new(uffd, self.residency.clone()) };
+        let is_in_mailbox = cradle.is_ok();
         match cradle.and_then(|cradle| keep.child(cradle, journal, &self.residency)) {
             Ok(journal) => Space::kept(uffd, self.residency.clone(), journal, keep.clone()),
             Err(error) => {
                 *refused = Some(error);
-                Space::refused(uffd, self.residency.clone())
+                Space::refused(uffd, self.residency.clone(), is_in_mailbox)
             }
         }
     }

@@ -98,6 +98,8 @@ pub struct Space {
     markers: Markers,
     /// It is a child's that cannot be kept: what it misses is given up.
     refused: bool,
+    /// Refused after its descriptor was put into the mailbox.
+    is_in_mailbox: bool,
 }
 
 impl Space {
@@ -119,14 +121,15 @@ impl Space {
         Self::over(uffd, Ledger::kept(residency, journal, keep))
     }
 
-    /// That of a child which cannot be kept.
-    pub(crate) fn refused(uffd: Uffd, residency: Residency) -> Self {
-        Self { refused: true, ..Self::new(uffd, residency) }
+    /// That of a child which cannot be kept. Where its descriptor is in the mailbox already, the kernel watches it still: it must be
+    /// served.
+    pub(crate) fn refused(uffd: Uffd, residency: Residency, is_in_mailbox: bool) -> Self {
+        Self { refused: true, is_in_mailbox, ..Self::new(uffd, residency) }
     }
 
     /// Give up what is missing, if it is refused: whether nothing is left to be done.
     pub(crate) fn is_given_up(&self) -> bool {
-        self.refused && matches!(self.poison(), Outcome::Settled | Outcome::Gone) && self.owed_pages() == 0
+        self.refused && matches!(self.poison(), Outcome::Settled | Outcome::Gone) && self.owed_pages() == 0 && !self.is_in_mailbox
     }
 
     /// It is the memory of process `pid`, whose page map tells of markers and guards.
@@ -153,6 +156,7 @@ impl Space {
             granule_pages: 1,
             markers: Markers::default(),
             refused: false,
+            is_in_mailbox: false,
         }
     }
 
