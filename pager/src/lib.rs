@@ -62,6 +62,7 @@ mod status;
 pub mod successor;
 pub mod supervisor;
 pub mod table;
+mod task_stat;
 pub mod timeline;
 pub mod told;
 mod unwatched;

@@ -4,7 +4,7 @@
 //! Linux 6.9 and the same for all processes before. Nothing is signalled by number: a pidfd is opened, what it leads to is compared
 //! with the record, and only then is a signal sent through it.
 
-use crate::table;
+use crate::{table, task_stat};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -47,9 +47,7 @@ impl Named {
 }
 
 fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Behind the name, which may hold anything, comes field 3.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(22 - 3)?.parse().ok()
+    task_stat::of_process(pid)?.get(22 - 3)?.parse().ok()
 }
 
 /// Send `signal` to process `pid` if that is what is meant, which is looked at once the number cannot be given to another any more.

@@ -5,13 +5,12 @@
 //! their own) of which nothing is watched, or, where it is not known what a watched child misses, all with that layout.
 
 use crate::named::signal_if;
-use crate::watched;
+use crate::{task_stat, watched};
 use images::manifest::MemoryMap;
 use nix::libc;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpgid};
 use std::collections::HashSet;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long a stopped fork may take to become a child that shows.
@@ -61,7 +60,7 @@ impl Search<'_> {
     /// Its stack, arguments and environment (fields 28 and 48 to 51 of /proc/PID/stat) lie where the process's do: a new program has
     /// others.
     fn is_laid_out_alike(&self, pid: u32) -> bool {
-        let Some(fields) = stat(format!("/proc/{pid}/stat").as_ref()) else { return false };
+        let Some(fields) = task_stat::of_process(pid) else { return false };
         let field = |number: usize| fields.get(number - 3).and_then(|text| text.parse().ok());
         let MemoryMap { start_stack, arg_start, arg_end, env_start, env_end, .. } = *self.mm;
         [(28, start_stack), (48, arg_start), (49, arg_end), (50, env_start), (51, env_end)].iter().all(|(at, is)| field(*at) == Some(*is))
@@ -110,7 +109,7 @@ fn continue_group(group: i32) {
 }
 
 fn is_stopped(pid: u32) -> bool {
-    stat(format!("/proc/{pid}/stat").as_ref()).is_some_and(|fields| fields.first().is_some_and(|state| state == "T"))
+    task_stat::of_process(pid).is_some_and(|fields| fields.first().is_some_and(|state| state == "T"))
 }
 
 /// Members of any of these groups.
@@ -120,17 +119,11 @@ fn members(groups: &HashSet<i32>) -> Vec<u32> {
     all.filter(|pid| getpgid(Some(Pid::from_raw(*pid as i32))).is_ok_and(|group| groups.contains(&group.as_raw()))).collect()
 }
 
-/// Fields of /proc/PID/stat (proc(5)) from the third on.
-fn stat(path: &Path) -> Option<Vec<String>> {
-    let stat = std::fs::read_to_string(path).ok()?;
-    Some(stat.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
-}
-
 /// Whether any thread of it is making a child, or may be about to: one that runs can be anywhere.
 fn is_forking(pid: u32) -> bool {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     tasks.map(|task| task.path()).any(|task| {
-        let state = stat(&task.join("stat")).and_then(|fields| fields.first().cloned()).unwrap_or_default();
+        let state = task_stat::fields(&task.join("stat")).and_then(|fields| fields.first().cloned()).unwrap_or_default();
         let call = std::fs::read_to_string(task.join("syscall")).unwrap_or_default();
         let call = call.split(' ').next().and_then(|number| number.parse::<i64>().ok());
         state == "R" || (state == "D" && call.is_some_and(|call| FORKS.contains(&call)))

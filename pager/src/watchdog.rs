@@ -6,8 +6,8 @@
 //!
 //! Known hole: one whose threads all wait for a store that does not answer beats, and is left alone (`--on-lost` says what is done).
 
-use crate::table;
 use crate::told::{Beat, Told};
+use crate::{table, task_stat};
 use nix::unistd::Pid;
 use std::time::Duration;
 
@@ -46,6 +46,7 @@ impl Watchdog {
 
 /// By a signal or a tracer.
 fn is_stopped(pid: Pid) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default(); // gone: its end is seen elsewhere
-    stat.rsplit_once(')').is_some_and(|(_, rest)| matches!(rest.trim_start().chars().next(), Some('T' | 't')))
+    // Gone: its end is seen elsewhere.
+    let state = task_stat::of_process(pid.as_raw() as u32).and_then(|fields| fields.into_iter().next());
+    matches!(state.as_deref(), Some("T" | "t"))
 }
