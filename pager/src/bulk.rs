@@ -6,24 +6,23 @@
 //! step aside altogether. Chunks under way are marked ([`crate::marks`]), so that no two of these threads bring the same one.
 //!
 //! Memory: each thread holds the frames of two runs and one decoded chunk. A frame is hardly longer than its pages, so all of them
-//! together hold at most [`crate::pace::MAX_WORKERS`] × 2 × ([`RUN_BYTES`] + the chunk size): 12 MiB with chunks of 16 KiB, 24 MiB with the largest.
+//! together hold at most [`crate::pace::MAX_WORKERS`] × 2 × ([`crate::run_size::MOST_BYTES`] + the chunk size): 12 MiB with chunks of
+//! 16 KiB, 24 MiB with the largest.
 
 use crate::chunks::{Chunk, Chunks, Unfit};
 use crate::history::How;
 use crate::marks::{Claim, Marks};
 use crate::pace::{self, Behind, PAUSE};
 use crate::pager::Shared;
+use crate::run_size::RunSize;
 use crate::space::Outcome;
 use nix::errno::Errno;
-use pages::{PageAddr, PageRange};
+use pages::PageRange;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Instant;
 use store::{Ahead, Store};
-
-/// Bytes of raw pages in one request; the last chunk may exceed it. Enough that a round trip costs little against decoding (0.7 ms),
-/// little enough that the pages behind a fault come soon.
-pub(crate) const RUN_BYTES: u64 = 1 << 20;
 
 /// Whether somebody waits for bulk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,24 +51,24 @@ fn run(shared: &Shared, store: Arc<dyn Store>, marks: &Marks, mut behind: Option
     let mut chunks = Chunks::new(shared.image.clone(), shared.map.clone(), store);
     let how = if behind.is_some() { How::Bulk } else { How::Eager };
     let mut give_way = || behind.iter_mut().for_each(|behind| behind.give_way(&shared.pace, &shared.stop));
-    let mut ahead = None;
+    let (mut ahead, mut size) = (None, RunSize::default());
     while !shared.stop.load(Ordering::Relaxed) && !shared.settled() {
         give_way();
-        let (claim, asked) = ahead.take().unwrap_or_else(|| ask(next(shared, &chunks, marks), &chunks));
+        let (claim, asked) = ahead.take().unwrap_or_else(|| ask(next(shared, &chunks, marks, &size), &chunks));
         let run = &claim.parts;
         if run.is_empty() {
             std::thread::sleep(PAUSE);
             continue;
         }
-        ahead = Some(ask(next(shared, &chunks, marks), &chunks)).filter(|(claim, _)| !claim.parts.is_empty());
-        let mut failed = None;
+        ahead = Some(ask(next(shared, &chunks, marks, &size), &chunks)).filter(|(claim, _)| !claim.parts.is_empty());
+        let (begun, mut failed) = (Instant::now(), None);
         let fetched = chunks.fetch_asked(run, asked, &shared.outage.over, &|error| shared.lost(error), &mut |(_, range), chunk| {
             give_way();
             failed = install(shared, how, range, chunk);
             failed.is_none() && !shared.stop.load(Ordering::Relaxed)
         });
         match (fetched, failed) {
-            (Ok(()), None) => {}
+            (Ok(()), None) => size.took(begun.elapsed()),
             (_, Some((range, errno))) => return shared.fail(&format!("pages {range} cannot be installed: {errno}")),
             (Err(Unfit::Stopped), _) => return,
             (Err(error), _) => return shared.fail(&error.to_string()),
@@ -98,8 +97,8 @@ pub(crate) fn install(shared: &Shared, how: How, range: PageRange, chunk: &[u8])
 }
 
 /// The next owed chunks nobody brings yet, marked as ours.
-fn next<'a>(shared: &Shared, chunks: &Chunks, marks: &'a Marks) -> Claim<'a, Chunk> {
-    let (spaces, hot) = (shared.spaces(), PageAddr::from_number(shared.hot.load(Ordering::Relaxed)));
+fn next<'a>(shared: &Shared, chunks: &Chunks, marks: &'a Marks, size: &RunSize) -> Claim<'a, Chunk> {
+    let (spaces, hot) = (shared.spaces(), size.behind(shared.hot.load(Ordering::Relaxed)));
     let spaces = spaces.iter().map(|space| (0, space.as_ref(), hot)); // what children owe is what their parent owed
-    marks.claim(spaces, RUN_BYTES, |_, wanted| chunks.range_of(wanted.start()).map(|chunk| (chunk.1, chunk)))
+    marks.claim(spaces, size.bytes(), |_, wanted| chunks.range_of(wanted.start()).map(|chunk| (chunk.1, chunk)))
 }

@@ -1,6 +1,6 @@
 //! The threads that answer faults: each waits on every userfaultfd, fetches what is waited for, installs it.
 //!
-//! There are several, each with a connection and neighbours of its own ([`crate::handlers`]); what one is bringing no other asks for
+//! There are several, each with a connection of its own ([`crate::handlers`]); what one is bringing no other asks for
 //! ([`crate::demanded`]). All faults that are there at once are answered by one request. Behind it neighbours are asked for
 //! ([`crate::window`] says how many); they are installed one by one while no fault waits. A fault that cannot be answered yet (an event
 //! came in between) is parked until the events were read. When it is over is seen elsewhere ([`crate::completion`]): these may stand in
@@ -13,7 +13,7 @@ use crate::demanded::Fault;
 use crate::handlers::Place;
 use crate::history::How;
 use crate::latency::Spinning;
-use crate::neighbours::Neighbours;
+use crate::neighbours::{self, Neighbours};
 use crate::pager::Shared;
 use crate::space::{Outcome, Space};
 use crate::window::Window;
@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use pages::PageAddr;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -46,7 +46,7 @@ struct Loop {
     /// Which of them it is.
     number: usize,
     chunks: Chunks,
-    neighbours: Neighbours<Arc<Space>>,
+    neighbours: Arc<neighbours::Shared<Arc<Space>>>,
     /// Those that wait, and could not be answered yet.
     parked: Vec<Fault>,
     /// How long the last request took.
@@ -68,9 +68,9 @@ pub(crate) fn spawn(
     store: &Arc<dyn Store>,
     prefetch: Vec<PageAddr>,
 ) -> std::io::Result<Vec<JoinHandle<()>>> {
-    let mut prefetch = Some(prefetch);
+    let (mut prefetch, neighbours) = (Some(prefetch), Arc::new(neighbours::Shared::new(places.len())));
     let start = |(number, place): (usize, Place)| {
-        let (shared, store, prefetch) = (shared.clone(), store.clone(), prefetch.take());
+        let (shared, store, prefetch, neighbours) = (shared.clone(), store.clone(), prefetch.take(), neighbours.clone());
         std::thread::Builder::new().name("faults".to_owned()).spawn(move || {
             place.enter();
             // One more connection is for those that wait; the first's serves where there is none.
@@ -78,7 +78,7 @@ pub(crate) fn spawn(
             let mut answering = Loop {
                 chunks: Chunks::new(shared.image.clone(), shared.map.clone(), own.unwrap_or(store)),
                 number,
-                neighbours: Neighbours::default(),
+                neighbours,
                 parked: Vec::new(),
                 took: Duration::ZERO,
                 answered: false,
@@ -125,7 +125,7 @@ impl Loop {
         let shared = self.shared.clone();
         while !shared.stop.load(Ordering::Relaxed) {
             let spaces = shared.spaces();
-            let timeout = match (self.neighbours.due(), self.parked.is_empty()) {
+            let timeout = match (self.own().due(), self.parked.is_empty()) {
                 (Some(due), true) => Some(due),
                 (_, false) => Some(PARKED),
                 (None, true) => None,
@@ -134,7 +134,7 @@ impl Loop {
             if wait(&shared, self.number, &spaces, (spin, timeout)) {
                 shared.nudges.heard(self.number); // to look is what it asked for
                 if shared.settled() {
-                    self.neighbours.clear(); // they keep the spaces of children that are to be let go
+                    self.own().clear(); // they keep the spaces of children that are to be let go
                 }
             }
             for space in &spaces {
@@ -145,11 +145,23 @@ impl Loop {
             if !self.parked.is_empty() {
                 self.answer()?;
                 self.answered = true;
-            } else if let Outcome::Failed(errno) = self.neighbours.install_one(&mut self.chunks, |space| space.clone()) {
-                return Err(End::Failed(format!("pages cannot be installed: {errno}")));
+            } else {
+                self.install_neighbour()?;
             }
         }
         Ok(())
+    }
+
+    /// The neighbours that this thread is to install.
+    fn own(&self) -> MutexGuard<'_, Neighbours<Arc<Space>>> {
+        self.neighbours.of(self.number)
+    }
+
+    fn install_neighbour(&mut self) -> Result<(), End> {
+        match self.neighbours.of(self.number).install_one(&mut self.chunks, |space| space.clone()) {
+            Outcome::Failed(errno) => Err(End::Failed(format!("pages cannot be installed: {errno}"))),
+            _ => Ok(()),
+        }
     }
 
     /// Answer all faults that wait; parked again are those that an event came in between.
@@ -189,11 +201,13 @@ impl Loop {
     fn bring(&mut self, wanted: Wanted) -> Result<(), End> {
         let shared = self.shared.clone();
         let _awaiting: Vec<_> = wanted.iter().map(|_| shared.outage.awaits()).collect();
-        let (known, unknown): (Wanted, Wanted) = wanted.into_iter().partition(|((index, _), _)| self.neighbours.has(*index));
-        self.fetch(unknown)?;
+        let (known, unknown): (Wanted, Wanted) =
+            wanted.into_iter().partition(|((index, _), _)| self.neighbours.take_over(self.number, *index));
+        self.fetch(unknown, true)?;
         let mut missed = Wanted::new();
         for (chunk, faults) in known {
-            let data = match self.neighbours.take(chunk.0, (self.took * NEIGHBOUR.1).max(NEIGHBOUR.0)) {
+            let frame = self.own().take(chunk.0, (self.took * NEIGHBOUR.1).max(NEIGHBOUR.0));
+            let data = match frame {
                 Some(frame) => self.chunks.at_hand(chunk, frame),
                 None => None,
             };
@@ -202,16 +216,16 @@ impl Loop {
                 None => missed.push((chunk, faults)),
             }
         }
-        self.fetch(missed)
+        self.fetch(missed, false)
     }
 
-    /// Fetch what is waited for in one request, and ask for neighbours behind it.
-    fn fetch(&mut self, wanted: Wanted) -> Result<(), End> {
+    /// Fetch what is waited for in one request, and ask for neighbours behind it, unless those before are late.
+    fn fetch(&mut self, wanted: Wanted, with_neighbours: bool) -> Result<(), End> {
         let Some(space) = wanted.first().and_then(|(_, faults)| faults.first()).map(|fault| fault.space.clone()) else { return Ok(()) };
         let shared = self.shared.clone();
         let run: Vec<Chunk> = wanted.iter().map(|(chunk, _)| *chunk).collect();
         let mut wanted: HashMap<Chunk, Vec<Fault>> = wanted.into_iter().collect();
-        let ahead = self.ahead(&space, &run);
+        let ahead = if with_neighbours { self.ahead(&space, &run) } else { Vec::new() };
         run.iter().chain(&ahead).for_each(|(index, _)| shared.touched.note(*index));
         let last = run.iter().chain(&ahead).map(|(_, range)| range.end().number()).max();
         shared.hot.store(last.unwrap_or(0), Ordering::Relaxed);
@@ -227,7 +241,7 @@ impl Loop {
         match (fetched, failed) {
             (_, Some(end)) => Err(end),
             (Ok(coming), None) => {
-                self.neighbours.add(space, ahead, coming);
+                self.own().add(space, ahead, coming);
                 Ok(())
             }
             (Err(Unfit::Stopped), None) if shared.stop.load(Ordering::Relaxed) => Err(End::Stopped),
@@ -242,15 +256,17 @@ impl Loop {
 
     /// Neighbours of a run that are owed and not asked for yet, those behind it first.
     fn ahead(&mut self, space: &Space, run: &[Chunk]) -> Vec<Chunk> {
-        let (mut ahead, most) = (Vec::new(), shared_window(&self.shared).most());
-        let mut asked: HashSet<u32> = run.iter().map(|(index, _)| *index).collect();
+        let own = self.neighbours.of(self.number);
+        let (mut ahead, most) = (Vec::new(), own.most().min(shared_window(&self.shared).most()));
+        let mut asked = self.neighbours.of_others(self.number);
+        asked.extend(run.iter().map(|(index, _)| *index));
         for (index, _) in run {
             let window = shared_window(&self.shared).fault(*index);
             for index in (index + 1..window.end).chain((window.start..*index).rev()) {
                 if ahead.len() >= most {
                     break;
                 }
-                let new = asked.insert(index) && !self.neighbours.has(index);
+                let new = asked.insert(index) && !own.has(index);
                 if let Some(range) = self.chunks.range_at(index).filter(|range| new && self.chunks.knows(index) && space.owes(*range)) {
                     ahead.push((index, range));
                 }

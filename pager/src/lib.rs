@@ -56,6 +56,7 @@ mod policy;
 pub mod readers;
 mod replay;
 pub mod residency;
+mod run_size;
 pub mod runtime_folder;
 mod space;
 mod status;

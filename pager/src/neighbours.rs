@@ -1,7 +1,10 @@
 //! Chunks fetched with a faulting one that no thread waits for: asked for, arrived, and installed while there is nothing better to do.
 //!
-//! They come in runs, one for each request. A fault whose chunk is among them takes it from here instead of asking twice; whatever goes
-//! wrong with one is dropped, as it is told to whoever waits for that chunk one day.
+//! They come in runs, one for each request. A fault whose chunk is among them takes it from here instead of asking twice; where another
+//! thread has asked for its run, it takes over the whole run ([`Shared`]). Whatever goes wrong with a chunk is dropped, as it is told to
+//! whoever waits for that chunk one day.
+//!
+//! On a slow line neighbours stand in the way of the next fault: where a run takes long to come behind its chunk, the next are shorter.
 //!
 //! Memory: frames of at most [`MAX_RUNS`] runs, each of at most a window's bytes (`window`).
 
@@ -10,15 +13,19 @@ use crate::history::How;
 use crate::space::{Outcome, Space};
 use bytes::Bytes;
 use pages::PageRange;
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use store::{Ahead, Arrived, Coming};
 
 /// Runs kept: where faults come faster than their neighbours can be installed, the oldest are left to whoever wants them.
 const MAX_RUNS: usize = 4;
+/// Chunks of a run that the line allows, at most: a window has no more of the smallest ones.
+const MOST_CHUNKS: usize = 64;
 /// A run that did not come within this is not waited for any more.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// A run that is not here so long after the chunk that it came with was too long for the line: 256 KiB come so at 40 Mbit/s.
+const LATE: Duration = Duration::from_millis(50);
 /// The first look after a run comes soon, others after a quarter of the time gone by.
 const LOOKS: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(10));
 
@@ -26,15 +33,26 @@ struct Run<T> {
     whose: T,
     asked: Instant,
     coming: Option<Box<dyn Coming>>,
+    /// It was not here when it should have been.
+    late: bool,
     /// With frames once they came; where nothing is to come, the store has them at hand.
     chunks: VecDeque<(Chunk, Option<Bytes>)>,
 }
 
 impl<T> Run<T> {
-    fn came(&mut self, arrived: Arrived) {
+    /// This is what came of it; `most` is what the next may have.
+    fn came(&mut self, arrived: Arrived, most: &mut usize) {
         match arrived {
-            Arrived::NotYet if self.asked.elapsed() < PATIENCE => {}
+            Arrived::NotYet if self.asked.elapsed() < PATIENCE => {
+                if !self.late && self.asked.elapsed() >= LATE {
+                    self.late = true;
+                    *most = (self.chunks.len() / 2).clamp(1, *most);
+                }
+            }
             Arrived::Frames(frames) => {
+                if !self.late {
+                    *most = (*most * 2).min(MOST_CHUNKS);
+                }
                 self.coming = None;
                 self.chunks.iter_mut().zip(frames).for_each(|((_, kept), frame)| *kept = Some(frame));
             }
@@ -49,11 +67,13 @@ impl<T> Run<T> {
 /// All runs that are not installed yet, the oldest first; each of some memory.
 pub(crate) struct Neighbours<T> {
     runs: VecDeque<Run<T>>,
+    /// Chunks of the next run, at most.
+    most: usize,
 }
 
 impl<T> Default for Neighbours<T> {
     fn default() -> Self {
-        Self { runs: VecDeque::new() }
+        Self { runs: VecDeque::new(), most: MOST_CHUNKS }
     }
 }
 
@@ -84,16 +104,37 @@ impl<T> Neighbours<T> {
             Ahead::AtOnce => None,
             Ahead::Coming(coming) => Some(coming),
         };
-        if self.runs.len() == MAX_RUNS {
-            self.runs.pop_front();
-        }
         let chunks = chunks.into_iter().map(|chunk| (chunk, None)).collect();
-        self.runs.push_back(Run { whose, asked: Instant::now(), coming, chunks });
+        self.keep(Run { whose, asked: Instant::now(), coming, late: false, chunks });
+    }
+
+    /// Chunks that the next run may have, as the line allows.
+    pub(crate) fn most(&self) -> usize {
+        self.most
     }
 
     /// Whether a chunk is among them.
     pub(crate) fn has(&self, index: u32) -> bool {
-        self.runs.iter().any(|run| run.chunks.iter().any(|((other, _), _)| *other == index))
+        self.indexes().any(|other| other == index)
+    }
+
+    /// The numbers of all.
+    fn indexes(&self) -> impl Iterator<Item = u32> {
+        self.runs.iter().flat_map(|run| run.chunks.iter().map(|((index, _), _)| *index))
+    }
+
+    /// Give up the run of a chunk.
+    fn release(&mut self, index: u32) -> Option<Run<T>> {
+        let at = self.runs.iter().position(|run| run.chunks.iter().any(|((other, _), _)| *other == index))?;
+        self.runs.remove(at)
+    }
+
+    /// Keep a run, or the latest ones.
+    fn keep(&mut self, run: Run<T>) {
+        if self.runs.len() == MAX_RUNS {
+            self.runs.pop_front();
+        }
+        self.runs.push_back(run);
     }
 
     /// Take a chunk that a thread waits for now, waiting for it no longer than `limit`: its frame, none within where the store has it at
@@ -103,14 +144,12 @@ impl<T> Neighbours<T> {
         let run = self.runs.iter_mut().find(|run| holds(run).is_some())?;
         if let Some(coming) = &mut run.coming {
             let arrived = coming.wait(limit);
-            run.came(arrived);
+            run.came(arrived, &mut self.most);
         }
-        let at = holds(run)?;
-        let (_, frame) = run.chunks.remove(at)?;
-        let taken = run.coming.is_none().then_some(frame);
-        if taken.is_none() {
-            run.chunks.clear(); // its answer no longer fits, and is late anyway
-        }
+        let taken = match run.coming {
+            Some(_) => None, // it may still bring the others
+            None => holds(run).and_then(|at| run.chunks.remove(at)).map(|(_, frame)| frame),
+        };
         self.runs.retain(|run| !run.chunks.is_empty());
         taken
     }
@@ -126,7 +165,7 @@ impl<T> Neighbours<T> {
         for run in &mut self.runs {
             if let Some(coming) = &mut run.coming {
                 let arrived = coming.look();
-                run.came(arrived);
+                run.came(arrived, &mut self.most);
             }
         }
         self.runs.retain(|run| !run.chunks.is_empty());
@@ -149,5 +188,96 @@ impl<T> Neighbours<T> {
     /// Nobody wants them any more.
     pub(crate) fn clear(&mut self) {
         self.runs.clear();
+    }
+}
+
+/// The neighbours of several threads. Each locks its own for as long as it likes; nobody waits for another's.
+pub(crate) struct Shared<T>(Vec<Mutex<Neighbours<T>>>);
+
+impl<T> Shared<T> {
+    /// Of so many threads.
+    pub(crate) fn new(threads: usize) -> Self {
+        Self((0..threads).map(|_| Mutex::default()).collect())
+    }
+
+    /// A thread's own.
+    pub(crate) fn of(&self, thread: usize) -> MutexGuard<'_, Neighbours<T>> {
+        self.0[thread].lock().unwrap_or_else(PoisonError::into_inner) // every change of it is one step
+    }
+
+    /// Those of other threads that are not busy with them.
+    fn others(&self, thread: usize) -> impl Iterator<Item = MutexGuard<'_, Neighbours<T>>> {
+        self.0.iter().enumerate().filter(move |(number, _)| *number != thread).filter_map(|(_, other)| other.try_lock().ok())
+    }
+
+    /// Whether a chunk is among a thread's own, now that it is where another had it.
+    pub(crate) fn take_over(&self, thread: usize, index: u32) -> bool {
+        if self.of(thread).has(index) {
+            return true;
+        }
+        let Some(run) = self.others(thread).find_map(|mut other| other.release(index)) else { return false };
+        self.of(thread).keep(run);
+        true
+    }
+
+    /// The numbers of all that other threads are seen to have.
+    pub(crate) fn of_others(&self, thread: usize) -> HashSet<u32> {
+        self.others(thread).flat_map(|other| other.indexes().collect::<Vec<_>>()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pages::PageAddr;
+
+    /// An answer that comes at its time, or has.
+    struct At(Instant);
+
+    impl Coming for At {
+        fn look(&mut self) -> Arrived {
+            if Instant::now() < self.0 { Arrived::NotYet } else { Arrived::Frames(vec![Bytes::new(); 64]) }
+        }
+
+        fn wait(&mut self, limit: Duration) -> Arrived {
+            std::thread::sleep(self.0.saturating_duration_since(Instant::now()).min(limit));
+            self.look()
+        }
+    }
+
+    fn run(indexes: std::ops::Range<u32>) -> Vec<Chunk> {
+        let range = |n: u32| PageRange::with_len(PageAddr::from_number(4 * u64::from(n)), 4).expect("pages");
+        indexes.map(|n| (n, range(n))).collect()
+    }
+
+    #[test]
+    fn a_run_that_is_late_makes_the_next_ones_shorter_until_one_is_not() {
+        let mut neighbours = Neighbours::default();
+        let soon = |from: Duration| Ahead::Coming(Box::new(At(Instant::now() + from)));
+        neighbours.add((), run(0..16), soon(PATIENCE / 2));
+        assert!(neighbours.take(3, LATE).is_none(), "it is not here, and is asked for by itself");
+        assert_eq!(neighbours.most(), 8);
+        neighbours.add((), run(20..22), soon(PATIENCE / 2));
+        assert!(neighbours.take(20, LATE).is_none());
+        assert_eq!(neighbours.most(), 1);
+        neighbours.add((), run(30..31), soon(Duration::ZERO));
+        assert!(neighbours.take(30, LATE).is_some());
+        assert_eq!(neighbours.most(), 2);
+    }
+
+    #[test]
+    fn a_run_is_taken_over_whole_unless_its_thread_is_busy_with_it() {
+        let shared = Shared::new(2);
+        let run_of_16 = || Ahead::Coming(Box::new(At(Instant::now())));
+        shared.of(0).add((), run(0..16), run_of_16());
+        assert_eq!(shared.of_others(1).len(), 16);
+        assert!(!shared.take_over(1, 16));
+        assert!(shared.take_over(1, 3));
+        assert!(shared.of(1).take(3, LATE).is_some_and(|frame| frame.is_some()));
+        assert!(!shared.of(0).has(4) && shared.of(1).has(4));
+        let busy = shared.of(1);
+        assert!(!shared.take_over(0, 4), "who asks waits for nobody");
+        drop(busy);
+        assert!(shared.take_over(0, 4));
     }
 }

@@ -1,17 +1,17 @@
 //! Background fill: once all memory is known and what was recorded of it was replayed, threads bring what nobody has asked for yet, space
 //! after space, behind each one's last fault.
 //!
-//! Each has a source of its own, and claims what it brings ([`crate::marks`]): about 1 MiB by one request. They rank low and step aside as
+//! Each has a source of its own, and claims what it brings ([`crate::marks`]): up to 1 MiB by one request ([`crate::run_size`]). They rank low and step aside as
 //! bulk of our own restores does ([`crate::pace`]). Memory: what a source holds of one request, for each of them.
 
 use super::granule::Whole;
 use super::shared::Shared;
 use super::source::{Source, Wanted};
 use super::{FrontEndError, history::Replay};
-use crate::bulk::RUN_BYTES;
 use crate::marks::Claim;
 use crate::pace::{Behind, PAUSE};
-use pages::{PAGE_SIZE_BYTES, PageAddr};
+use crate::run_size::RunSize;
+use pages::PAGE_SIZE_BYTES;
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -46,11 +46,11 @@ pub(super) fn replay(shared: &Shared, replay: Replay) -> Result<(), FrontEndErro
 pub(super) fn fill(shared: &Shared, source: Box<dyn Source>, tells: bool) -> Result<(), FrontEndError> {
     let mut behind = Behind::rank();
     shared.wait_for_bulk();
-    let (mut source, mut told) = (Whole::new(source), Instant::now());
+    let (mut source, mut told, mut size) = (Whole::new(source), Instant::now(), RunSize::default());
     while !shared.stop.load(Ordering::Relaxed) {
         behind.give_way(&shared.pace, &shared.stop);
         let seen = shared.arrivals();
-        let (claim, granule_pages) = next(shared, &mut source);
+        let (claim, granule_pages) = next(shared, &mut source, &size);
         if claim.parts.is_empty() {
             match shared.owed_pages() {
                 // The main loop ends once it sees the same; a child may be born before, or others' memory stay.
@@ -59,12 +59,13 @@ pub(super) fn fill(shared: &Shared, source: Box<dyn Source>, tells: bool) -> Res
             }
             continue;
         }
-        let mut failed = Ok(());
+        let (begun, mut failed) = (Instant::now(), Ok(()));
         source.bring(granule_pages, (&claim.parts, &[]), &shared.stop, &mut |id, range, data| {
             behind.give_way(&shared.pace, &shared.stop);
             shared.install_counting(id, range, data, &shared.bulk_pages, &mut failed)
         })?;
         failed?;
+        size.took(begun.elapsed());
         if tells && told.elapsed() >= TELL_EVERY {
             told = Instant::now();
             tracing::info!(missing_bytes = shared.owed_pages() * PAGE_SIZE_BYTES, "memory is coming");
@@ -74,13 +75,13 @@ pub(super) fn fill(shared: &Shared, source: Box<dyn Source>, tells: bool) -> Res
 }
 
 /// The next owed pages nobody brings yet, of memory with pages that are this large.
-fn next<'a>(shared: &'a Shared, source: &mut Whole) -> (Claim<'a, Wanted>, u64) {
+fn next<'a>(shared: &'a Shared, source: &mut Whole, size: &RunSize) -> (Claim<'a, Wanted>, u64) {
     let (spaces, granule_pages) = (shared.spaces(), Cell::new(1));
     let owing = spaces.iter().filter(|served| served.space.owed_pages() > 0).map(|served| {
         granule_pages.set(served.space.granule_pages());
-        (served.id, &served.space, PageAddr::from_number(served.hot.load(Ordering::Relaxed)))
+        (served.id, &served.space, size.behind(served.hot.load(Ordering::Relaxed)))
     });
-    let claim = shared.marks.claim(owing, RUN_BYTES, |id, wanted| {
+    let claim = shared.marks.claim(owing, size.bytes(), |id, wanted| {
         let pages = source.reach(granule_pages.get(), id, wanted);
         Some((pages, Wanted { id, pages }))
     });

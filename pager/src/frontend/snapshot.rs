@@ -287,7 +287,7 @@ impl FromSnapshot {
             self.gather(want, &mut ahead, |_| true)?;
         }
         ahead.retain(|chunk| !run.contains(chunk) && !self.neighbours.has(chunk.0));
-        ahead.truncate(self.window.most());
+        ahead.truncate(self.neighbours.most().min(self.window.most()));
         self.fetch(run, ahead, stop, install)?;
         if self.await_known(known, install) {
             self.fetch(known, Vec::new(), stop, install)?;
