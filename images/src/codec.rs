@@ -11,6 +11,7 @@ use pages::ChunkId;
 use zstd::zstd_safe;
 
 pub use crate::chunk::{Unverified, Verified};
+pub use crate::made::{Digested, Made};
 
 /// The most raw bytes of a chunk.
 pub const MAX_CHUNK_BYTES: u64 = 1 << 20;
@@ -71,8 +72,16 @@ impl Encoder {
         Ok(Bytes::from(frame))
     }
 
-    /// Put the frame of a chunk behind what `out` holds: many frames need one allocation. Yields where it is.
-    pub fn append(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<std::ops::Range<usize>, CodecError> {
+    /// The frames of chunks, in their order. All of them share one allocation.
+    pub fn make(&mut self, chunks: &[Digested<'_>]) -> Result<Vec<Made>, CodecError> {
+        let mut frames = Vec::new();
+        let places = chunks.iter().map(|chunk| self.append(chunk.raw(), &mut frames)).collect::<Result<Vec<_>, _>>()?;
+        let frames = Bytes::from(frames);
+        Ok(chunks.iter().zip(places).map(|(chunk, place)| Made::new(chunk.id(), frames.slice(place))).collect())
+    }
+
+    /// Put the frame of a chunk behind what `out` holds. Yields where it is.
+    fn append(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<std::ops::Range<usize>, CodecError> {
         let start = out.len();
         out.reserve(zstd_safe::compress_bound(raw.len()));
         let mut behind = std::io::Cursor::new(&mut *out);

@@ -15,6 +15,7 @@ mod error;
 pub mod groups;
 pub mod head;
 mod image;
+mod made;
 mod map;
 pub mod memory_file;
 pub mod pack;

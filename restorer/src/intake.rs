@@ -6,8 +6,7 @@
 //! of compresses and sends next to nothing. The frames of a batch lie in one allocation and go to the store together. Batches are
 //! numbered and the chunk table is put together in address order at the end, whatever order they finish in.
 
-use bytes::Bytes;
-use images::codec::Encoder;
+use images::codec::{Digested, Encoder, Made};
 use images::manifest::{Extent, Manifest, Region};
 use pages::{ChunkId, PAGE_SIZE_BYTES, PageRange};
 use std::collections::HashSet;
@@ -110,7 +109,7 @@ pub fn one_by_one<'a>(mut one: impl FnMut(PageRange, &mut [u8]) -> Result<(), St
 }
 
 type Batch = Vec<(PageRange, ChunkId)>;
-type Frames = Vec<(ChunkId, Bytes)>;
+type Frames = Vec<Made>;
 
 /// Take the pages `runs`, ascending and apart, into `store`. No extent reaches from one of `regions` into the next. `progress` is told of
 /// bytes read.
@@ -189,10 +188,10 @@ fn batches(runs: &[PageRange], batch_bytes: u32) -> Vec<Vec<PageRange>> {
 fn send(store: &dyn Store, batches: Receiver<Frames>) -> Result<(u64, u64), StoreError> {
     let mut upload = store.upload()?;
     let (mut chunks, mut bytes) = (0, 0);
-    for (id, frame) in batches.into_iter().flatten() {
+    for frame in batches.into_iter().flatten() {
         chunks += 1;
-        bytes += frame.len() as u64;
-        upload.put(id, frame)?;
+        bytes += frame.frame_bytes() as u64;
+        upload.put_made(frame)?;
     }
     upload.finish()?;
     Ok((chunks, bytes))
@@ -221,21 +220,16 @@ impl Reader<'_> {
             rest = behind;
             for part in nonzero_runs(*range, raw).into_iter().flat_map(|run| images::cut(run, self.compression.chunk_size_bytes)) {
                 let at = (part.start().addr() - range.start().addr()) as usize;
-                let bytes = &raw[at..at + part.bytes() as usize];
-                batch.push((part, images::chunk_id(bytes)));
-                contents.push(bytes);
+                let chunk = Digested::of(&raw[at..at + part.bytes() as usize]);
+                batch.push((part, chunk.id()));
+                contents.push(chunk);
             }
         }
         let ids: Vec<ChunkId> = batch.iter().map(|(_, id)| *id).collect();
         let mut missing: HashSet<ChunkId> = self.store.find_missing(&ids)?.into_iter().collect();
-        let (mut encoded, mut places) = (Vec::new(), Vec::with_capacity(missing.len()));
-        // The same contents twice are sent once.
-        for ((_, id), bytes) in batch.iter().zip(contents).filter(|((_, id), _)| missing.remove(id)) {
-            let place = self.encoder.append(bytes, &mut encoded).map_err(|error| failed(error.to_string()))?;
-            places.push((*id, place));
-        }
-        let encoded = Bytes::from(encoded);
-        Ok((batch, places.into_iter().map(|(id, place)| (id, encoded.slice(place))).collect()))
+        contents.retain(|chunk| missing.remove(&chunk.id())); // the same contents twice are sent once
+        let frames = self.encoder.make(&contents).map_err(|error| failed(error.to_string()))?;
+        Ok((batch, frames))
     }
 }
 

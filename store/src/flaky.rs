@@ -6,6 +6,7 @@
 use crate::{GcReport, SnapshotInfo, Store, StoreError, Upload};
 use bytes::Bytes;
 use images::Head;
+use images::codec::Made;
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use std::collections::HashSet;
 use std::ops::Range;
@@ -235,6 +236,11 @@ impl Upload for FlakyUpload {
     fn put(&mut self, id: ChunkId, frame: Bytes) -> Result<(), StoreError> {
         self.dice.storing()?;
         self.inner.put(id, frame)
+    }
+
+    fn put_made(&mut self, made: Made) -> Result<(), StoreError> {
+        self.dice.storing()?;
+        self.inner.put_made(made)
     }
 
     fn finish(self: Box<Self>) -> Result<(), StoreError> {

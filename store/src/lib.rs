@@ -48,7 +48,7 @@ pub use sound::{Unsound, sound_chunk, sound_copy, sound_frame};
 pub use table::{MOST_GROUPS, bring_table};
 
 use bytes::Bytes;
-use images::codec::{Decoder, Verified};
+use images::codec::{Decoder, Made, Verified};
 use images::{Groups, Head, ImageError};
 use pages::{ChunkId, SnapshotId, SnapshotName};
 use std::ops::Range;
@@ -216,8 +216,13 @@ pub trait Store: Send + Sync {
 
 /// Chunks on their way into a store.
 pub trait Upload: Send {
-    /// Store one chunk's frame. One that is stored already is left out.
+    /// Store one chunk's frame, wherever it comes from. One that is stored already is left out.
     fn put(&mut self, id: ChunkId, frame: Bytes) -> Result<(), StoreError>;
+    /// Store a frame that this process made.
+    fn put_made(&mut self, made: Made) -> Result<(), StoreError> {
+        let (id, frame) = made.into_parts();
+        self.put(id, frame)
+    }
     /// Make all of it durable. Without this, nothing of the upload stays.
     fn finish(self: Box<Self>) -> Result<(), StoreError>;
 }

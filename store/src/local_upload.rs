@@ -1,7 +1,7 @@
 //! Chunks on their way into a directory: appended to a pack under tmp/ that is renamed into place when it is whole.
 //!
-//! Every frame is decoded and digested before it is written (decision 0025), so that nothing that is stored from now on can be another
-//! chunk than it is said to be. A chunk that is stored already is left out once its stored frame was checked.
+//! Every frame that somebody sent is decoded and digested before it is written (decision 0025); of one that this process made the
+//! digest was computed before it was compressed. So nothing that is stored from now on can be another chunk than it is said to be. A chunk that is stored already is left out once its stored frame was checked.
 
 use crate::claims::UnderWay;
 use crate::local::sync_folder;
@@ -9,7 +9,7 @@ use crate::pack_file::VERIFIED;
 use crate::packs::Packs;
 use crate::{StoreError, Upload};
 use bytes::Bytes;
-use images::codec::{Decoder, Verified};
+use images::codec::{Decoder, Made, Verified};
 use images::pack::{MAGIC, PackWriter};
 use pages::ChunkId;
 use std::collections::HashSet;
@@ -68,6 +68,23 @@ impl LocalUpload {
         Ok(Writing { file, books: PackWriter::new(), hinted_bytes: 0 })
     }
 
+    /// Append a frame to the pack that is being written.
+    fn keep(&mut self, id: ChunkId, frame: &[u8]) -> Result<(), StoreError> {
+        if !self.seen.insert(id) || self.packs.unreliable(&[id]).is_empty() {
+            return Ok(());
+        }
+        let mut writing = match self.current.take() {
+            Some(writing) => writing,
+            None => self.begin()?,
+        };
+        writing.books.append(id, frame);
+        writing.file.write_all(frame).map_err(StoreError::io(self.packs.dir.join("tmp")))?;
+        writing.hint();
+        let full = writing.books.frames_bytes() >= PACK_BYTES || writing.books.chunks() >= PACK_CHUNKS;
+        self.current = Some(writing);
+        if full { self.close() } else { Ok(()) }
+    }
+
     fn close(&mut self) -> Result<(), StoreError> {
         let Some(Writing { mut file, books, .. }) = self.current.take() else { return Ok(()) };
         let index = books.finish();
@@ -100,19 +117,12 @@ impl Writing {
 impl Upload for LocalUpload {
     fn put(&mut self, id: ChunkId, frame: Bytes) -> Result<(), StoreError> {
         crate::check_sent(&mut self.decoder, &mut self.contents, &id, &frame)?;
-        if !self.seen.insert(id) || self.packs.unreliable(&[id]).is_empty() {
-            return Ok(());
-        }
-        let mut writing = match self.current.take() {
-            Some(writing) => writing,
-            None => self.begin()?,
-        };
-        writing.books.append(id, &frame);
-        writing.file.write_all(&frame).map_err(StoreError::io(self.packs.dir.join("tmp")))?;
-        writing.hint();
-        let full = writing.books.frames_bytes() >= PACK_BYTES || writing.books.chunks() >= PACK_CHUNKS;
-        self.current = Some(writing);
-        if full { self.close() } else { Ok(()) }
+        self.keep(id, &frame)
+    }
+
+    fn put_made(&mut self, made: Made) -> Result<(), StoreError> {
+        let (id, frame) = made.into_parts();
+        self.keep(id, &frame)
     }
 
     fn finish(mut self: Box<Self>) -> Result<(), StoreError> {

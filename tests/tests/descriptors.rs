@@ -77,6 +77,35 @@ fn what_standard_input_held_is_read() -> Result<()> {
     victim.check("")
 }
 
+/// A lock of a description that another process has open too outlives the process, as where `flock FILE PROGRAM` runs it: it could
+/// not be taken again, so the process is not ended.
+#[test]
+fn a_lock_that_would_outlive_its_process_is_refused_first() -> Result<()> {
+    need_root()?;
+    let mut victim = Victim::c("kinds", &["locks"])?;
+    let store = tempfile::tempdir()?;
+    let store = store.path().to_string_lossy();
+    for name in ["lock1", "lock2", "lock3"] {
+        let path = victim.folder().join(name);
+        let text = format!(
+            "import ctypes, os, time\n\
+             pidfd = os.pidfd_open({pid})\n\
+             fds = [f for f in os.listdir('/proc/{pid}/fd') if os.readlink('/proc/{pid}/fd/' + f) == {path:?}]\n\
+             assert all(ctypes.CDLL(None).syscall(438, pidfd, int(f), 0) > 0 for f in fds) and fds\n\
+             print('ready', flush=True)\ntime.sleep(600)\n",
+            pid = victim.pid()
+        );
+        let holder = Victim::python(&text)?;
+        holder.wait_for("ready", 1)?;
+        let text = defrost_fails(&["checkpoint", &victim.pid().to_string(), "locks", "--store", &store])?;
+        let words = format!("{} is locked by process {} (python3)", path.display(), holder.pid());
+        ensure!(text.contains(&words), "{text} lacks {words}");
+    }
+    checkpoint(&mut victim, "locks", &store).context("once the others are gone")?;
+    restore(&victim, "locks", &store)?;
+    victim.check("")
+}
+
 /// A lock that another process took in between is named with its holder.
 #[test]
 fn a_lock_that_is_taken_is_named() -> Result<()> {

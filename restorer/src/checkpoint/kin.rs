@@ -3,6 +3,7 @@
 
 use super::CheckpointError;
 use super::proc::Proc;
+use crate::process::others;
 use crate::process::stat::Stat;
 use nix::unistd::Pid;
 
@@ -16,9 +17,7 @@ pub fn refuse(proc: Proc) -> Result<(), CheckpointError> {
             return Err(refusal(proc, child));
         }
     }
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Ok(()) };
-    let everyone = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    for other in everyone.filter(|other| *other != proc.pid) {
+    for other in others::pids().filter(|other| *other != proc.pid) {
         if let Some(what) = kernel::kinship::shared(proc.task(), Pid::from_raw(other as i32)) {
             let name = Stat::of_process(other).map_or_else(String::new, |stat| format!(" {}", stat.comm()));
             return Err(proc.refuse(format!("it shares its {what} with process {other}{name}"), "end that process first"));

@@ -106,8 +106,12 @@ impl<'t> FdInfo<'t> {
 
     /// Locks taken through it; an error names a line that cannot be taken again.
     pub fn locks(&self) -> Result<Vec<FileLock>, &'t str> {
-        let lines = self.text.lines().filter_map(|line| line.strip_prefix("lock:")).map(str::trim);
-        lines.map(|line| LockLine::parse(line).and_then(|lock| lock.held()).ok_or(line)).collect()
+        self.lock_lines().map(|line| LockLine::parse(line).and_then(|lock| lock.held()).ok_or(line)).collect()
+    }
+
+    /// The lines of locks taken through it.
+    pub fn lock_lines(&self) -> impl Iterator<Item = &'t str> {
+        self.text.lines().filter_map(|line| line.strip_prefix("lock:")).map(str::trim)
     }
 
     /// What an inotify watches, in ascending order.

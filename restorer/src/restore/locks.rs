@@ -5,11 +5,14 @@
 use super::builder::{Builder, Step};
 use super::error::RestoreError;
 use super::files::lowest;
+use crate::process::fdinfo::FdInfo;
 use crate::process::locks::LockLine;
+use crate::process::others;
 use images::manifest::description::Kind;
 use images::manifest::{Description, FileLock, LockKind, Manifest};
 use kernel::descriptions::{F_OFD_SETLK, F_SETLEASE};
 use nix::sys::stat::{major, minor, stat};
+use std::path::Path;
 
 /// Locks of the process that another one holds; `frozen`: the process is still there and holds its own.
 pub fn obstacles(manifest: &Manifest, frozen: bool) -> Vec<RestoreError> {
@@ -26,8 +29,27 @@ pub fn obstacles(manifest: &Manifest, frozen: bool) -> Vec<RestoreError> {
                 held.swap_remove(at);
             }
         }
+        held.extend(outliving(manifest, &wanted().collect::<Vec<_>>()));
     }
     wanted().filter_map(|(file, lock)| holder(file, lock, &held).map(|holder| locked(file, holder))).collect()
+}
+
+/// Locks of descriptions that other processes have open as well, as a parent that runs a program under a lock (`flock FILE PROGRAM`):
+/// they outlive this process.
+fn outliving(manifest: &Manifest, wanted: &[(&Description, &FileLock)]) -> Vec<LockLine> {
+    let of_description = |lock: &&FileLock| lock.kind != LockKind::Posix as i32;
+    let files: Vec<&Description> = wanted.iter().filter(|(_, lock)| of_description(lock)).map(|(file, _)| *file).collect();
+    if files.is_empty() {
+        return Vec::new();
+    }
+    let frozen = manifest.process.as_ref().map_or(0, |process| process.pid);
+    let ids: Vec<_> = files.iter().filter_map(|file| stat(path(file)).ok()).map(|there| (there.st_dev, there.st_ino)).collect();
+    let is_wanted = |link: &Path| stat(link).is_ok_and(|there| ids.contains(&(there.st_dev, there.st_ino)));
+    let held = others::descriptors(frozen).filter(|(_, link)| is_wanted(link)).flat_map(|(pid, link)| {
+        let lines = FdInfo::new(&others::info(&link)).lock_lines().filter_map(LockLine::parse).collect::<Vec<_>>();
+        lines.into_iter().map(move |line| LockLine { pid: Some(pid), ..line })
+    });
+    held.collect()
 }
 
 fn is_on(line: &LockLine, file: &Description) -> bool {

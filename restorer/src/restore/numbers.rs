@@ -6,6 +6,7 @@
 
 use super::error::RestoreError;
 use super::obstacles::Outlook;
+use crate::process::others;
 use crate::process::stat::Stat;
 use images::manifest::Manifest;
 use kernel::spawn::SpawnError;
@@ -82,14 +83,13 @@ fn task(number: u32) -> Option<Holder> {
 
 /// A number that no task has may still be that of a group or session with members: one of them, who lives if any does.
 fn group(number: u32, counts: impl Fn(u32) -> bool) -> Option<Holder> {
-    let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let member = |pid: u32| {
         let stat = look(pid)?;
         // Process group and session.
         let within = [5, 6].iter().any(|field| stat.field(*field) == i64::from(number));
         within.then(|| (pid, Holder { name: format!("the process group or session of {} ({pid})", stat.comm()), ending: stat.is_ending() }))
     };
-    pids.filter_map(member).filter(|(pid, _)| counts(*pid)).map(|(_, holder)| holder).min_by_key(|holder| holder.ending)
+    others::pids().filter_map(member).filter(|(pid, _)| counts(*pid)).map(|(_, holder)| holder).min_by_key(|holder| holder.ending)
 }
 
 /// Whether `other` reads what `pid` writes, as the next command of a pipeline does: it ends once there is no writer.

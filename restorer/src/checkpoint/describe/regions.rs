@@ -8,6 +8,7 @@ use super::objects::Objects;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use crate::process::maps::Mapping;
+use crate::process::others;
 use crate::restore::is_in_one_piece;
 use images::manifest::{Backing, HugeRun, Region, RegionFlag};
 use kernel::known::vm_flags::Handling;
@@ -191,6 +192,5 @@ fn sharer(proc: Proc, map: &Mapping) -> Option<u32> {
     let inode = format!(" {} ", map.inode);
     let is_such = |line: &str| line.ends_with("/dev/zero (deleted)") || line.ends_with(HUGE_ANONYMOUS) || line.contains(NAMED_SHARED);
     let is_same = |line: &str| line.contains(&inode) && is_such(line);
-    let everybody = std::fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    everybody.filter(|pid| *pid != proc.pid).find(|pid| Proc::of(*pid).text("maps").is_ok_and(|maps| maps.lines().any(is_same)))
+    others::pids().filter(|pid| *pid != proc.pid).find(|pid| Proc::of(*pid).text("maps").is_ok_and(|maps| maps.lines().any(is_same)))
 }

@@ -7,6 +7,7 @@ use super::objects::Held;
 use super::place::FileId;
 use crate::checkpoint::proc::Proc;
 use crate::process::fdinfo::FdInfo;
+use crate::process::others;
 use std::collections::HashMap;
 
 /// Another process that holds it.
@@ -29,8 +30,7 @@ pub fn find<'h>(proc: Proc, held: &[&'h Held]) -> Option<Sharer<'h>> {
     // All inodes of interest by number; most lines of maps have none of them.
     let by_inode: HashMap<u64, &'h Held> = held.iter().map(|held| (held.id.inode, *held)).collect();
     let us = std::process::id();
-    let everybody = std::fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    for other in everybody.filter(|pid| *pid != proc.pid && *pid != us).map(Proc::of) {
+    for other in others::pids().filter(|pid| *pid != proc.pid && *pid != us).map(Proc::of) {
         let found = in_mappings(other, &by_inode).or_else(|| in_descriptors(other, &by_id));
         if let Some(held) = found {
             let comm = other.text("comm").unwrap_or_default().trim_end().to_owned();

@@ -2,6 +2,7 @@
 //!
 //! Known hole: processes outside our pid namespace, and those that we may not look into, are not seen.
 
+use crate::process::others;
 use nix::sys::stat::{SFlag, stat};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -56,11 +57,5 @@ pub(super) fn named_pipe(pid: u32, path: &str, identity: (u64, u64)) -> Option<H
 
 /// Process, link and path in /proc of each descriptor of each process besides `pid` and us.
 fn descriptors_of_others(pid: u32) -> impl Iterator<Item = (u32, PathBuf, PathBuf)> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let others = pids.filter(move |other| ![pid, std::process::id()].contains(other));
-    others.flat_map(|other| {
-        let fds = std::fs::read_dir(format!("/proc/{other}/fd")).into_iter().flatten().flatten();
-        fds.filter_map(move |fd| Some((other, std::fs::read_link(fd.path()).ok()?, fd.path())))
-    })
+    others::descriptors(pid).filter_map(|(other, path)| Some((other, std::fs::read_link(&path).ok()?, path)))
 }
