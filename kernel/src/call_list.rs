@@ -58,6 +58,11 @@ impl CallList {
         self.0.extend(args.iter().flat_map(|arg| arg.to_ne_bytes()));
     }
 
+    /// All of another list.
+    pub fn append(&mut self, other: &Self) {
+        self.0.extend(&other.0);
+    }
+
     /// The answers that a return stub left in the bytes of a list.
     pub(crate) fn answers(bytes: &[u8]) -> impl Iterator<Item = u64> {
         bytes.chunks_exact(CALL_BYTES).filter_map(|call| call.first_chunk::<8>().map(|word| u64::from_ne_bytes(*word)))

@@ -81,13 +81,12 @@ impl<'t> Remote<'t> {
         Ok(Running::inherited(Pid::from_raw(tid as i32))?)
     }
 
-    fn call_and_watch(&mut self, number: i64, args: [u64; 6]) -> Result<(u64, Option<i64>), CallError> {
-        let mut regs = self.base;
-        let r = &mut regs.0;
-        (r.rip, r.rax, r.orig_rax) = (self.syscall_at.0, number as u64, u64::MAX);
-        [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9] = args;
-        self.thread.set_registers(&regs)?;
-        let mut stops_left = 2; // entry and exit
+    /// Let the thread go on to the exit of the `calls`th call from here; yields the last thread that it made on the way.
+    fn go_through(&self, calls: usize) -> Result<Option<i64>, CallError> {
+        if calls == 0 {
+            return Ok(None);
+        }
+        let mut stops_left = 2 * calls; // entry and exit
         let mut cloned = None;
         let tid = self.thread.tid();
         self.thread.cont(ContMode::ToSyscall, 0)?;
@@ -98,17 +97,26 @@ impl<'t> Remote<'t> {
                 Stop::Syscall => {
                     stops_left -= 1;
                     if stops_left == 0 {
-                        break;
+                        return Ok(cloned);
                     }
                 }
                 Stop::Event(libc::PTRACE_EVENT_CLONE) => cloned = Some(stopped.event_message()?),
                 Stop::Interrupt | Stop::Event(_) | Stop::Group(_) => {}
                 Stop::Signal(libc::SIGSTOP) => signal = libc::SIGSTOP,
-                // All that can be blocked is: only a fault of our own making arrives here.
+                // All that can be blocked is: only a fault of the injected code arrives here.
                 Stop::Signal(other) => return Err(TraceError::Interrupted(tid, other).into()),
             }
             self.thread.cont(ContMode::ToSyscall, signal)?;
         }
+    }
+
+    fn call_and_watch(&mut self, number: i64, args: [u64; 6]) -> Result<(u64, Option<i64>), CallError> {
+        let mut regs = self.base;
+        let r = &mut regs.0;
+        (r.rip, r.rax, r.orig_rax) = (self.syscall_at.0, number as u64, u64::MAX);
+        [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9] = args;
+        self.thread.set_registers(&regs)?;
+        let cloned = self.go_through(1)?;
         let answer = self.thread.registers()?.0.rax;
         let is_error = (answer as i64) < 0 && (answer as i64) >= -4095;
         if is_error {
@@ -190,6 +198,36 @@ impl<'t> Borrowed<'t> {
         let mut answers = vec![0; calls.bytes().len()];
         memory.read(at, &mut answers).map_err(unreadable)?;
         Ok(CallList::answers(&answers).take(calls.len() - 1).map(|answer| answer as i64).collect())
+    }
+
+    /// Make the calls `before`, run `meanwhile`, and make the calls `undo`. All of them lie at `at`, which holds one more. If the tracer
+    /// dies on the way, the thread makes the remaining calls by itself before it goes on. Yields the answers to both lists.
+    pub fn call_around<T>(
+        &mut self,
+        before: CallList,
+        undo: &CallList,
+        at: VirtAddr,
+        meanwhile: impl FnOnce() -> T,
+    ) -> Result<(T, Vec<i64>), CallError> {
+        let (thread, tid, memory) = (self.remote.thread, self.remote.tid(), self.stub.memory());
+        let unreadable = |error: std::io::Error| failed("make a list of calls", tid)(Errno::from_raw(error.raw_os_error().unwrap_or(0)));
+        let until = before.len();
+        let mut calls = before;
+        calls.append(undo);
+        // Each answer is noted after its call: the last call only leaves time for that.
+        calls.push(libc::SYS_getpid, [0; 6]);
+        memory.write(at, calls.bytes()).map_err(unreadable)?;
+        let mut regs = self.remote.base;
+        let r = &mut regs.0;
+        (r.rip, r.r12, r.r13, r.orig_rax) = (self.stub.list_at().0.0, at.0, calls.len() as u64, u64::MAX);
+        thread.set_registers(&regs)?;
+        self.remote.go_through(until)?;
+        let found = meanwhile();
+        self.remote.go_through(calls.len() - until)?;
+        let mut answers = vec![0; calls.bytes().len()];
+        memory.read(at, &mut answers).map_err(unreadable)?;
+        let answers = CallList::answers(&answers).take(calls.len() - 1);
+        Ok((found, answers.map(|answer| answer as i64).collect()))
     }
 
     /// Make a page for what calls write. It goes with the session, also where our death ends it.

@@ -99,6 +99,55 @@ fn messages_without_bytes_are_not_lost_by_a_second_checkpoint() -> Result<()> {
     victim.check("")
 }
 
+/// The same for datagrams that were sent to a name.
+#[test]
+fn datagrams_without_bytes_are_not_lost_by_a_second_checkpoint() -> Result<()> {
+    let victim = victim("datagrams")?;
+    let folder = tempfile::tempdir()?;
+    let store = folder.path().to_string_lossy().into_owned();
+    defrost_ok(&["checkpoint", &victim.pid().to_string(), "first", "--store", &store, "--leave-running"])?;
+    refused(&victim, &[], &["more messages that this socket sent wait than a look shows", "let them be read first"])?;
+    victim.check("")
+}
+
+/// A checkpoint is killed while it looks into a socket: the process sets its options back by itself.
+#[test]
+fn a_look_that_is_killed_leaves_the_options_of_a_socket() -> Result<()> {
+    const ROUNDS: usize = 12;
+    let victim = victim("looked_at")?;
+    let folder = tempfile::tempdir()?;
+    let store = folder.path().to_string_lossy().into_owned();
+    let pid = nix::unistd::Pid::from_raw(victim.pid() as i32);
+    let pidfd = kernel::handoff::pidfd_open(pid)?;
+    let numbers = std::fs::read_to_string(victim.folder().join("sockets"))?;
+    let sockets: Result<Vec<_>, _> = numbers.lines().map(|fd| Ok(kernel::handoff::pidfd_getfd(&pidfd, fd.parse()?)?)).collect();
+    let sockets: Vec<std::os::fd::OwnedFd> = sockets.map_err(|error: anyhow::Error| error)?;
+    let option = |socket, name| kernel::sockopt::number(socket, nix::libc::SOL_SOCKET, name).map(|value| value as i32);
+    let options = || -> Result<Vec<(i32, i32)>> {
+        sockets.iter().map(|socket| Ok((option(socket, nix::libc::SO_PASSCRED)?, option(socket, nix::libc::SO_PEEK_OFF)?))).collect()
+    };
+    let before = options()?;
+    let mut in_time = 0;
+    for round in 0..ROUNDS {
+        let name = format!("x:{round}");
+        let mut command = std::process::Command::new(defrost_tests::binary("defrost")?);
+        command.args(["checkpoint", &pid.to_string(), &name, "--store", &store, "--leave-running"]);
+        let mut child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?;
+        let socket = &sockets[round % sockets.len()];
+        while child.try_wait()?.is_none() {
+            if option(socket, nix::libc::SO_PASSCRED)? != 0 {
+                std::thread::sleep(std::time::Duration::from_micros(200 * (round as u64 / 3)));
+                in_time += usize::from(child.try_wait()?.is_none() && options()? != before);
+                child.kill()?;
+            }
+        }
+        eventually("the options are as before", || options().is_ok_and(|now| now == before)).with_context(|| format!("{:?}", options()))?;
+        victim.runs_untouched()?;
+    }
+    ensure!(in_time > ROUNDS / 4, "only {in_time} of {ROUNDS} checkpoints were killed during a look");
+    victim.check("")
+}
+
 #[test]
 fn unread_datagrams_of_its_own_sockets_come_back() -> Result<()> {
     there_and_back(victim("datagrams")?, &[])

@@ -64,6 +64,19 @@ struct Foreseen {
     calls: Vec<Call>,
 }
 
+/// A socket option that is another number for a moment.
+#[derive(Clone, Copy, Debug)]
+pub struct LentOption {
+    /// Its level.
+    pub level: i32,
+    /// Its name.
+    pub name: i32,
+    /// What it is set to.
+    pub now: i32,
+    /// What it was, and will be.
+    pub before: i32,
+}
+
 /// One thread on loan.
 #[derive(Debug)]
 pub struct Session<'f> {
@@ -171,6 +184,30 @@ impl Session<'_> {
             Ok(value) => Ok(Ok(value)),
             Err(CallError::Errno(errno)) => Ok(Err(errno)),
             Err(error) => Err(CheckpointError::ask(self.pid, what)(error)),
+        }
+    }
+
+    /// Run `meanwhile` with options of the socket at `fd` set. The process itself sets them back, also if this process is killed meanwhile.
+    pub fn with_options<T>(&mut self, fd: u32, options: &[LentOption], meanwhile: impl FnOnce() -> T) -> Result<T, CheckpointError> {
+        let values: Vec<u8> = options.iter().flat_map(|option| [option.now, option.before]).flat_map(i32::to_ne_bytes).collect();
+        let failed = |error: std::io::Error| CheckpointError::Memory { pid: self.pid, range: "scratch".to_owned(), why: error.to_string() };
+        self.memory.write(VirtAddr(self.scratch), &values).map_err(failed)?;
+        let (mut set, mut undo) = (CallList::default(), CallList::default());
+        for (at, option) in (self.scratch..).step_by(2 * size_of::<i32>()).zip(options) {
+            let len = size_of::<i32>() as u64;
+            let args = |value_at| [u64::from(fd), option.level as u64, option.name as u64, value_at, len, 0];
+            set.push(libc::SYS_setsockopt, args(at));
+            undo.push(libc::SYS_setsockopt, args(at + len));
+        }
+        let list_at = VirtAddr(self.scratch + PAGE_SIZE_BYTES);
+        let lent = self.borrowed.call_around(set, &undo, list_at, meanwhile);
+        let (found, answers) = lent.map_err(CheckpointError::ask(self.pid, "leave to look into a socket"))?;
+        match answers.into_iter().find(|answer| *answer < 0) {
+            Some(answer) => {
+                let errno = CallError::Errno(Errno::from_raw(-answer as i32));
+                Err(CheckpointError::ask(self.pid, "leave to look into a socket")(errno))
+            }
+            None => Ok(found),
         }
     }
 

@@ -56,8 +56,13 @@ pub fn describe(frozen: &Frozen, memory: &ProcessMemory, request: &Request) -> R
     refuse_what_is_shared(proc)?;
     let mut objects = Objects::new(proc, request.max_deleted_bytes)?;
     let mut regions = regions::regions(proc, &maps, &mut objects)?;
-    let (files, descriptors) = files::files(proc, request.connections, &mut objects)?;
+    let texts = threads::look(proc, frozen)?;
     let (asker, vdso) = Asker::new(frozen, memory, &maps)?;
+    for thread in frozen.threads() {
+        // Before anything is injected, which would make the kernel forget the section.
+        kernel::rseq::abort_section(thread, memory).map_err(CheckpointError::trace(proc.pid))?;
+    }
+    let (files, descriptors) = files::files((frozen, &asker), request.connections, &mut objects)?;
     let mut process = process_of_proc(proc, &mut objects)?;
     objects.refuse_shared()?;
     let tids: Vec<u32> = frozen.threads().iter().map(|thread| thread.tid().as_raw() as u32).collect();
@@ -67,11 +72,6 @@ pub fn describe(frozen: &Frozen, memory: &ProcessMemory, request: &Request) -> R
         }
     }
     membership::of_process(proc, &mut process)?;
-    let texts = threads::look(proc, frozen)?;
-    for thread in frozen.threads() {
-        // Before anything is injected, which would make the kernel forget the section.
-        kernel::rseq::abort_section(thread, memory).map_err(CheckpointError::trace(proc.pid))?;
-    }
     let mut describer = threads::Describer::new(proc);
     let (mut threads, mut clocks) = (Vec::new(), None);
     for (thread, text) in frozen.threads().iter().zip(&texts) {

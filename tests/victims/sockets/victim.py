@@ -703,6 +703,34 @@ def datagrams_after():
     away.send(b"again"); same(named.recvfrom(9), (b"again", "away"), "again")
 
 
+# ---- a look that takes its time
+
+PEEK_OFF, MANY = 42, 1500
+
+
+def looked_at_before():
+    global looked
+    looked = [keep(*socket.socketpair(socket.AF_UNIX, kind))
+              for kind in (socket.SOCK_SEQPACKET, socket.SOCK_DGRAM, socket.SOCK_STREAM)]
+    for n, (a, b) in enumerate(looked):
+        a.setsockopt(socket.SOL_SOCKET, 32, 1 << 26)  # SO_SNDBUFFORCE
+        b.setsockopt(socket.SOL_SOCKET, PEEK_OFF, -1 if n == 0 else n)
+        for m in range(MANY):
+            a.send(b"%05d" % m)
+    publish("sockets", "\n".join(str(b.fileno()) for a, b in looked))
+
+
+def looked_at_after():
+    for n, (a, b) in enumerate(looked):
+        same(b.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED), 0, "SO_PASSCRED")
+        same(b.getsockopt(socket.SOL_SOCKET, PEEK_OFF), -1 if n == 0 else n, "SO_PEEK_OFF")
+        b.setsockopt(socket.SOL_SOCKET, PEEK_OFF, -1)
+        for m in range(MANY):
+            same(b.recv(5), b"%05d" % m, "a message")
+
+
+# ---- connections of its own
+
 def callers_before():
     global servers, callers
     servers, callers = [], []

@@ -21,8 +21,10 @@ mod watched;
 
 use super::in_flight::{self, Queues};
 use super::objects::Objects;
-use super::sockets::{SocketTables, inode_of, mailbox, socket};
+use super::sockets::{Lender, SocketTables, inode_of, mailbox, socket};
 use super::twins::Twins;
+use crate::checkpoint::ask::Asker;
+use crate::checkpoint::freeze::Frozen;
 use crate::checkpoint::proc::Proc;
 use crate::checkpoint::{CheckpointError, Connections};
 use crate::process::fdinfo::FdInfo;
@@ -32,7 +34,7 @@ use kernel::known::fdinfo::{Fate, kind_of, unknown_key};
 pub(super) use number::Number;
 use outside::Holder;
 use std::cell::{OnceCell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 
@@ -63,6 +65,8 @@ pub(super) struct Context<'p> {
     sockets_by_inode: HashMap<u32, u32>,
     /// Unix datagram sockets by their names.
     pub(super) names: OnceCell<HashMap<Vec<u8>, u32>>,
+    /// A datagram socket that has sent more than is shown.
+    pub(super) hidden: OnceCell<nix::Result<Option<Number>>>,
     /// Descriptors by their links.
     by_link: OnceCell<HashMap<&'p str, Vec<&'p Open>>>,
     /// Who else has a pipe.
@@ -113,6 +117,13 @@ impl<'p> Context<'p> {
         sockets.filter_map(|open| Some((self.socket_file(inode_of(&open.link)?)?, open.number)))
     }
 
+    /// All of its sockets, each by one number, with their inodes.
+    pub(super) fn distinct_sockets(&self) -> impl Iterator<Item = (Number, u32)> {
+        let mut seen = HashSet::new();
+        let sockets = self.open.iter().filter(|open| !open.is_path_only());
+        sockets.filter_map(move |open| inode_of(&open.link).filter(|inode| seen.insert(*inode)).map(|inode| (open.number, inode)))
+    }
+
     /// Its sockets, the highest descriptor first, with their inodes.
     pub(super) fn sockets_from_the_top(&self) -> impl Iterator<Item = (Number, u32)> {
         self.open.iter().rev().filter_map(|open| Some((open.number, inode_of(&open.link)?)))
@@ -139,7 +150,12 @@ impl<'p> Context<'p> {
 }
 
 /// All of a process's descriptions and descriptors.
-pub fn files(proc: Proc, connections: Connections, objects: &mut Objects) -> Result<(Vec<Description>, Vec<Descriptor>), CheckpointError> {
+pub fn files(
+    (frozen, asker): (&Frozen, &Asker<'_>),
+    connections: Connections,
+    objects: &mut Objects,
+) -> Result<(Vec<Description>, Vec<Descriptor>), CheckpointError> {
+    let proc = frozen.proc();
     let (mut open, mut userfaultfds) = (Vec::new(), Vec::new());
     for fd in proc.numbers("fd")? {
         let number = Number::Own(fd);
@@ -172,7 +188,7 @@ pub fn files(proc: Proc, connections: Connections, objects: &mut Objects) -> Res
         descriptors.push(Descriptor { fd: entry.number.outermost(), file: file as u32, close_on_exec });
     }
     let known: Vec<&Open> = firsts.iter().map(|at| &open[*at]).collect();
-    let in_flight::Found { queues, open: sent, duplicates } = in_flight::find(&context, &known, &mut twins)?;
+    let in_flight::Found { queues, open: sent, duplicates } = in_flight::find(&context, &known, &mut twins, Lender::new(asker, frozen))?;
     let sockets = context.sockets;
     firsts.extend((0..sent.len()).map(|at| open.len() + at));
     open.extend(sent);
@@ -203,6 +219,7 @@ fn context<'p>(
         queues,
         sockets_by_inode: HashMap::new(),
         names: OnceCell::new(),
+        hidden: OnceCell::new(),
         by_link: OnceCell::new(),
         pipes: OnceCell::new(),
         magics: RefCell::default(),

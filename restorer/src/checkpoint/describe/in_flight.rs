@@ -6,7 +6,7 @@
 //! itself, which is looked into as well, until nothing new comes up.
 
 use super::files::{Context, Number, Open};
-use super::sockets::{SocketTables, inode_of, peek_queue};
+use super::sockets::{Lender, SocketTables, inode_of, peek_queue};
 use super::twins::Twins;
 use crate::checkpoint::CheckpointError;
 use images::manifest::PeerCredentials;
@@ -39,7 +39,14 @@ pub(super) struct Found {
 
 /// Look into all unix sockets among `known`, which are all descriptions that the process has
 /// descriptors of, as `twins` knows them.
-pub(super) fn find(context: &Context<'_>, known: &[&Open], twins: &mut Twins) -> Result<Found, CheckpointError> {
+pub(super) fn find(context: &Context<'_>, known: &[&Open], twins: &mut Twins, mut lender: Lender<'_>) -> Result<Found, CheckpointError> {
+    let found = find_all(context, known, twins, &mut lender);
+    let ended = lender.end(); // also after an error: the process runs on as it was
+    let found = found?; // the first error is the cause of others
+    ended.map(|()| found)
+}
+
+fn find_all(context: &Context<'_>, known: &[&Open], twins: &mut Twins, lender: &mut Lender<'_>) -> Result<Found, CheckpointError> {
     // Without leave for more, a queue with too many is refused.
     let _ = kernel::descriptions::raise_descriptor_limit();
     let mut found = Found { queues: Queues::new(), open: Vec::new(), duplicates: Vec::new() };
@@ -57,7 +64,7 @@ pub(super) fn find(context: &Context<'_>, known: &[&Open], twins: &mut Twins) ->
             Number::Own(_) => context.lend(open.number)?,
             Number::InFlight { at, .. } => found.duplicates[at].try_clone().map_err(|error| too_many(context, within, &error))?,
         };
-        let Some(messages) = peek_queue(context, &lent, inode) else { continue };
+        let Some(messages) = peek_queue(context, (&lent, open.number), inode, lender)? else { continue };
         let queued = match messages {
             Ok(messages) => {
                 let mut queued = Vec::with_capacity(messages.len());

@@ -9,7 +9,9 @@
 //! Known holes: options that Linux does not read ([`kernel::known::socket_options`]), and the
 //! times and counters that sockets keep.
 
+mod hidden;
 mod inet;
+mod lender;
 mod link;
 mod mailbox;
 mod memberships;
@@ -30,6 +32,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 
+pub(super) use lender::Lender;
 pub(super) use mailbox::mailbox;
 pub(super) use queue::Message;
 pub(super) use sockdiag::SocketTables;
@@ -173,15 +176,19 @@ fn owner(subject: &Subject<'_, '_>) -> Result<FileOwner, CheckpointError> {
     Ok(FileOwner { uid: meta.uid(), gid: meta.gid(), mode: meta.mode() & 0o7777, attributes: Vec::new() })
 }
 
-/// All that waits in the socket `lent`, with what came along; `None` where it is not a unix socket
+/// All that waits in the socket `lent`, which is descriptor `number`, with what came along; `None` where it is not a unix socket
 /// that messages come to.
-pub(super) fn peek_queue(context: &Context<'_>, lent: &OwnedFd, inode: u32) -> Option<Result<Vec<Message>, String>> {
-    let number = |name| sockopt::number(lent, libc::SOL_SOCKET, name).ok().map(|value| value as i32);
-    if number(libc::SO_DOMAIN)? != libc::AF_UNIX || number(libc::SO_ACCEPTCONN)? != 0 {
-        return None;
-    }
+pub(super) fn peek_queue(
+    context: &Context<'_>,
+    (lent, number): (&OwnedFd, Number),
+    inode: u32,
+    lender: &mut Lender<'_>,
+) -> Result<Option<Result<Vec<Message>, String>>, CheckpointError> {
+    let option = |name| sockopt::number(lent, libc::SOL_SOCKET, name).ok().map(|value| value as i32);
+    let (family, listens) = (option(libc::SO_DOMAIN), option(libc::SO_ACCEPTCONN));
+    let Some(kind) = option(libc::SO_TYPE).filter(|_| (family, listens) == (Some(libc::AF_UNIX), Some(0))) else { return Ok(None) };
     let shutdown = context.sockets.unix(inode).map_or(0, |facts| facts.shutdown);
-    Some(queue::messages(lent, number(libc::SO_TYPE)?, shutdown, context.proc.pid))
+    queue::messages(lent, (kind, shutdown), (context.proc.pid, number), lender).map(Some)
 }
 
 /// The number in `socket:[N]`.

@@ -2,23 +2,26 @@
 //!
 //! With a peek offset (SO_PEEK_OFF, socket(7)) each look shows the next message, or the next run of a
 //! stream's bytes: Linux ends a run where another sender begins and after the bytes that descriptors
-//! come with. The socket's own offset comes back after it.
+//! come with. The socket's own options are set back after it by the process itself ([`Lender`]).
 //!
 //! A message without bytes is shown to such a look once only, and a second checkpoint of the same
-//! process would miss it: in a pair the memory of all messages is compared with what those that are
-//! shown take ([`is_short_of`]).
-//!
-//! Known hole: in a datagram socket that others send to by its name that is not told.
+//! process would miss it: the memory of all messages is compared with what those that are shown take
+//! ([`is_short_of`]), in a pair and, for datagrams that were sent to a name, in [`super::hidden`].
 
+use super::super::files::Number;
+use super::lender::Lender;
 use super::{Subject, unix};
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::ask::LentOption;
 use images::manifest::PeerCredentials;
 use kernel::sockopt;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrLike as _, UnixAddr, UnixCredentials, recv, recvmsg, send,
     socketpair,
 };
 use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 /// RCV_SHUTDOWN of include/net/sock.h.
 const NO_MORE_READ: u8 = 1;
@@ -50,23 +53,40 @@ struct Peeked<'s> {
     own: u32,
 }
 
-/// All that waits in a unix socket of type `kind`, in its order.
-pub(super) fn messages(socket: &OwnedFd, kind: i32, shutdown: u8, own: u32) -> Result<Vec<Message>, String> {
-    let wanted = sockopt::unread_bytes(socket).map_err(text)?;
-    if kind == libc::SOCK_STREAM && wanted == 0 {
-        return Ok(Vec::new());
-    }
-    let (level, credentials, offset) = (libc::SOL_SOCKET, libc::SO_PASSCRED, libc::SO_PEEK_OFF);
-    let asks = sockopt::number(socket, level, credentials).map_err(text)?;
-    let before = sockopt::get(socket, level, offset).map_err(text)?;
-    let before = before.unwrap_or_else(|| (-1_i32).to_ne_bytes().to_vec());
+/// All that waits in a unix socket of type `kind`, in its order; `number` is its descriptor.
+pub(super) fn messages(
+    socket: &OwnedFd,
+    (kind, shutdown): (i32, u8),
+    (own, number): (u32, Number),
+    lender: &mut Lender<'_>,
+) -> Result<Result<Vec<Message>, String>, CheckpointError> {
+    let (wanted, asks, offset) = match before(socket, kind) {
+        Ok(Some(before)) => before,
+        Ok(None) => return Ok(Ok(Vec::new())),
+        Err(errno) => return Ok(Err(text(errno))),
+    };
+    let level = libc::SOL_SOCKET;
     // What each message says of its sender is part of it, whether the socket asks for that yet or not.
-    sockopt::set(socket, level, credentials, &1_i32.to_ne_bytes()).map_err(text)?;
+    let options = [
+        LentOption { level, name: libc::SO_PASSCRED, now: 1, before: asks },
+        LentOption { level, name: libc::SO_PEEK_OFF, now: -1, before: offset },
+    ];
     let peeked = Peeked { socket, whole: kind != libc::SOCK_STREAM, asks: asks != 0, own };
-    let read = if kind == libc::SOCK_STREAM { peeked.runs(wanted) } else { peeked.whole_messages(shutdown) };
-    sockopt::set(socket, level, offset, &before).map_err(text)?;
-    sockopt::set(socket, level, credentials, &asks.to_ne_bytes()).map_err(text)?;
-    read
+    let look = || if peeked.whole { peeked.whole_messages(shutdown) } else { peeked.runs(wanted) };
+    lender.with_options(socket, number, &options, look)
+}
+
+/// Bytes that wait, SO_PASSCRED and SO_PEEK_OFF; `None` where nothing waits.
+fn before(socket: &OwnedFd, kind: i32) -> nix::Result<Option<(usize, i32, i32)>> {
+    let wanted = sockopt::unread_bytes(socket)?;
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO)?;
+    let unread = fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN));
+    if !unread || kind == libc::SOCK_STREAM && wanted == 0 {
+        return Ok(None);
+    }
+    let number = |name| Ok(sockopt::number(socket, libc::SOL_SOCKET, name)? as i32);
+    Ok(Some((wanted, number(libc::SO_PASSCRED)?, number(libc::SO_PEEK_OFF)?)))
 }
 
 impl Peeked<'_> {

@@ -4,7 +4,7 @@
 //! is connected to a name inside is connected to it again.
 
 use super::sockdiag::Facts;
-use super::{CLOSE_SOCKET, Outcome, Subject, queue, socket_file};
+use super::{CLOSE_SOCKET, Outcome, Subject, hidden, queue, socket_file};
 use crate::checkpoint::CheckpointError;
 use images::manifest::{ClosedConnection, PeerCredentials, Rights, Socket};
 use kernel::sockopt;
@@ -101,6 +101,7 @@ fn delivered(subject: &Subject<'_, '_>, described: &mut Socket) -> Result<(), Ch
     if waiting.is_empty() {
         return Ok(());
     }
+    hidden::refuse(subject)?;
     if described.address.is_empty() {
         return Err(subject.refuse("messages of a socket that it is no longer connected with wait in it", "let it read them first"));
     }
@@ -199,7 +200,7 @@ fn credentials(subject: &Subject<'_, '_>) -> Result<PeerCredentials, CheckpointE
     })
 }
 
-fn address(of: &SockaddrStorage) -> Vec<u8> {
+pub(super) fn address(of: &SockaddrStorage) -> Vec<u8> {
     of.as_unix_addr().map(name).unwrap_or_default()
 }
 
