@@ -21,6 +21,7 @@ mod host_memory;
 mod in_flight;
 mod inherited;
 mod interests;
+mod limits;
 mod locks;
 pub mod made_here;
 mod memory;

@@ -10,7 +10,7 @@
 use super::error::RestoreError;
 use super::found::{self, Changes, Found};
 use super::reach::Reach;
-use super::{cgroups, clocks, files, host, host_memory, inherited, locks, numbers, plan, rights};
+use super::{cgroups, clocks, files, host, host_memory, inherited, limits, locks, numbers, plan, rights};
 use images::manifest::Manifest;
 
 /// From where the restore is looked at.
@@ -52,6 +52,7 @@ pub fn of_image(manifest: &Manifest, plan: &Plan) -> (Found, Vec<RestoreError>) 
     found.extend(of_files);
     found.extend(rights::handed_out(manifest, plan.made_here));
     found.extend(host_memory::obstacles(manifest, plan.outlook == Outlook::Gone));
+    found.extend(limits::obstacles(manifest, plan.outlook));
     found.extend(clocks::check(manifest.clocks.as_ref()).err());
     found.extend(files::here::obstacles(manifest, places.reach()));
     found.extend(locks::obstacles(manifest, plan.outlook == Outlook::Frozen));

@@ -67,6 +67,11 @@ impl Ours {
     }
 }
 
+/// Whether the limits on the size and the memory of pipes do not count for this process.
+pub fn may_pass_limits_on_pipes() -> bool {
+    Ours::new().is_some_and(|ours| ours.may(SYS_RESOURCE))
+}
+
 /// Rights that a restore would hand out although its caller, or the process, has none to them.
 pub fn handed_out(manifest: &Manifest, made_here: bool) -> Vec<RestoreError> {
     let Some(ours) = Ours::new() else { return Vec::new() };

@@ -88,7 +88,11 @@ fn try_one(file: &Description, found_at: &Found, outlook: Outlook) -> Result<(),
         Some(Kind::Device(wanted)) if gone => device::open_device(wanted, reach, status).map(drop),
         Some(Kind::Device(wanted)) => may_open(reach, &wanted.path, None, status),
         Some(Kind::PathOnly(only)) => device::open_path_only(only, reach, status).map(drop),
-        Some(Kind::Socket(socket)) if socket.pair == 0 => sockets::trial::try_address(socket, reach, outlook).map_err(failed("socket")),
+        Some(Kind::Socket(socket)) => {
+            let tried = sockets::trial::try_options(socket);
+            let tried = if socket.pair == 0 { tried.and_then(|()| sockets::trial::try_address(socket, reach, outlook)) } else { tried };
+            tried.map_err(failed("socket"))
+        }
         // Opening them would be noticed by others; whether they are there is known.
         Some(Kind::NamedPipe(pipe)) => match reach.find(&pipe.path, Which::of(pipe.inode.as_ref())) {
             Ok(place) => reach.may_open(&place, status).map_err(failed(&pipe.path)),
@@ -99,7 +103,7 @@ fn try_one(file: &Description, found_at: &Found, outlook: Outlook) -> Result<(),
         Some(Kind::KernelFile(_) | Kind::Pidfd(_) | Kind::Namespace(_)) => Ok(()),
         // Made from nothing but the image, or our own.
         Some(Kind::Kept(_)) => Ok(()),
-        Some(Kind::Terminal(_) | Kind::OutsidePipe(_) | Kind::Pipe(_) | Kind::Socket(_) | Kind::OutsideSocket(_)) => Ok(()),
+        Some(Kind::Terminal(_) | Kind::OutsidePipe(_) | Kind::Pipe(_) | Kind::OutsideSocket(_)) => Ok(()),
         Some(Kind::Eventfd(_) | Kind::Epoll(_) | Kind::Timerfd(_) | Kind::Signalfd(_)) => Ok(()),
     }
 }

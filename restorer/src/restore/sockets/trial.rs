@@ -1,11 +1,23 @@
-//! Whether the addresses of sockets can be had, tried without leaving anything behind. While the process is frozen they are its own.
+//! Whether the options and addresses of sockets can be had, tried without leaving anything behind. While the process is frozen they are its own.
 
 use super::super::obstacles::Outlook;
 use super::super::reach::Reach;
-use super::{addresses, set_options, socket_file, text};
+use super::{addresses, set_filter, set_options, socket_file, text};
 use images::manifest::{ClosedConnection, Socket};
+use kernel::sockopt;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
 use std::os::fd::AsRawFd as _;
+
+/// Whether `wanted` could be made with its options and its filter, on a socket that has no address.
+pub fn try_options(wanted: &Socket) -> Result<(), String> {
+    if wanted.closed() != ClosedConnection::None || wanted.options.is_empty() && wanted.filter.is_empty() {
+        return Ok(());
+    }
+    let kind = wanted.r#type as i32 | libc::SOCK_CLOEXEC;
+    let made = sockopt::fresh(wanted.family as i32, kind, wanted.protocol as i32).map_err(text("make"))?;
+    set_options(&made, wanted, false)?;
+    set_filter(&made, wanted)
+}
 
 /// Whether `wanted` could have its address.
 pub fn try_address(wanted: &Socket, reach: &Reach, outlook: Outlook) -> Result<(), String> {
