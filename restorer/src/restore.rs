@@ -9,6 +9,7 @@
 mod builder;
 mod cgroups;
 mod clocks;
+mod controlling_terminal;
 mod daemon;
 mod descriptors;
 mod eager;
@@ -45,6 +46,7 @@ pub use obstacles::{Outlook, Plan};
 pub(crate) use shared_memory::is_in_one_piece;
 
 use builder::{Builder, Step};
+use controlling_terminal::ControllingTerminal;
 pub use daemon::AUTHORITY;
 use daemon::Daemon;
 use eager::Eager;
@@ -109,6 +111,8 @@ pub struct Restored {
     pub own_pid: u32,
     /// Some of its standard streams now lead to /dev/null.
     pub nulled: bool,
+    /// It had a controlling terminal and has none.
+    pub terminal_lost: bool,
     /// Descriptor behind which the daemon was started; kept open so that it is not taken for a failed restore.
     pub daemon: Daemon,
     /// What took how long, here and in the daemon.
@@ -190,6 +194,7 @@ fn bring_back(
     before_run: &mut dyn FnMut(Pid, &Manifest) -> Result<(), RestoreError>,
 ) -> Result<Restored, RestoreError> {
     let Job { request, image, made, .. } = job;
+    let terminal = ControllingTerminal::of(process, request.stdio);
     let namespace = if request.new_pid_namespace { Some(Namespace::make()?) } else { None };
     let unpinned = pin_beside_child();
     // What a slack of 0 stands for is the slack of the process that makes a new one.
@@ -209,7 +214,7 @@ fn bring_back(
     }
     let pidfd = kernel::handoff::pidfd_open(stopped.tid()).map_err(outside("open a pidfd"))?;
     phases.done("start the process");
-    let built = build(&job, (namespace.as_ref(), &pidfd), &stopped, eager, &mut daemon, &mut phases);
+    let built = build(&job, (namespace.as_ref(), &pidfd, &terminal), &stopped, eager, &mut daemon, &mut phases);
     if let Some(mask) = unpinned {
         // Merely a matter of speed.
         let _ = sched_setaffinity(Pid::from_raw(0), &mask);
@@ -230,7 +235,7 @@ fn bring_back(
     daemon.leave();
     phases.done("let it run");
     let timings = [phases.all(), daemon.take_timings()].concat();
-    Ok(Restored { pid: child.runs(), own_pid: process.pid, nulled: made.nulled, daemon, timings })
+    Ok(Restored { pid: child.runs(), own_pid: process.pid, nulled: made.nulled, terminal_lost: terminal.is_lost(), daemon, timings })
 }
 
 /// For a process that gets a signal when its parent ends: who makes it in our place, as our end is not to be its parent's; by number
@@ -274,7 +279,7 @@ struct Job<'a> {
 
 fn build(
     job: &Job<'_>,
-    (namespace, pidfd): (Option<&Namespace>, &OwnedFd),
+    (namespace, pidfd, terminal): (Option<&Namespace>, &OwnedFd, &ControllingTerminal),
     stopped: &Stopped,
     eager: Eager,
     daemon: &mut Daemon,
@@ -317,7 +322,7 @@ fn build(
     phases.done("write eager pages");
     shared_memory::protect(&mut b, &manifest.regions)?;
     memory::guard_and_lock(&mut b, &manifest.regions)?;
-    groups(&mut b, process)?;
+    groups(&mut b, process, terminal)?;
     let sources = own_files::open(&mut b, manifest, made, found.reach())?;
     sockets::build(&mut b, manifest, made, found.reach(), (pidfd, &sources))?;
     // By number, while the child has ours.
@@ -430,9 +435,10 @@ fn drop_rseq(b: &mut Builder<'_>, stopped: &Stopped) -> Step<()> {
 }
 
 /// Its own session and process group, where it led one.
-fn groups(b: &mut Builder<'_>, process: &Process) -> Step<()> {
+fn groups(b: &mut Builder<'_>, process: &Process, terminal: &ControllingTerminal) -> Step<()> {
     if process.session_leader {
         b.later("session", libc::SYS_setsid, [0; 6])?;
+        terminal.hand_over(b)?;
     } else if process.group_leader {
         b.later("process group", libc::SYS_setpgid, [0; 6])?;
     }

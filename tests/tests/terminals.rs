@@ -185,6 +185,46 @@ fn full_screen_programs_take_keys() -> Result<()> {
     Ok(())
 }
 
+/// Says, once a line comes, whether /dev/tty leads to its terminal, in whose foreground it is.
+const LEADER: &str = "
+import os, sys
+print('ready', flush=True)
+sys.stdin.readline()
+try:
+    own = os.open('/dev/tty', os.O_RDWR)
+    print('controlled', os.tcgetpgrp(own) == os.getpgrp() == os.tcgetpgrp(0), os.getsid(0) == os.getpid(), flush=True)
+except OSError as error:
+    print('not controlled:', error, flush=True)
+sys.stdin.readline()
+";
+
+/// The leader of a session has the restorer's terminal where the restorer leads a session; else the command says that it has none.
+#[test]
+fn the_leader_of_a_session_keeps_a_controlling_terminal() -> Result<()> {
+    for (through, said) in [(&["exec"][..], "controlled True True"), (&[], "not controlled")] {
+        let (folder, store, restore) = place()?;
+        let first = Shell::start_with(folder.path(), &["python3", "-c", LEADER])?;
+        let process = Ended(first.child.id() as i32);
+        first.screen.wait_for("ready")?;
+        freeze(process.0, &store)?;
+        drop(first);
+        let script = format!("echo here; read line; {} {restore}; echo over", through.join(" "));
+        let mut second = Shell::start_with(folder.path(), &["sh", "-c", &script])?;
+        second.screen.wait_for("here")?;
+        second.types("\n")?;
+        eventually("it runs", || {
+            std::fs::read_to_string(format!("/proc/{}/comm", process.0)).is_ok_and(|comm| comm.starts_with("python"))
+        })?;
+        if through.is_empty() {
+            second.screen.wait_for_text("it had a controlling terminal and has none now")?;
+        }
+        second.types("\n")?;
+        second.screen.wait_for_text(said).with_context(|| second.screen.text())?;
+        second.types("\n")?;
+    }
+    Ok(())
+}
+
 /// Opened by other names: the controlling terminal alone, and beside the streams one that is only read and does not block.
 #[test]
 fn a_terminal_is_known_by_any_name() -> Result<()> {

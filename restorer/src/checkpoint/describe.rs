@@ -205,6 +205,7 @@ fn process_of_proc(proc: Proc, objects: &mut Objects) -> Result<Process, Checkpo
         posix_timers,
         session_leader: stat.field(6) == i64::from(proc.pid),
         group_leader: stat.field(5) == i64::from(proc.pid),
+        controlling_terminal: stat.field(7) != 0,
         oom_score_adj,
         ..Process::default()
     })

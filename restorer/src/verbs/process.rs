@@ -82,6 +82,9 @@ pub fn restore(args: RestoreArgs) -> Result<ExitCode> {
     if restored.nulled {
         eprintln!("defrost: its standard streams led elsewhere: they lead to /dev/null now");
     }
+    if restored.terminal_lost {
+        eprintln!("defrost: it had a controlling terminal and has none now: `exec defrost restore`, in a terminal, gives it that one");
+    }
     if args.timings && !args.json {
         tell(&restored.timings);
     }
