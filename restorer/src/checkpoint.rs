@@ -168,13 +168,14 @@ fn capture_frozen(request: &Request, store: &dyn Store, progress: &(dyn Fn(u64) 
     if let Err(error) = restore::made_here::remember(&snapshot) {
         tracing::warn!(%error, "the snapshot is not remembered as made here: files that only root may open need --grant at its restore");
     }
+    let connections = (!request.leave_running).then(|| resets::GivenUp::hold(proc, &manifest));
     if !request.leave_running {
-        resets::reset_at_end(proc, &manifest);
         end(request.pid);
     }
     frozen.release();
-    if !request.leave_running {
+    if let Some(connections) = connections {
         wait_gone(request.pid);
+        connections.reset();
     }
     Ok(Report {
         pid: request.pid,

@@ -28,11 +28,11 @@ impl ControllingTerminal {
             return Self { taken: None, lost: Cell::new(false) };
         }
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let own = open("/dev/tty", flags, Mode::empty()).ok().filter(|_| stdio == Stdio::Ours);
+        let own = open("/dev/tty", flags, Mode::empty()).ok();
         if !process.session_leader {
             return Self { taken: None, lost: Cell::new(own.is_none()) };
         }
-        let taken = own.filter(|_| getsid(None).is_ok_and(|session: Pid| session == getpid()));
+        let taken = own.filter(|_| stdio == Stdio::Ours && getsid(None).is_ok_and(|session: Pid| session == getpid()));
         Self { lost: Cell::new(taken.is_none()), taken }
     }
 

@@ -263,3 +263,35 @@ fn inotify_instances(manifest: &Manifest) -> Option<RestoreError> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use images::manifest::{Description, Membership, PosixTimer, Process, Rlimit};
+
+    #[test]
+    fn each_limit_that_is_too_low_is_named_with_what_is_needed() {
+        let of = |socket| Description { kind: Some(Kind::Socket(socket)), ..Description::default() };
+        let group = Membership { group: vec![239, 0, 0, 1], ..Membership::default() };
+        let (listening, memberships) = (true, vec![group; 70_000]);
+        let files = vec![
+            of(Socket { listening, backlog: u32::MAX, ..Socket::default() }),
+            of(Socket { queue: vec![Vec::new(); 1 << 20], sources: vec![1; 1 << 20], ..Socket::default() }),
+            of(Socket { memberships, ..Socket::default() }),
+        ];
+        let rlimits = vec![Rlimit { resource: SIGPENDING, soft: 2, hard: 2 }];
+        let (posix_timers, shared_pending) = (vec![PosixTimer::default(); 2], vec![Vec::new()]);
+        let process = Some(Process { rlimits, posix_timers, shared_pending, ..Process::default() });
+        let manifest = Manifest { files, process, ..Manifest::default() };
+        let said: Vec<String> = obstacles(&manifest, Outlook::Frozen).iter().map(ToString::to_string).collect();
+        for words in [
+            "needs at least 4294967295: raise it (sysctl net.core.somaxconn=4294967295)",
+            "1048576 unread datagrams needs at least 1048575",
+            "(sysctl net.ipv4.igmp_max_memberships=70000)",
+            "2 POSIX timers and 1 signals that wait, and its own limit is 2",
+        ] {
+            assert!(said.iter().any(|sentence| sentence.contains(words)), "{said:?} lacks {words:?}");
+        }
+        assert!(obstacles(&Manifest::default(), Outlook::Gone).is_empty());
+    }
+}

@@ -5,6 +5,7 @@ use super::super::reach::Reach;
 use super::{addresses, set_filter, set_options, socket_file, text};
 use images::manifest::{ClosedConnection, Socket};
 use kernel::sockopt;
+use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
 use std::os::fd::AsRawFd as _;
 
@@ -14,7 +15,11 @@ pub fn try_options(wanted: &Socket) -> Result<(), String> {
         return Ok(());
     }
     let kind = wanted.r#type as i32 | libc::SOCK_CLOEXEC;
-    let made = sockopt::fresh(wanted.family as i32, kind, wanted.protocol as i32).map_err(text("make"))?;
+    let made = match sockopt::fresh(wanted.family as i32, kind, wanted.protocol as i32) {
+        // A group of its maker's may be allowed to (net.ipv4.ping_group_range).
+        Err(Errno::EACCES) => return Ok(()),
+        made => made.map_err(text("make"))?,
+    };
     set_options(&made, wanted, false)?;
     set_filter(&made, wanted)
 }
