@@ -94,6 +94,7 @@ impl Image {
     }
 
     fn of(said_features: u32, manifest: &[u8], table: Table, id: SnapshotId) -> Result<Self, ImageError> {
+        crate::footprint::check(manifest)?;
         let manifest = Manifest::decode(manifest).map_err(|error| ImageError::Manifest(error.to_string()))?;
         if said_features != features(&manifest) {
             return Err(ImageError::Features(said_features));

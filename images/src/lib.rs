@@ -12,6 +12,7 @@ pub mod codec;
 pub mod criu;
 mod cut;
 mod error;
+mod footprint;
 pub mod groups;
 pub mod head;
 mod image;

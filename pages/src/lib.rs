@@ -1,4 +1,4 @@
-//! The vocabulary every other crate speaks: addresses, page ranges, digests, snapshot names.
+//! The vocabulary every other crate speaks: addresses, page ranges, digests, snapshot names; and how sentences are written.
 //!
 //! No I/O and no dependencies, so that each crate can share these types without dragging anything along. Numbers that could
 //! be confused (a byte address and a page number, a chunk digest and a snapshot digest) have types of their own, and their
@@ -7,6 +7,7 @@
 
 mod address;
 mod digest;
+pub mod line;
 mod range;
 mod snapshot;
 

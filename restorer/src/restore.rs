@@ -142,6 +142,9 @@ pub fn restore(
         obstacles = obstacles::of_host(&image.manifest, &found, &how);
     }
     obstacles.into_iter().next().map_or(Ok(()), Err)?;
+    if request.eager {
+        host::memory(&image.manifest, &how)?; // all of it comes before the process runs
+    }
     let held = in_flight::hold(&mut image.manifest);
     let manifest = &image.manifest;
     let (Some(process), Some(leader)) = (&manifest.process, manifest.threads.first()) else {

@@ -227,13 +227,13 @@ fn an_impossible_pid_is_refused() -> Result<()> {
     victim.left_nothing()
 }
 
-/// A cgroup that allows so many processes and threads; gone with its value.
+/// A cgroup that allows so much of something; gone with its value.
 struct Crowd(PathBuf);
 
 impl Crowd {
-    fn new() -> Result<Self> {
-        let (v1, v2) = (Path::new("/sys/fs/cgroup/pids"), Path::new("/sys/fs/cgroup"));
-        let path = if v1.is_dir() { v1 } else { v2 }.join(format!("defrost-test-{}", std::process::id()));
+    fn of(controller: &str) -> Result<Self> {
+        let (v1, v2) = (Path::new("/sys/fs/cgroup").join(controller), PathBuf::from("/sys/fs/cgroup"));
+        let path = if v1.is_dir() { v1 } else { v2 }.join(format!("defrost-test-{controller}-{}", std::process::id()));
         fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
         Ok(Self(path))
     }
@@ -246,6 +246,22 @@ impl Crowd {
 
     fn allow(&self, processes: u32) -> Result<()> {
         Ok(fs::write(self.0.join("pids.max"), processes.to_string())?)
+    }
+
+    /// So much memory, and no swap.
+    fn allow_memory(&self, bytes: u64) -> Result<()> {
+        let mut found = false;
+        // Version 1 wants the smaller limit to be set first.
+        for _ in 0..2 {
+            for (file, value) in
+                [("memory.limit_in_bytes", bytes), ("memory.memsw.limit_in_bytes", bytes), ("memory.max", bytes), ("memory.swap.max", 0)]
+            {
+                let path = self.0.join(file);
+                found |= path.exists() && fs::write(path, value.to_string()).is_ok();
+            }
+        }
+        ensure!(found, "{} has no memory controller", self.0.display());
+        Ok(())
     }
 }
 
@@ -261,7 +277,7 @@ impl Drop for Crowd {
 #[test]
 fn too_few_processes_are_told_until_there_are_enough() -> Result<()> {
     let (_folder, store) = store()?;
-    let crowd = Crowd::new()?;
+    let crowd = Crowd::of("pids")?;
     let mut victim = Victim::c("threads", &["all"])?;
     checkpoint(&mut victim, "x", &store)?;
     let enter = format!("echo 0 > {}/cgroup.procs && exec \"$0\" \"$@\"", crowd.0.display());
@@ -287,6 +303,26 @@ fn too_few_processes_are_told_until_there_are_enough() -> Result<()> {
         ensure!(text.contains("a process limit is full"), "{text}");
     }
     crowd.allow(1000)?;
+    let outcome = victim.check("");
+    victim.end()?;
+    outcome
+}
+
+/// An eager restore into a group that allows less memory than the process has is refused before anything is made.
+#[test]
+fn an_eager_restore_does_not_begin_in_too_small_a_cgroup() -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let (_folder, store) = store()?;
+    let group = Crowd::of("memory")?;
+    let mut victim = Victim::c("memory", &["64"])?;
+    fs::write(group.0.join("cgroup.procs"), victim.pid().to_string())?;
+    checkpoint(&mut victim, "x", &store)?;
+    group.allow_memory(48 * MIB)?;
+    let text = defrost_fails(&["restore", "x", "--store", &store, "--detach", "--eager"])?;
+    ensure_words(&text, &[&group.0.display().to_string(), "allows 50331648", "raise that limit"])?;
+    victim.left_nothing()?;
+    group.allow_memory(512 * MIB)?;
+    defrost_ok(&["restore", "x", "--store", &store, "--detach", "--eager"])?;
     let outcome = victim.check("");
     victim.end()?;
     outcome

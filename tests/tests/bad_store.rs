@@ -7,6 +7,9 @@ use defrost_tests::{
     Server, Victim, checkpoint, defrost, defrost_fails, defrost_fails_through, defrost_ok, defrost_tries_through, eventually, need_root,
     restore,
 };
+use images::Image;
+use images::manifest::description::Kind;
+use images::manifest::{Description, SignalFd, Thread};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -416,4 +419,43 @@ fn why_a_process_was_ended_is_told_afterwards_and_its_socket_goes() -> Result<()
     restore(&frozen.victim, "whole", &frozen.folder.path().join("whole").to_string_lossy())?;
     frozen.victim.check("")?;
     eventually("its socket is gone", || frozen.victim.no_socket().is_ok())
+}
+
+/// In protobuf an empty message is two bytes, decoded it is hundreds: an image that would take many times its length is refused
+/// before that is allocated, and what may be decoded takes memory in proportion to its length.
+#[test]
+fn an_image_takes_memory_in_proportion_to_its_length() -> Result<()> {
+    const IMAGE_BYTES: usize = 6 << 20;
+    const MEMORY_BYTES: usize = 256 << 20; // decoded without a limit, each of these takes 1 GiB and more
+    let mut frozen = Frozen::new()?;
+    let folder = frozen.folder.path().join("whole").to_string_lossy().into_owned();
+    let store = store::open(&folder, store::Access::Write)?;
+    let image = Image::parse(&store.image(&store.resolve(&"whole".parse()?)?)?)?;
+    let table = image.table.to_vec();
+    let described = |offset: u64, length: usize| {
+        let signals = Description { offset, kind: Some(Kind::Signalfd(SignalFd::default())), ..Description::default() };
+        let mut manifest = image.manifest.clone();
+        manifest.files.extend(std::iter::repeat_n(signals, IMAGE_BYTES / length));
+        Image::encode(&manifest, &table)
+    };
+    let mut threads = image.manifest.clone();
+    threads.threads.extend(std::iter::repeat_n(Thread::default(), IMAGE_BYTES / 2));
+    let images = [("threads", Image::encode(&threads, &table)), ("files", described(0, 5)), ("plausible", described(u64::MAX, 16))];
+    for (name, image) in images {
+        store.commit(image, &name.parse()?)?;
+    }
+    drop(store);
+    let limited = ["prlimit".to_owned(), format!("--data={MEMORY_BYTES}")];
+    let limited = limited.each_ref().map(String::as_str);
+    for (name, verb) in ["threads", "files"].into_iter().flat_map(|name| ["inspect", "verify", "restore"].map(|verb| (name, verb))) {
+        let text = defrost_fails_through(&limited, &[verb, name, "--store", &folder])?;
+        ensure_words(&text, &["would take", "bytes of memory"])?;
+    }
+    for command in [&["list"][..], &["inspect", "plausible"], &["verify", "plausible"]] {
+        let text = defrost_tries_through(&limited, &[command, &["--store", &folder]].concat())?;
+        ensure!(text.is_ok(), "{command:?}: {:?}", text.err());
+    }
+    restore(&frozen.victim, "whole", &folder)?;
+    frozen.victim.check("")?;
+    frozen.victim.end()
 }

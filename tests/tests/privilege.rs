@@ -281,10 +281,10 @@ fn an_image_that_names_what_is_roots_gets_none_of_it() -> Result<()> {
         file: Some(SocketFile { path: text(&made).into_bytes(), ..SocketFile::default() }),
         ..Socket::default()
     };
-    set("socket:v", libc::O_RDWR, Some(Kind::Socket(socket)))?;
+    set("socket:v", libc::O_RDWR, Some(Kind::Socket(Box::new(socket))))?;
     frozen.is_refused("socket:v", &[user])?;
     let raw = Socket { family: libc::AF_PACKET as u32, r#type: libc::SOCK_RAW as u32, protocol: 3, ..Socket::default() };
-    set("raw:v", libc::O_RDWR, Some(Kind::Socket(raw)))?;
+    set("raw:v", libc::O_RDWR, Some(Kind::Socket(Box::new(raw))))?;
     frozen.is_refused("raw:v", &["raw socket", user])?;
     ensure!(!made.exists(), "{} was made", made.display());
     // What the user could do by itself it still may.

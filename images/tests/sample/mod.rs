@@ -330,9 +330,9 @@ fn files() -> Vec<Description> {
         }),
         Kind::Timerfd(TimerFd { clock: 1, ticks: 2, interval_ns: 3, value_ns: 4, settime_flags: 1, ..TimerFd::default() }),
         Kind::Signalfd(SignalFd { mask: 0x200 }),
-        Kind::Socket(socket(10, b"[::1]:6379", 0)),
-        Kind::Socket(socket(1, b"\0abstract", 8)),
-        Kind::Socket(socket(1, b"", 8)),
+        Kind::Socket(Box::new(socket(10, b"[::1]:6379", 0))),
+        Kind::Socket(Box::new(socket(1, b"\0abstract", 8))),
+        Kind::Socket(Box::new(socket(1, b"", 8))),
     ];
     let owner = Some(Owner { kind: 1, id: 4711, signal: 29 });
     kinds.into_iter().map(|kind| Description { flags: 0o4002, offset: 9, owner, kind: Some(kind), ..Description::default() }).collect()

@@ -3,7 +3,9 @@
 //! Each check reads or tries what the restore itself will use in a moment, in our own process, which the child is a copy of.
 
 use super::error::RestoreError;
+use super::obstacles::Plan;
 use super::{maps_of, plan};
+use crate::process::hierarchy::folder;
 use images::manifest::Manifest;
 use kernel::memory::ProcessMemory;
 use kernel::uffd::Uffd;
@@ -13,8 +15,8 @@ use pages::{PAGE_SIZE_BYTES, VirtAddr};
 use std::path::{Path, PathBuf};
 
 /// All that this host lacks.
-pub fn obstacles(manifest: &Manifest) -> Vec<RestoreError> {
-    let checks = [vdso(manifest), userfaultfd(), memory(manifest), runtime_directory()];
+pub fn obstacles(manifest: &Manifest, plan: &Plan) -> Vec<RestoreError> {
+    let checks = [vdso(manifest), userfaultfd(), memory(manifest, plan), runtime_directory()];
     checks.into_iter().filter_map(Result::err).chain(impossible_numbers(manifest)).collect()
 }
 
@@ -49,44 +51,50 @@ fn impossible_numbers(manifest: &Manifest) -> Vec<RestoreError> {
     impossible.map(|tid| kernel::spawn::SpawnError::Impossible(tid).into()).collect()
 }
 
-/// More memory than this host, or our control group, may have at all.
-fn memory(manifest: &Manifest) -> Result<(), RestoreError> {
+/// More memory than this host, or the control group that the process comes to lie in, may have at all.
+pub fn memory(manifest: &Manifest, plan: &Plan) -> Result<(), RestoreError> {
     let bytes = manifest.extents.iter().map(|extent| extent.pages).sum::<u64>().saturating_mul(PAGE_SIZE_BYTES);
-    match memory_bounds().into_iter().find(|(_, bound)| bytes > *bound) {
-        Some((whose, bound)) => {
-            Err(RestoreError::Host(format!("its memory has {bytes} bytes, {whose} allows {bound}: restore where there is more memory")))
-        }
+    match memory_bounds(manifest, plan).into_iter().find(|(_, bound)| bytes > *bound) {
+        Some((whose, bound)) => Err(RestoreError::Host(format!(
+            "its memory has {bytes} bytes, {whose} allows {bound}: restore where there is more memory, or raise that limit"
+        ))),
         None => Ok(()),
     }
 }
 
-/// Upper bounds of the memory that a child of ours may use, each with its name.
-fn memory_bounds() -> Vec<(String, u64)> {
+/// Upper bounds of the memory that the process may use, swap included, each with its name.
+fn memory_bounds(manifest: &Manifest, plan: &Plan) -> Vec<(String, u64)> {
     let mut bounds = Vec::new();
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = |name: &str| meminfo.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    if let (Some(memory), Some(swap)) = (kib("MemTotal:"), kib("SwapTotal:")) {
-        bounds.push(("this host (memory and swap)".to_owned(), (memory + swap) * 1024));
+    let swap_bytes = kib("SwapTotal:").unwrap_or(0) * 1024;
+    if let Some(memory) = kib("MemTotal:") {
+        bounds.push(("this host (memory and swap)".to_owned(), memory * 1024 + swap_bytes));
     }
-    for (files, folder) in [("memory.max", "/sys/fs/cgroup"), ("memory.limit_in_bytes", "/sys/fs/cgroup/memory")] {
-        for group in own_groups(Path::new(folder)) {
-            let file = group.join(files);
-            let limit = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
-            bounds.extend(limit.map(|limit| (file.display().to_string(), limit)));
-        }
+    for group in memory_groups(manifest, plan).iter().flat_map(|group| group.ancestors()) {
+        let limit = |file: &str| std::fs::read_to_string(group.join(file)).ok()?.trim().parse::<u64>().ok();
+        // Version 2, where a limit may be `max`; version 1, where that is a number beyond all memory.
+        let version_2 = limit("memory.max").map(|most| most.saturating_add(limit("memory.swap.max").unwrap_or(swap_bytes).min(swap_bytes)));
+        let version_1 = limit("memory.limit_in_bytes").map(|most| {
+            let with_swap = limit("memory.memsw.limit_in_bytes").unwrap_or(u64::MAX);
+            most.saturating_add(swap_bytes).min(with_swap.max(most))
+        });
+        bounds.extend(version_2.or(version_1).map(|bound| (format!("control group {}", group.display()), bound)));
     }
     bounds
 }
 
-/// Our control group below a mount point, and those that it lies in.
-fn own_groups(mount: &Path) -> Vec<PathBuf> {
-    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let ours = |line: &str| {
-        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-        matches!(controllers, "" | "memory").then(|| path.trim_start_matches('/').to_owned())
-    };
-    let paths = text.lines().filter_map(ours);
-    paths.flat_map(|path| mount.join(path).ancestors().map(Path::to_owned).collect::<Vec<_>>()).filter(|p| p.starts_with(mount)).collect()
+/// Folders of the groups that limit the memory of the process: its own, or ours where it is to lie in ours.
+fn memory_groups(manifest: &Manifest, plan: &Plan) -> Vec<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let ours = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut lines: Vec<&str> = manifest.process.iter().flat_map(|process| process.cgroups.iter().map(String::as_str)).collect();
+    if plan.inherit_cgroups || lines.is_empty() {
+        lines = ours.lines().filter_map(|line| Some(line.split_once(':')?.1)).collect();
+    }
+    let limits_memory = |controllers: &str| controllers.is_empty() || controllers.split(',').any(|one| one == "memory");
+    let groups = lines.iter().filter_map(|line| line.split_once(':')).filter(|(controllers, _)| limits_memory(controllers));
+    groups.filter_map(|(controllers, path)| folder(&mounts, controllers, path)).collect()
 }
 
 /// The pager's sockets and journals lie there.

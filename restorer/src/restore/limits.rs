@@ -107,7 +107,7 @@ fn of_descriptors(manifest: &Manifest) -> Vec<Need> {
 /// Sockets with their lowest descriptors.
 fn sockets(manifest: &Manifest) -> impl Iterator<Item = (u32, &Socket)> {
     manifest.files.iter().zip(super::files::lowest(manifest)).filter_map(|(file, fd)| match &file.kind {
-        Some(Kind::Socket(socket)) => Some((fd, socket)),
+        Some(Kind::Socket(socket)) => Some((fd, &**socket)),
         _ => None,
     })
 }
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn each_limit_that_is_too_low_is_named_with_what_is_needed() {
-        let of = |socket| Description { kind: Some(Kind::Socket(socket)), ..Description::default() };
+        let of = |socket| Description { kind: Some(Kind::Socket(Box::new(socket))), ..Description::default() };
         let group = Membership { group: vec![239, 0, 0, 1], ..Membership::default() };
         let (listening, memberships) = (true, vec![group; 70_000]);
         let files = vec![

@@ -70,7 +70,7 @@ pub fn of_image(manifest: &Manifest, plan: &Plan) -> (Found, Vec<RestoreError>) 
 pub fn of_host(manifest: &Manifest, places: &Found, plan: &Plan) -> Vec<RestoreError> {
     let mut found = Vec::new();
     found.extend(rights::obstacles(manifest, plan.new_pid_namespace));
-    found.extend(host::obstacles(manifest));
+    found.extend(host::obstacles(manifest, plan));
     found.extend(files::trial::obstacles(manifest, places, plan.outlook));
     found
 }
@@ -162,7 +162,7 @@ mod tests {
         }
         // A socket that listens is bound, but for one of the IP families, which the kernel binds itself.
         made.retain(|socket| !(socket.listening && socket.family == unix));
-        made.into_iter().map(Kind::Socket).collect()
+        made.into_iter().map(|socket| Kind::Socket(Box::new(socket))).collect()
     }
 
     #[test]

@@ -2,17 +2,18 @@
 
 use super::{open_named, print, show};
 use crate::cli::OneSnapshot;
-use crate::log::on_one_line;
 use anyhow::{Context as _, Result};
 use images::criu::Dump;
 use images::manifest::description::Kind;
 use images::manifest::{Backing, Description, Manifest, Object, ObjectKind, Region};
 use images::working_set::WorkingSet;
 use images::{Image, PageMap};
+use pages::line::on_one_line;
 use pages::{PAGE_SIZE_BYTES, SnapshotId, SnapshotRef};
 use serde::Serialize;
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::Range;
 use store::{Access, Store};
 
 #[derive(Serialize)]
@@ -150,7 +151,7 @@ fn summary(name: String, id: SnapshotId, image: &Image) -> Summary {
             different_chunks: image.table.iter().collect::<HashSet<_>>().len() as u64,
         },
         regions,
-        files: manifest.files.iter().enumerate().map(|(index, file)| file_line(index as u32, file, manifest)).collect(),
+        files: manifest.files.iter().zip(descriptors(manifest)).map(|(file, fds)| file_line(fds, file, manifest)).collect(),
         objects: manifest.objects.iter().map(|object| object_line(object, manifest)).collect(),
         // A checked image's dump is whole.
         criu_dump: manifest.criu_dump.as_ref().and_then(|kept| Dump::of(kept).ok()).map(|dump| CriuDump {
@@ -164,8 +165,6 @@ fn summary(name: String, id: SnapshotId, image: &Image) -> Summary {
 }
 
 fn region_line(region: &Region, manifest: &Manifest) -> RegionLine {
-    let within = |start: u64| region.start <= start && start < region.end;
-    let contents = manifest.extents.iter().filter(|extent| within(extent.start)).map(|extent| extent.pages * PAGE_SIZE_BYTES).sum();
     let letter = |bit: i32, letter: char| if region.prot & bit as u32 != 0 { letter } else { '-' };
     RegionLine {
         start: region.start,
@@ -192,16 +191,29 @@ fn region_line(region: &Region, manifest: &Manifest) -> RegionLine {
             }
             _ => region.name.clone(),
         },
-        contents_bytes: contents,
+        contents_bytes: contents(manifest, region.start..region.end),
         lazy: region.lazy,
     }
 }
 
+/// How many bytes there have contents.
+fn contents(manifest: &Manifest, place: Range<u64>) -> u64 {
+    let first = manifest.extents.partition_point(|extent| extent.start < place.start);
+    let extents = manifest.extents[first..].iter().take_while(|extent| extent.start < place.end);
+    extents.map(|extent| extent.pages * PAGE_SIZE_BYTES).sum()
+}
+
+/// The descriptors of each description.
+fn descriptors(manifest: &Manifest) -> Vec<Vec<u32>> {
+    let mut fds = vec![Vec::new(); manifest.files.len()];
+    for descriptor in &manifest.descriptors {
+        fds[descriptor.file as usize].push(descriptor.fd); // a checked image names no other file
+    }
+    fds
+}
+
 fn object_line(object: &Object, manifest: &Manifest) -> ObjectLine {
-    let end = object.start + object.size_bytes;
-    let first = manifest.extents.partition_point(|extent| extent.start < object.start);
-    let extents = manifest.extents[first..].iter().take_while(|extent| extent.start < end);
-    let contents_bytes = extents.map(|extent| extent.pages * PAGE_SIZE_BYTES).sum();
+    let contents_bytes = contents(manifest, object.start..object.start + object.size_bytes);
     ObjectLine { name: object_name(object), size_bytes: object.size_bytes, contents_bytes }
 }
 
@@ -214,7 +226,7 @@ fn object_name(object: &Object) -> String {
     }
 }
 
-fn file_line(index: u32, file: &Description, manifest: &Manifest) -> FileLine {
+fn file_line(fds: Vec<u32>, file: &Description, manifest: &Manifest) -> FileLine {
     let kind = match &file.kind {
         Some(Kind::Regular(regular)) => {
             let path = regular.identity.as_ref().map_or("", |identity| identity.path.as_str());
@@ -250,7 +262,7 @@ fn file_line(index: u32, file: &Description, manifest: &Manifest) -> FileLine {
         }
         None => "unknown".to_owned(),
     };
-    FileLine { fds: manifest.descriptors.iter().filter(|d| d.file == index).map(|d| d.fd).collect(), kind }
+    FileLine { fds, kind }
 }
 
 /// One line, whatever the names in it hold.

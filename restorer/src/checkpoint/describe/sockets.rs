@@ -166,7 +166,7 @@ pub(super) fn socket(context: &Context<'_>, fd: Number, link: &str) -> Result<Ki
     }
     described.options = options::options(&subject, described.closed != 0)?;
     described.filter = options::filter(&subject)?;
-    Ok(Kind::Socket(described))
+    Ok(Kind::Socket(Box::new(described)))
 }
 
 /// Owner and mode of the socket itself, which are not those of its file.
