@@ -1,7 +1,7 @@
 //! Places where a test may let a pager die, to show that whoever takes over loses nothing there.
 //!
-//! `DEFROST_CRASH_AT=NAME[:N[:all|:once]]`, read once by whoever starts a pager, ends it by SIGKILL when it comes to place NAME for the
-//! N-th time; with `all` its supervisor too, with `once` none after it. Without it a place costs a look at one word.
+//! `DEFROST_CRASH_AT=NAME[:N[:all|:once|:stop|:stop-all]]`, read once by whoever starts a pager, ends it by SIGKILL when it comes to place NAME for the
+//! N-th time; with `all` its supervisor too, with `once` none after it. With `stop` and `stop-all` they are stopped (SIGSTOP) instead. Without it a place costs a look at one word.
 
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::getppid;
@@ -15,6 +15,7 @@ struct Wanted {
     left: AtomicU64,
     all: bool,
     once: bool,
+    signal: Signal,
 }
 
 /// Die at `place`, the form of which is told above.
@@ -23,8 +24,10 @@ pub fn arm(place: &str) {
     let name = parts.next().unwrap_or_default().to_owned();
     let left = AtomicU64::new(parts.next().and_then(|times| times.parse().ok()).unwrap_or(1));
     let flag = parts.next();
+    let signal = if matches!(flag, Some("stop" | "stop-all")) { Signal::SIGSTOP } else { Signal::SIGKILL };
+    let all = matches!(flag, Some("all" | "stop-all"));
     // Armed twice is armed as at first.
-    let _ = WANTED.set(Wanted { name, left, all: flag == Some("all"), once: flag == Some("once") });
+    let _ = WANTED.set(Wanted { name, left, all, once: flag == Some("once"), signal });
 }
 
 /// A pager has died, and another will be made.
@@ -41,8 +44,8 @@ pub(crate) fn point(name: &str) {
         && wanted.left.fetch_sub(1, Ordering::Relaxed) == 1
     {
         if wanted.all {
-            let _ = kill(getppid(), Signal::SIGKILL); // one that died by itself is as well
+            let _ = kill(getppid(), wanted.signal); // one that died by itself is as well
         }
-        let _ = raise(Signal::SIGKILL); // it cannot fail for ourselves
+        let _ = raise(wanted.signal); // it cannot fail for ourselves
     }
 }

@@ -201,6 +201,7 @@ fn start(mut socket: &UnixStream, told: &Arc<Told>, open: Open<'_>, report: Repo
     let start: Start = serde_json::from_str(&line).map_err(|error| DaemonError::Request(error.to_string()))?;
     let (eager, report_to) = (start.eager, start.report.clone());
     let mut phases = Phases::begun_at("pager", start.origin_us);
+    crate::crash::point("started");
     let mapped = MappedFile::open(&File::from(file)).map(Bytes::from_owner).map_err(DaemonError::from);
     let begun = mapped.and_then(|head| prepare(&start, Some(head), open, &mut phases)).and_then(|(image, stores)| {
         writeln!(socket, "ready")?;
@@ -263,6 +264,7 @@ fn receive(
     let named = Named::of(pid, &pidfd);
     let record = Record { start, named, marked, uffd_inode, mailbox_inodes, brake_inodes, adopted: 0, stopped: HashSet::new() };
     place.write(&record)?;
+    crate::crash::point("recorded");
     let keep = Keep::new(place.clone(), Arc::new(lazy_origins(&image)), mailbox, uffd_inode, 1).with_brake(brake);
     let keep = Arc::new(keep);
     phases.done("keep what outlives it");
@@ -394,6 +396,13 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
         recording: if start.eager { Recording::Off } else { start.recording },
         latency: start.latency,
         told: None,
+    }
+}
+
+/// Remove what a pager left of a restore that failed, where it was killed: nobody else serves it.
+pub fn clear_failed(pid: u32) {
+    if let Ok(Some(_lock)) = Place::new(&runtime_dir(), pid).lock() {
+        control::forget(pid);
     }
 }
 

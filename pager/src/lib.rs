@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod adopt;
+pub mod answers;
 pub mod brake;
 mod bulk;
 mod chunks;

@@ -12,3 +12,10 @@ pub(crate) fn fields(path: &Path) -> Option<Vec<String>> {
 pub(crate) fn of_process(pid: u32) -> Option<Vec<String>> {
     fields(format!("/proc/{pid}/stat").as_ref())
 }
+
+/// Whether a process is stopped, by a signal or a tracer.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    // Gone: its end is seen elsewhere.
+    let state = of_process(pid).and_then(|fields| fields.into_iter().next());
+    matches!(state.as_deref(), Some("T" | "t"))
+}

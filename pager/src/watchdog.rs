@@ -14,7 +14,7 @@ use std::time::Duration;
 /// Between two looks.
 pub(crate) const LOOK: Duration = Duration::from_millis(500);
 /// So many looks in a row without a beat.
-const SILENT_LOOKS: u32 = 10;
+pub(crate) const SILENT_LOOKS: u32 = 10;
 
 /// Over one pager.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Watchdog {
         let beat = told.last_beat();
         let at_work = match beat {
             Beat::AtRest => true,
-            Beat::None => !is_stopped(self.pager),
+            Beat::None => !task_stat::is_stopped(self.pager.as_raw() as u32),
             Beat::Nth(_) => beat != self.last,
         };
         self.last = beat;
@@ -42,11 +42,4 @@ impl Watchdog {
             if at_work || !table::ours().any(|open| open.is_userfaultfd() && table::is_waited_on(open.fd)) { 0 } else { self.looks + 1 };
         self.looks >= SILENT_LOOKS
     }
-}
-
-/// By a signal or a tracer.
-fn is_stopped(pid: Pid) -> bool {
-    // Gone: its end is seen elsewhere.
-    let state = task_stat::of_process(pid.as_raw() as u32).and_then(|fields| fields.into_iter().next());
-    matches!(state.as_deref(), Some("T" | "t"))
 }

@@ -29,6 +29,19 @@ fn a_snapshot_is_copied_between_stores_and_restores_from_the_copy() -> Result<()
     victim.check("")
 }
 
+/// Where nothing is known of a process, each verb says that in one sentence, without the kernel's words behind it.
+#[test]
+fn a_process_that_is_no_restore_is_told_in_one_sentence() -> Result<()> {
+    let pid = std::process::id().to_string();
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("report").display().to_string();
+    for verb in [&["status", &pid][..], &["wait", &pid], &["pager", "--adopt", &pid], &["status", &pid, "--report", &file]] {
+        let said = defrost_fails(verb)?;
+        assert!(said.contains(&pid) && !said.contains("os error") && said.trim().lines().count() == 1, "{verb:?}: {said}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_damaged_source_is_not_copied() -> Result<()> {
     need_root()?;

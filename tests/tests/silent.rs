@@ -2,6 +2,7 @@
 //! its memory.
 
 use anyhow::{Context as _, Result, ensure};
+use defrost_tests::command::{defrost_marked, marked, new_mark};
 use defrost_tests::guarded::Guarded;
 use defrost_tests::{Server, Victim, binary, checkpoint, defrost, defrost_ok, eventually, need_root};
 use nix::sys::signal::{Signal, kill};
@@ -144,5 +145,40 @@ fn a_program_that_cannot_take_over_does_not() -> Result<()> {
     served.victim.check("").context("its memory")?;
     served.victim.end()?;
     program(&path, &whole, 0o755)?;
+    guarded.left_nothing()
+}
+
+/// A pager that is stopped, or dies, before it serves keeps no restore waiting: it fails with one sentence and leaves nothing.
+#[test]
+fn a_restore_does_not_wait_for_a_pager_that_never_serves() -> Result<()> {
+    let mut served = Served::new()?;
+    let pid = served.victim.pid();
+    let left = || -> Result<Vec<String>> {
+        let of_it = |name: &String| name.starts_with(&format!("{pid}."));
+        let names = fs::read_dir("/run/defrost")?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        Ok(names.collect::<Result<Vec<_>>>()?.into_iter().filter(of_it).collect())
+    };
+    for (place, words) in [
+        ("started:1:stop", "is stopped"),
+        ("recorded:1:stop-all", "is stopped"),
+        ("started:1", "it ended before it served"),
+        ("started:1:all", "it ended before it served"),
+        ("recorded:1", "it ended before it served"),
+        ("recorded:1:all", "it ended before it served"),
+    ] {
+        let crash = format!("DEFROST_CRASH_AT={place}");
+        let mark = new_mark();
+        let store = served.server.store();
+        let restore = [&["restore", "served", "--store", &store, "--detach"], &LAZY[..]].concat();
+        let output = defrost_marked(&mark, &["env", &crash], &binary("defrost")?, &restore)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success() && said.contains(words) && said.lines().count() == 1, "{place}: {said}");
+        served.victim.left_nothing().context(place)?;
+        ensure!(marked(&mark).is_empty(), "{place}: {:?} are left", marked(&mark));
+        ensure!(left()?.is_empty(), "{place}: {:?} are left", left()?);
+    }
+    let guarded = served.restore()?;
+    served.victim.check("")?;
+    served.victim.end()?;
     guarded.left_nothing()
 }

@@ -4,27 +4,26 @@ use super::Request;
 use super::error::{RestoreError, not_started, outside};
 use images::Head;
 use kernel::uffd::Uffd;
+use pager::answers::Answers;
 use pager::mailbox::Mailbox;
 use pager::phases::Phase;
 use pages::PageAddr;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{ErrorKind, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::Child;
-use std::time::{Duration, Instant};
 
 /// The variable of the environment that names the file of the authority which servers must be known to.
 pub const AUTHORITY: &str = "DEFROST_TLS_CA";
-/// How long the daemon of a failed restore may take to end by itself: it may be waiting for a server.
-const ENDED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A daemon that was started. Dropped before [`Daemon::leave`], it is gone with the failed restore.
 #[derive(Debug)]
 pub struct Daemon {
-    child: Option<Child>,
-    answers: BufReader<UnixStream>,
+    answers: Answers,
     ready: bool,
+    /// The process that it was handed, and whether it said that it serves it.
+    served: Option<u32>,
     serving: bool,
+    left: bool,
     timings: Vec<Phase>,
 }
 
@@ -50,28 +49,29 @@ impl Daemon {
         };
         let line = serde_json::to_string(&start).map_err(outside("write a request"))?;
         let file = store::head_file(head)?;
-        told(kernel::handoff::send_fds(&ours, &[file.as_raw_fd()]).map_err(Into::into))?;
-        told(writeln!(&ours, "{line}"))?;
-        Ok(Self { child: Some(child), answers: BufReader::new(ours), ready: false, serving: false, timings: Vec::new() })
+        let answers = Answers::of(child, ours).map_err(outside("listen to the pager"))?;
+        let daemon = Self { answers, ready: false, served: None, serving: false, left: false, timings: Vec::new() };
+        let mut socket = daemon.answers.socket();
+        told(kernel::handoff::send_fds(socket, &[file.as_raw_fd()]).map_err(Into::into))?;
+        told(writeln!(socket, "{line}"))?;
+        Ok(daemon)
     }
 
     /// Wait for a word; yields what comes behind it.
     fn expect(&mut self, word: &str) -> Result<String, RestoreError> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line).map_err(outside("listen to the pager"))?;
-        let line = line.trim_end();
+        let line = self.answers.next_line().map_err(|why| RestoreError::Pager(why.to_string()))?;
         match line.strip_prefix("failed ") {
             Some(why) => Err(RestoreError::Pager(why.to_owned())),
             None if line.split(' ').next() == Some(word) => Ok(line[word.len()..].trim_start().to_owned()),
-            None => Err(RestoreError::Pager(format!("it ended early (said {line:?} instead of {word:?}): see its log"))),
+            None => Err(RestoreError::Pager(format!("it said {line:?} instead of {word:?}: is another version in its place?"))),
         }
     }
 
     /// The process runs: the daemon outlives us, and whoever adopts it reaps it.
     pub fn leave(&mut self) {
         // One that is gone, or does not wait for it, need not know.
-        let _ = writeln!(self.answers.get_ref(), "runs");
-        self.child = None;
+        let _ = writeln!(self.answers.socket(), "runs");
+        self.left = true;
     }
 
     /// Why the pager ended the process, if it did: then every step after that fails, for a reason of its own that tells nothing.
@@ -90,7 +90,8 @@ impl Daemon {
         }
         let [receiving, sending] = mailbox.ends().map(AsRawFd::as_raw_fd);
         let fds = [uffd.as_raw_fd(), pidfd.as_raw_fd(), receiving, sending];
-        told(kernel::handoff::send_fds(self.answers.get_ref(), &fds).map_err(Into::into))?;
+        self.served = kernel::handoff::pidfd_pid(pidfd).ok().flatten();
+        told(kernel::handoff::send_fds(self.answers.socket(), &fds).map_err(Into::into))?;
         let timings = self.expect("serving")?;
         // They are told to whoever asks; without them nothing is wrong.
         self.timings = serde_json::from_str(&timings).unwrap_or_default();
@@ -104,25 +105,19 @@ impl Daemon {
     }
 }
 
-/// What became of words to the pager: one that has ended has said why, which is heard when its answer is read.
+/// What became of words to the pager: one that has ended has said why, which is heard when its answer is read, as is that it is stopped.
 fn told(result: std::io::Result<()>) -> Result<(), RestoreError> {
     match result {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::WouldBlock) => Ok(()),
         other => other.map_err(outside("talk to the pager")),
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        // It ends as it finds us, or the process, gone. What fails here fails because it is gone already.
-        let _ = self.answers.get_ref().shutdown(std::net::Shutdown::Both);
-        let begun = Instant::now();
-        while matches!(child.try_wait(), Ok(None)) {
-            if begun.elapsed() > ENDED_WITHIN {
-                let _ = child.kill();
-            }
-            std::thread::sleep(Duration::from_millis(1));
+        if !self.left {
+            self.answers.end();
+            self.served.into_iter().for_each(pager::daemon::clear_failed);
         }
     }
 }

@@ -4,23 +4,32 @@ use super::show;
 use anyhow::{Context as _, Result, bail};
 use defrost_restorer::report;
 use defrost_restorer::restore::AUTHORITY;
+use pager::answers::Answers;
 use pager::keep::Place;
 use pager::successor;
 use pager::supervisor::{self, Work};
 use pager::{State, Status, control, daemon, readers};
-use std::io::{BufRead as _, BufReader};
+use pages::line::sentence;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use store::Access;
 
 fn ask(pid: u32, how: impl Fn(u32) -> std::io::Result<Status>) -> Result<Status> {
-    how(pid).map_err(|error| match error.kind() {
-        std::io::ErrorKind::TimedOut => anyhow::anyhow!(
+    how(pid).map_err(|error| unanswered(pid, error))
+}
+
+/// Why nothing answers for the restore of `pid`: where none is known, the kernel's words for that add nothing.
+fn unanswered(pid: u32, error: std::io::Error) -> anyhow::Error {
+    let words = format!("process {pid} is not a live restore: `defrost status` shows those that are");
+    match error.kind() {
+        ErrorKind::TimedOut => anyhow::anyhow!(
             "the pager of process {pid} does not answer: `defrost status {pid} --json` tells its pid, `kill -CONT` lets one that was stopped go on"
         ),
-        _ => anyhow::Error::new(error).context(format!("process {pid} is not a live restore: `defrost status` shows those that are")),
-    })
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => anyhow::anyhow!(words),
+        _ => anyhow::Error::new(error).context(words),
+    }
 }
 
 /// Be a pager's supervisor, and the pager: over the socket that a restore gave us, or to take over.
@@ -39,7 +48,7 @@ pub fn pager(take_over: Option<u32>, socket: Option<UnixStream>) -> Result<ExitC
     let status = supervisor::run(work, &|work, told| match daemon::serve(work, told, &open, &report) {
         Ok(()) => 0,
         Err(error) => {
-            crate::log::failed(&format!("pager: {error:#}")); // the disk may be full
+            crate::log::failed(&format!("pager: {}", sentence(&error))); // the disk may be full
             if error.may_pass() { supervisor::AGAIN } else { 1 }
         }
     })?;
@@ -58,16 +67,15 @@ pub fn adopt(pid: u32) -> Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
     let authority = super::authority()?;
     let authority = authority.as_ref().map(|file| (AUTHORITY, file.as_os_str()));
-    let mut daemon = daemon::spawn(theirs, &[successor::TAKE_OVER, &pid.to_string()], authority).context("start a pager")?;
-    let mut line = String::new();
-    BufReader::new(ours).read_line(&mut line)?;
-    match line.trim_end().strip_prefix("failed ") {
-        _ if line.trim_end() == "serving" => Ok(()),
-        why => {
-            daemon.wait()?;
-            bail!("{}", why.unwrap_or("the pager ended early: see its log"))
-        }
-    }
+    let daemon = daemon::spawn(theirs, &[successor::TAKE_OVER, &pid.to_string()], authority).context("start a pager")?;
+    let mut answers = Answers::of(daemon, ours)?;
+    let failed = match answers.next_line() {
+        Ok(line) if line == "serving" => return Ok(()),
+        Ok(line) => line.strip_prefix("failed ").unwrap_or(&line).to_owned(),
+        Err(why) => format!("pager: {why}"),
+    };
+    answers.end();
+    bail!("{failed}")
 }
 
 /// One restore, or all.
@@ -86,13 +94,14 @@ pub fn status(pid: Option<u32>, json: bool) -> Result<()> {
 /// How the memory of one came so far, as a page; and where it stands at that moment.
 pub fn report(pid: u32, json: bool, file: &Path) -> Result<()> {
     let file = report::place(file)?;
-    let none = || {
-        format!(
-            "process {pid} is not a live restore: `defrost status` shows those that are; there are no reports of what `defrost pager criu`, \
-             `firecracker` and other front ends serve"
-        )
+    let unanswered = |error: std::io::Error| match error.kind() {
+        ErrorKind::NotFound => {
+            let none = unanswered(pid, error);
+            anyhow::anyhow!("{none}; there are no reports of what `defrost pager criu`, `firecracker` and other front ends serve")
+        }
+        _ => unanswered(pid, error),
     };
-    let Some(picture) = control::picture(pid).with_context(none)? else {
+    let Some(picture) = control::picture(pid).map_err(unanswered)? else {
         bail!("nobody serves process {pid} now, and so nobody knows how its memory came: `defrost pager --adopt {pid}`, then once more");
     };
     report::write(&file, &picture)?;
