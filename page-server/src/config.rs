@@ -9,7 +9,8 @@
 //! max_connections_per_peer = 192    # an address, or a user behind a socket file
 //! max_held_mib = 192                # messages and answers under way, of all connections
 //! max_held_mib_per_connection = 32
-//! insecure_listen = false           # whether plain TCP outside of loopback may be listened on
+//! insecure_listen = false           # whether plain TCP outside of loopback may be listened on, and loopback is for every user
+//! allow_users = []                  # who may use the server over loopback, besides root and the server's own user
 //! admin = "127.0.0.1:7442"          # /metrics and /ready over HTTP
 //! [tls]                              # for grpcs://
 //! cert = "/etc/defrost/cert.pem"
@@ -21,6 +22,8 @@ use clap::Parser;
 use proto::Address;
 use proto::address::InvalidAddress;
 use serde::Deserialize;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -55,9 +58,12 @@ pub struct Cli {
     /// Seconds that calls under way may take to finish after SIGTERM
     #[arg(long)]
     pub drain_seconds: Option<u64>,
-    /// Listen on plain TCP outside of loopback all the same: whoever reaches it may read, store and remove every snapshot
+    /// Listen on plain TCP outside of loopback, and serve every local user: they can read, store and remove every snapshot
     #[arg(long)]
     pub insecure_listen: bool,
+    /// A user, by number, who may use the server over loopback, besides root and the server's own; may be given more than once
+    #[arg(long, value_name = "UID")]
+    pub allow_user: Vec<u32>,
     /// Certificate chain in PEM, for grpcs://
     #[arg(long, requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
@@ -80,6 +86,8 @@ struct File {
     max_held_mib: Option<u64>,
     max_held_mib_per_connection: Option<u64>,
     insecure_listen: Option<bool>,
+    #[serde(default)]
+    allow_users: Vec<u32>,
     admin: Option<String>,
     tls: Option<TlsFiles>,
 }
@@ -119,6 +127,8 @@ pub struct Config {
     pub max_held_bytes: u64,
     /// The same of one connection.
     pub max_held_bytes_per_connection: u64,
+    /// Who may use the server over loopback besides root and its own user; `None`: every user.
+    pub allow_users: Option<Vec<u32>>,
     /// How long connections may take to what.
     pub deadlines: Deadlines,
     /// For grpcs://.
@@ -137,6 +147,14 @@ pub enum ConfigError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// A file of TLS that is not the server's alone.
+    #[error("{path}: every user of this host can {can} it: use another key and certificate, and take that right away (chmod o= {path})")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What other users can do.
+        can: &'static str,
     },
     /// The settings file is malformed.
     #[error("config {path}, line {line}: {why}")]
@@ -163,7 +181,25 @@ pub enum ConfigError {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
-    std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+    read_closed(path, 0, "")
+}
+
+/// Read a file that other users must not have these permissions for.
+fn read_closed(path: &Path, to_others: u32, can: &'static str) -> Result<Vec<u8>, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let mut file = std::fs::File::open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.mode() & to_others != 0 {
+        return Err(ConfigError::Open { path: path.to_owned(), can });
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// A certificate, and its key, which no other user may read; neither may be replaced by one.
+fn read_tls(cert: &Path, key: &Path) -> Result<Tls, ConfigError> {
+    let cert_pem = read_closed(cert, 0o002, "write to")?;
+    Ok(Tls { cert_pem, key_pem: read_closed(key, 0o006, "read or write to")? })
 }
 
 impl File {
@@ -187,13 +223,6 @@ fn of_a_peer(max_connections: usize) -> usize {
     (max_connections - max_connections / 4).max(1)
 }
 
-/// Whether an address is plain TCP outside of loopback. A name is looked at as it is written: only `localhost` is known to be loopback.
-fn is_exposed(address: &Address) -> bool {
-    let Address::Plain(at) = address else { return false };
-    let host = at.rsplit_once(':').map_or(at.as_str(), |(host, _)| host).trim_matches(['[', ']']);
-    host != "localhost" && !host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
-}
-
 /// An address to listen on: one that a client would use, or HOST:PORT alone.
 fn listen_address(text: &str) -> Result<Address, InvalidAddress> {
     if Address::is_meant_by(text) { text.parse() } else { format!("grpc://{text}").parse().map_err(|_| InvalidAddress(text.to_owned())) }
@@ -212,6 +241,7 @@ impl Config {
             max_connections_per_peer: of_a_peer(MAX_CONNECTIONS),
             max_held_bytes: MAX_HELD_MIB << 20,
             max_held_bytes_per_connection: MAX_HELD_MIB_PER_CONNECTION << 20,
+            allow_users: Some(Vec::new()),
             deadlines: Deadlines::default(),
             tls: None,
             admin: None,
@@ -225,14 +255,14 @@ impl Config {
         let listen = if listen.is_empty() { vec![LISTEN.to_owned()] } else { listen };
         let listen = listen.iter().map(|text| listen_address(text)).collect::<Result<Vec<_>, _>>()?;
         let tls = match (cli.tls_cert.zip(cli.tls_key), file.tls) {
-            (Some((cert, key)), _) | (None, Some(TlsFiles { cert, key })) => Some(Tls { cert_pem: read(&cert)?, key_pem: read(&key)? }),
+            (Some((cert, key)), _) | (None, Some(TlsFiles { cert, key })) => Some(read_tls(&cert, &key)?),
             (None, None) => None,
         };
         if let (None, Some(address)) = (&tls, listen.iter().find(|address| matches!(address, Address::Tls(_)))) {
             return Err(ConfigError::NoCertificate(address.clone()));
         }
         let insecure = cli.insecure_listen || file.insecure_listen.unwrap_or_default();
-        if let (false, Some(address)) = (insecure, listen.iter().find(|address| is_exposed(address))) {
+        if let (false, Some(address)) = (insecure, listen.iter().find(|address| address.is_exposed())) {
             return Err(ConfigError::Exposed(address.clone()));
         }
         let max_connections = cli.max_connections.or(file.max_connections).unwrap_or(MAX_CONNECTIONS);
@@ -248,6 +278,7 @@ impl Config {
             max_connections_per_peer: file.max_connections_per_peer.unwrap_or_else(|| of_a_peer(max_connections)),
             max_held_bytes: mib(file.max_held_mib.unwrap_or(MAX_HELD_MIB)),
             max_held_bytes_per_connection: mib(file.max_held_mib_per_connection.unwrap_or(MAX_HELD_MIB_PER_CONNECTION)),
+            allow_users: (!insecure).then(|| [file.allow_users, cli.allow_user].concat()),
             deadlines: Deadlines::default(),
             tls,
             admin: file.admin,
@@ -306,5 +337,24 @@ mod tests {
             assert!(loaded(&format!("listen = ['{inside}']"), Cli::default()).is_ok(), "{inside}");
         }
         assert!(matches!(loaded("listen = ['/x']", Cli::default()), Err(ConfigError::Address(_))));
+    }
+
+    #[test]
+    fn files_of_tls_are_closed_to_other_users() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+        let with = |cert_mode: u32, key_mode: u32| {
+            for (path, mode) in [(&cert, cert_mode), (&key, key_mode)] {
+                std::fs::write(path, "PEM").expect("it is written");
+                std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("its mode is set");
+            }
+            Config::load(Cli { tls_cert: Some(cert.clone()), tls_key: Some(key.clone()), ..Cli::default() })
+        };
+        for (cert_mode, key_mode) in [(0o644, 0o600), (0o444, 0o400), (0o644, 0o640), (0o664, 0o660)] {
+            assert!(with(cert_mode, key_mode).is_ok(), "{cert_mode:o} {key_mode:o}");
+        }
+        for (cert_mode, key_mode) in [(0o644, 0o644), (0o644, 0o604), (0o644, 0o602), (0o644, 0o666), (0o666, 0o600), (0o602, 0o600)] {
+            assert!(matches!(with(cert_mode, key_mode), Err(ConfigError::Open { .. })), "{cert_mode:o} {key_mode:o}");
+        }
     }
 }

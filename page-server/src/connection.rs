@@ -61,10 +61,10 @@ pub(crate) struct Serving {
 }
 
 /// Serve a connection on a thread of its own, which ends with it.
-pub(crate) fn spawn(socket: Socket, name: String, serving: Serving, place: Arc<Place>) {
+pub(crate) fn spawn(socket: Socket, name: String, refused: Option<String>, serving: Serving, place: Arc<Place>) {
     let from = name.clone();
     let thread = std::thread::Builder::new().name("connection".to_owned()).spawn(move || {
-        let peer = Peer::new(name, place.clone(), serving.budget.clone());
+        let peer = Peer::new(name, refused, place.clone(), serving.budget.clone());
         if let Err(error) = run(socket, serving, &peer) {
             tracing::info!(peer = peer.name, %error, "a connection ended early");
         }

@@ -63,6 +63,9 @@ impl Drop for Open {
 /// Serve one request under the limits of its connection.
 pub(crate) async fn guard(idle: Duration, request: Request, next: Next) -> Response {
     let Some(peer) = peer_of(request.extensions()) else { return next.run(request).await };
+    if let Some(why) = &peer.refused {
+        return Status::permission_denied(why).into_http();
+    }
     // Hello says what the connection is for: its handler takes the place.
     if request.uri().path() != "/defrost.v1.Snapshots/Hello" && !peer.place.speaks(false) {
         return no_place().into_http();

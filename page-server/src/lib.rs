@@ -11,6 +11,7 @@ pub mod config;
 pub mod connection;
 mod guard;
 pub mod listener;
+mod local_user;
 pub mod metrics;
 mod peer;
 mod places;

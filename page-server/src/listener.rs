@@ -1,5 +1,6 @@
 //! Where connections come from: TCP, with or without TLS, and socket files.
 
+use crate::local_user::LocalUser;
 use proto::Address;
 use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
@@ -33,6 +34,17 @@ pub(crate) enum Socket {
     Unix(std::os::unix::net::UnixStream),
 }
 
+/// An accepted connection, and what is known of its other end.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) socket: Socket,
+    /// Its name for the log.
+    pub(crate) name: String,
+    /// The peer that it counts for.
+    pub(crate) peer: String,
+    pub(crate) user: LocalUser,
+}
+
 impl Listener {
     /// Bind, inside a runtime. A socket file that nobody listens on any more is taken over.
     pub(crate) async fn bind(address: &Address) -> Result<Self> {
@@ -59,8 +71,8 @@ impl Listener {
         }
     }
 
-    /// The next connection, its name for the log, and the peer that it counts for.
-    pub(crate) async fn accept(&self) -> Result<(Socket, String, String)> {
+    /// The next connection.
+    pub(crate) async fn accept(&self) -> Result<Accepted> {
         match self {
             Self::Tcp(listener, tls) => {
                 let (stream, peer) = listener.accept().await?;
@@ -68,14 +80,17 @@ impl Listener {
                 let (idle, interval, count) = PROBES;
                 let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count);
                 socket2::SockRef::from(&stream).set_tcp_keepalive(&probes)?;
-                Ok((Socket::Tcp(stream.into_std()?, *tls), peer.to_string(), peer.ip().to_string()))
+                let user = LocalUser::of(peer, stream.local_addr()?);
+                let name = if let LocalUser::Is(uid) = user { format!("{peer} (uid {uid})") } else { peer.to_string() };
+                Ok(Accepted { socket: Socket::Tcp(stream.into_std()?, *tls), name, peer: peer.ip().to_string(), user })
             }
             Self::Unix(listener, file) => {
                 let (stream, _) = listener.accept().await?;
                 let who = stream.peer_cred()?;
                 let pid = who.pid().map_or_else(String::new, |pid| format!(", pid {pid}"));
                 let name = format!("unix:{} (uid {}{pid})", file.0.display(), who.uid());
-                Ok((Socket::Unix(stream.into_std()?), name, format!("uid {}", who.uid())))
+                let (socket, peer) = (Socket::Unix(stream.into_std()?), format!("uid {}", who.uid()));
+                Ok(Accepted { socket, name, peer, user: LocalUser::Elsewhere })
             }
         }
     }

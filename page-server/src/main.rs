@@ -5,8 +5,8 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use page_server::config::Cli;
 use page_server::{Config, Server};
+use pages::line::{Lines, on_one_line, sentence};
 use proto::Address;
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use store::{Access, LocalStore, Store as _};
@@ -15,15 +15,16 @@ use tokio::signal::unix::{SignalKind, signal};
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
+        // Without colours: in an event's text no escape is ours.
+        .with_ansi(false)
+        .with_writer(|| Lines(std::io::stderr()))
         // What cannot be written (the disk is full) is lost: saying so on the same stream would be a panic, and the server's end.
         .log_internal_errors(false)
         .init();
     match serve(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("defrost-page-server: {error:#}");
+            eprintln!("defrost-page-server: {}", on_one_line(&sentence(error.as_ref())));
             ExitCode::FAILURE
         }
     }

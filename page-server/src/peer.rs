@@ -54,6 +54,8 @@ impl Budget {
 pub(crate) struct Peer {
     /// Its address, or its user and process.
     pub(crate) name: String,
+    /// Why nothing is done for it, if so.
+    pub(crate) refused: Option<String>,
     pub(crate) place: Arc<Place>,
     pub(crate) budget: Arc<Budget>,
     held: AtomicU64,
@@ -71,9 +73,9 @@ pub(crate) struct Held {
 }
 
 impl Peer {
-    pub(crate) fn new(name: String, place: Arc<Place>, budget: Arc<Budget>) -> Arc<Self> {
+    pub(crate) fn new(name: String, refused: Option<String>, place: Arc<Place>, budget: Arc<Budget>) -> Arc<Self> {
         let (held, written, streams) = Default::default();
-        Arc::new(Self { name, place, budget, held, written, streams })
+        Arc::new(Self { name, refused, place, budget, held, written, streams })
     }
 
     pub(crate) fn held(&self) -> u64 {

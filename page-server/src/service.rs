@@ -118,6 +118,7 @@ fn status(error: StoreError) -> Status {
         StoreError::Full { .. } => Status::resource_exhausted(text),
         StoreError::Damaged { .. } | StoreError::DamagedThere { .. } => Status::data_loss(text),
         StoreError::TooLarge { .. } | StoreError::WrongFrame { .. } | StoreError::Holder => Status::invalid_argument(text),
+        StoreError::Crowded(_) => Status::failed_precondition(text),
         StoreError::Unreachable(_) => Status::unavailable(text),
         _ => Status::internal(text),
     }

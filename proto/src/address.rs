@@ -36,6 +36,15 @@ impl Address {
         text.contains("://") || text.starts_with("unix:")
     }
 
+    /// Whether it is plain TCP outside of loopback, where a server must not listen unless its user says so. A name is looked at as it is
+    /// written: only `localhost` is known to be loopback.
+    #[must_use]
+    pub fn is_exposed(&self) -> bool {
+        let Self::Plain(at) = self else { return false };
+        let host = at.rsplit_once(':').map_or(at.as_str(), |(host, _)| host).trim_matches(['[', ']']);
+        host != "localhost" && !host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+    }
+
     /// One server, or several separated by commas: `grpc://a:7440,b:7440`. One that does not say what it is is what the first is.
     pub fn list(text: &str) -> Result<Vec<Self>, InvalidAddress> {
         let kind = ["grpc://", "grpcs://", "unix:"].into_iter().find(|kind| text.starts_with(kind)).unwrap_or_default();

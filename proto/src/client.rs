@@ -58,6 +58,14 @@ pub enum ConnectError {
         /// What happened.
         why: String,
     },
+    /// It does nothing for this user.
+    #[error("the page server at {address} refuses: {why}")]
+    Refused {
+        /// Where.
+        address: Address,
+        /// Its words.
+        why: String,
+    },
     /// It speaks another version.
     #[error("the page server at {address} speaks version {theirs} of the protocol, this defrost {VERSION}: use the same release")]
     Version {
@@ -76,7 +84,11 @@ pub async fn connect(address: &Address, options: &Options) -> Result<Channel, Co
         let answer = SnapshotsClient::new(channel.clone())
             .hello(HelloRequest { version: VERSION, class: FetchClass::from(options.class) as i32 })
             .await;
-        let theirs = answer.map_err(|status| unreachable(not_a_server(&status)))?.into_inner().version;
+        let failed = |status: Status| match status.code() {
+            Code::PermissionDenied => ConnectError::Refused { address: address.clone(), why: status.message().to_owned() },
+            _ => unreachable(not_a_server(&status)),
+        };
+        let theirs = answer.map_err(failed)?.into_inner().version;
         match theirs {
             VERSION => Ok(channel),
             0 => Err(unreachable(domain::ProtocolError::Missing { field: "version" }.to_string())),

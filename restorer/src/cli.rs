@@ -252,6 +252,9 @@ pub struct CriuPageServerArgs {
     /// Where clients connect; with port 0, one that is free
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
     pub listen: String,
+    /// Listen outside of loopback, where others can read the process's memory: the protocol has neither authentication nor encryption
+    #[arg(long)]
+    pub insecure_listen: bool,
     /// End with the first client, as CRIU's own does
     #[arg(long)]
     pub once: bool,

@@ -7,6 +7,7 @@
 //! (00.012345) anything else
 //! ```
 
+use pages::line::{Lines, on_one_line};
 use std::fmt::Result;
 use std::io::Write;
 use std::time::Instant;
@@ -64,39 +65,5 @@ pub fn failed(why: &str) {
     match is_like_criu() {
         true => tracing::error!("{why}"),
         false => _ = writeln!(std::io::stderr(), "defrost: {why}"), // the same
-    }
-}
-
-/// A name in a sentence may hold anything; who reads our lines counts on one for each sentence, and a terminal obeys some characters.
-pub fn on_one_line(sentence: &str) -> String {
-    let mut line = String::new();
-    for c in sentence.chars() {
-        match is_obeyed(c) {
-            true => line.extend(c.escape_default()),
-            false => line.push(c),
-        }
-    }
-    line
-}
-
-/// Control characters, separators of lines, and what changes the direction of the text behind it.
-pub fn is_obeyed(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{61c}')
-}
-
-/// Standard error, each event on one line.
-struct Lines(std::io::Stderr);
-
-impl Write for Lines {
-    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
-        let text = String::from_utf8_lossy(event);
-        let sentence = text.strip_suffix('\n').unwrap_or(&text);
-        writeln!(self.0, "{}", on_one_line(sentence))?;
-        Ok(event.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.0.flush()
     }
 }

@@ -27,19 +27,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes, leaving out a cause whose words the sentence has already.
+/// The error and its causes, and what to do where there is one thing.
 fn sentence(error: &anyhow::Error) -> String {
-    let mut told = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string).filter(|cause| !cause.is_empty()) {
-        if !told.contains(&cause) {
-            told = format!("{told}: {cause}");
-        }
-    }
-    // A path may have a newline in it, or what a terminal would obey.
-    if told.contains(char::is_control) {
-        let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-        told = told.chars().map(escaped).collect();
-    }
+    let told = pages::line::sentence(error.as_ref());
     // EMFILE may come out of any call that opens something; there is one thing to do about it.
     if told.contains("Too many open files") && !told.contains("ulimit") { told + ": raise ulimit -n" } else { told }
 }

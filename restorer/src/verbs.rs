@@ -10,11 +10,11 @@ pub mod process;
 pub mod snapshots;
 
 use crate::cli::{CompressionArgs, StoreArg};
-use crate::log::{is_obeyed, on_one_line};
 use anyhow::{Context as _, Result};
 use defrost_restorer::checkpoint::Compression;
 use defrost_restorer::restore::AUTHORITY;
 use indicatif::{ProgressBar, ProgressStyle};
+use pages::line::{is_obeyed, on_one_line};
 use serde::Serialize;
 use std::ffi::OsString;
 use std::fmt::Display;

@@ -5,7 +5,9 @@
 //! next is then freed at once. A client that is never heard of again leaves its counts behind: they are forgotten [`GRACE`] after the
 //! chunk was last spoken of, counted to the beginning of the oldest upload under way where there is one, as an upload may take hours.
 //!
-//! It takes some 30 bytes of memory a chunk from the upload to the commit. Chunks are known by eight bytes of their digest.
+//! It takes some 30 bytes of memory a chunk from the upload to the commit. Chunks are known by eight bytes of their digest. Once [`MOST`]
+//! chunks are relied on, no further one is promised and no further pack is begun: a client that uploads and never commits takes bounded
+//! memory, but for the packs that are being written then.
 //!
 //! Known holes: whoever asks what is missing and commits more than [`GRACE`] later, with no upload under way meanwhile, may find
 //! chunks gone; the commit then fails and says so. Whoever commits chunks that it never asked about takes another's count off.
@@ -19,6 +21,9 @@ use std::time::{Duration, Instant};
 /// How long a client may take from a look at what is missing to its upload, and from that to its commit: both have deadlines of at
 /// most 300 s (docs/wire-protocol.md).
 const GRACE: Duration = Duration::from_secs(600);
+
+/// Chunks that may be relied on at once: those of the largest image that a server takes (256 MiB).
+pub(crate) const MOST: usize = 8 << 20;
 
 /// What is relied on in one store.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +61,19 @@ impl Claims {
         UnderWay(self.clone(), ticket)
     }
 
+    /// Whether further chunks may be relied on.
+    pub(crate) fn have_room(&self) -> bool {
+        self.have_room_below(MOST)
+    }
+
+    fn have_room_below(&self, most: usize) -> bool {
+        let mut known = self.known();
+        if known.relied_on.len() >= most {
+            known.forget();
+        }
+        known.relied_on.len() < most
+    }
+
     /// Somebody was told that these are here.
     pub(crate) fn rely(&self, ids: impl IntoIterator<Item = ChunkId>) {
         let (mut known, now) = (self.known(), Instant::now());
@@ -88,11 +106,17 @@ impl Claims {
 
     /// For a collection: whether a chunk must be spared.
     pub(crate) fn spared(&self) -> impl Fn(&ChunkId) -> bool {
-        let mut known = self.known();
-        let until = known.uploads.values().next().copied().unwrap_or_else(Instant::now);
-        known.relied_on.retain(|_, (_, last)| holds(*last, until));
+        self.known().forget();
         let claims = self.clone();
         move |id| claims.known().relied_on.contains_key(&id.prefix())
+    }
+}
+
+impl Known {
+    /// Forget what was not spoken of for too long.
+    fn forget(&mut self) {
+        let until = self.uploads.values().next().copied().unwrap_or_else(Instant::now);
+        self.relied_on.retain(|_, (_, last)| holds(*last, until));
     }
 }
 
@@ -128,5 +152,14 @@ mod tests {
         assert_eq!(ids.each_ref().map(claims.spared()), [false, true]);
         claims.named(ids);
         assert_eq!(ids.each_ref().map(claims.spared()), [false, false]);
+    }
+    #[test]
+    fn there_is_room_for_so_many_and_again_after_a_commit() {
+        let (claims, ids) = (Claims::default(), [ChunkId([1; 32]), ChunkId([2; 32])]);
+        assert!(claims.have_room_below(2));
+        claims.rely(ids);
+        assert!(!claims.have_room_below(2) && claims.have_room());
+        claims.named([ids[0]]);
+        assert!(claims.have_room_below(2));
     }
 }

@@ -69,12 +69,15 @@ pub enum StoreError {
     Holder,
     /// The disk is full.
     #[error(
-        "{path}: the disk is full; nothing was stored: free some space (`defrost remove` what is not needed, then `defrost gc`) and try again"
+        "{path}: the disk is full; nothing was stored: free some space (`defrost remove` what is not needed, then `defrost gc`, which says what it can free only later) and try again"
     )]
     Full {
         /// Where.
         path: PathBuf,
     },
+    /// Uploads that were not committed hold too much.
+    #[error("store {0}: uploads that are not committed hold as many chunks as it counts: commit them, or try again in 10 minutes")]
+    Crowded(PathBuf),
     /// More than a store keeps.
     #[error("a {what} of {bytes} bytes is too large: at most {most}")]
     TooLarge {

@@ -61,6 +61,9 @@ impl LocalUpload {
     }
 
     fn begin(&self) -> Result<Writing, StoreError> {
+        if !self.packs.claims.have_room() {
+            return Err(StoreError::Crowded(self.packs.dir.clone()));
+        }
         let tmp = self.packs.dir.join("tmp");
         let file = NamedTempFile::new_in(&tmp).map_err(StoreError::io(&tmp))?;
         let mut file = BufWriter::with_capacity(BUFFER_BYTES, file);

@@ -481,12 +481,16 @@ fn a_daemon_without_a_page_server_says_why() -> Result<()> {
     let (images, store) = (dumped.images().display().to_string(), dumped.path("store").display().to_string());
     let nobody = format!("127.0.0.1:{}", free_port()?);
     defrost_ok(&["import", "criu", &images, "taken", "--store", &store])?;
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["criu", "--images", &images, "--page-server", &nobody], &nobody),
         (&["criu", "--images", &images, "--page-server", "no-address"], "no-address"),
         (&["criu", "--images", &images, "--page-server", &nobody, "--keep-as", "taken", "--store", &store], "taken"),
         (&["criu-page-server", "--images", "/nowhere/at-all"], "/nowhere/at-all"),
-        (&["criu-page-server", "--images", &images, "--listen", "192.0.2.1:1"], "192.0.2.1:1"),
+        (&["criu-page-server", "--images", &images, "--listen", "192.0.2.1:1", "--insecure-listen"], "192.0.2.1:1: Cannot assign"),
+        // Others could read the process's memory there.
+        (&["criu-page-server", "--images", &images, "--listen", "192.0.2.1:1"], "--insecure-listen"),
+        (&["criu-page-server", "--images", &images, "--listen", "0.0.0.0:0"], "--insecure-listen"),
+        (&["criu-page-server", "--images", &images, "--listen", "[::]:0"], "--insecure-listen"),
     ];
     for (how, what) in cases {
         let said = defrost_fails(&[&["pager"], how].concat())?;

@@ -2,7 +2,11 @@
 //! disk is full; and the addresses it may have.
 
 use anyhow::{Context as _, Result, ensure};
-use defrost_tests::{Server, Victim, binary, checkpoint, defrost, defrost_fails, defrost_ok, eventually, need_root, restore_with};
+use defrost_tests::command::as_nobody;
+use defrost_tests::{
+    Server, Victim, binary, checkpoint, defrost, defrost_fails, defrost_fails_through, defrost_ok, defrost_tries_through, eventually,
+    need_root, restore_with,
+};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -379,12 +383,16 @@ fn a_server_that_cannot_start_says_why_in_one_sentence() -> Result<()> {
     let at = server.store().replace("grpc://", "");
     let file = other.path().join("file");
     std::fs::write(&file, "listen = ['127.0.0.1:0']\nnonsense = true\n")?;
+    let odd = text(&other.path().join("odd\n\u{1b}[31m"));
+    std::fs::create_dir(&odd)?;
     for (args, words) in [
         (vec!["--listen", "127.0.0.1:0", "--store", &store], vec!["in use by process ".to_owned() + &server.pid().to_string()]),
         (vec!["--listen", &at, "--store", &text(&other.path().join("a"))], vec![at.clone(), "in use".to_owned()]),
         (vec!["--listen", "127.0.0.1:0", "--store", &text(&file)], vec![text(&file), "choose another store".to_owned()]),
         (vec!["--config", &text(&file)], vec![text(&file), "line 2".to_owned(), "nonsense".to_owned()]),
         (vec!["--config", "/nonexistent"], vec!["/nonexistent".to_owned(), "No such file".to_owned()]),
+        (vec!["--config", &text(other.path())], vec![text(other.path()) + ": Is a directory (os error 21)\n"]),
+        (vec!["--config", &odd], vec!["odd\\n\\u{1b}[31m: Is a directory".to_owned()]),
         (vec!["--listen", "grpcs://127.0.0.1:0"], vec!["needs a certificate".to_owned()]),
         (vec!["--listen", "nonsense"], vec!["nonsense".to_owned(), "is no server address".to_owned()]),
     ] {
@@ -454,6 +462,28 @@ fn trusting(ca: &Path, args: &[&str]) -> Result<Output> {
     Ok(command.args(args).env("DEFROST_TLS_CA", ca).stdin(Stdio::null()).output()?)
 }
 
+/// Every local user can connect to loopback: others than root and those allowed get one sentence, and remove nothing.
+#[test]
+fn other_local_users_are_refused_over_loopback() -> Result<()> {
+    need_root()?;
+    let (folder, bin) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let nobody = as_nobody(bin.path())?;
+    let nobody = nobody.each_ref().map(String::as_str);
+    let mut server = Server::start(folder.path())?;
+    let mut victim = Victim::c("memory", &["1"])?;
+    checkpoint(&mut victim, "it", &server.store())?;
+    for verb in [&["list"][..], &["remove", "it"], &["gc"], &["verify", "it"], &["inspect", "it"]] {
+        let said = defrost_fails_through(&nobody, &[verb, &["--store", &server.store()]].concat())?;
+        assert!(said.contains("user 65534 may not use this server over loopback") && said.trim().lines().count() == 1, "{verb:?}: {said}");
+    }
+    assert!(defrost_ok(&["list", "--store", &server.store()])?.contains("it:latest"), "it is gone");
+    server.terminate()?;
+    let allowing = Server::start_with(folder.path(), &["--listen", "127.0.0.1:0", "--allow-user", "65534"])?;
+    let listed = defrost_tries_through(&nobody, &["list", "--store", &allowing.store()])?;
+    assert!(listed.as_ref().is_ok_and(|said| said.contains("it:latest")), "{listed:?}");
+    Ok(())
+}
+
 #[test]
 fn a_process_goes_out_and_back_over_tls() -> Result<()> {
     need_root()?;
@@ -462,6 +492,7 @@ fn a_process_goes_out_and_back_over_tls() -> Result<()> {
     let (cert, key) = (keys.path().join("cert.pem"), keys.path().join("key.pem"));
     std::fs::write(&cert, made.cert.pem())?;
     std::fs::write(&key, made.signing_key.serialize_pem())?;
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     let config = keys.path().join("server.toml");
     std::fs::write(&config, format!("listen = ['grpcs://127.0.0.1:0']\n[tls]\ncert = {cert:?}\nkey = {key:?}\n"))?;
     let server = Server::start_with(folder.path(), &["--config", &text(&config)])?;

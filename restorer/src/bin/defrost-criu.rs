@@ -57,6 +57,9 @@ struct PageServer {
     address: String,
     #[arg(long, default_value_t = 0)]
     port: u16,
+    /// Not CRIU's: see `defrost pager criu-page-server --help`.
+    #[arg(long)]
+    insecure_listen: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -103,6 +106,10 @@ fn page_server(args: &[OsString]) -> std::io::Result<Command> {
     let asked = PageServer::parse_from(args.iter().filter(|arg| verbosity(arg).is_none()));
     let mut command = ours("criu-page-server", &asked.common, args)?;
     command.arg("--once").arg("--listen").arg(endpoint(&asked.address, asked.port));
+    // Programs that run CRIU by themselves know no option of ours.
+    if asked.insecure_listen || std::env::var_os("DEFROST_INSECURE_LISTEN").is_some_and(|value| value == "1") {
+        command.arg("--insecure-listen");
+    }
     Ok(command)
 }
 

@@ -145,7 +145,7 @@ impl Link {
         let why = status.message().to_owned();
         match status.code() {
             Code::DataLoss => StoreError::DamagedThere { address, why },
-            Code::ResourceExhausted => StoreError::Full { path: PathBuf::from(address) },
+            Code::ResourceExhausted if why.contains("the disk is full") => StoreError::Full { path: PathBuf::from(address) },
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted => unreachable(why),
             _ => StoreError::Refused { address, why },
         }

@@ -6,12 +6,20 @@ use crate::verbs::address_of;
 use anyhow::{Context as _, Result, bail};
 use pager::frontend::criu::{DumpDir, FromFolder, MakeSource, PageServer, Plan, Take, Until};
 use pager::frontend::{Recall, Source};
+use pages::line::sentence;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
 /// Serve until told, or until the first client is done.
 pub fn serve(args: CriuPageServerArgs) -> Result<()> {
+    if !args.insecure_listen && store::Address::Plain(args.listen.clone()).is_exposed() {
+        bail!(
+            "listen on {}: others could read the pages of the process there, unencrypted: name an address of loopback (127.0.0.1:PORT) and \
+             reach it through a tunnel, or say --insecure-listen",
+            args.listen
+        );
+    }
     let work_dir = args.work_dir.as_deref().or(args.images.as_deref()).unwrap_or(Path::new("."));
     let work_dir = work_dir.canonicalize().with_context(|| format!("--work-dir {}", work_dir.display()))?;
     let speaks = args.daemon.status_fd.is_none();
@@ -35,7 +43,7 @@ pub fn serve(args: CriuPageServerArgs) -> Result<()> {
             let store = address_of(args.store.store)?;
             let snapshot = || snapshot(&name, &store, Recall::NONE);
             let (plan, _) = snapshot()?;
-            serve(plan, &|| snapshot().map(|(_, sources)| sources.into_demand()).map_err(|error| format!("{error:#}")))?
+            serve(plan, &|| snapshot().map(|(_, sources)| sources.into_demand()).map_err(|error| sentence(error.as_ref())))?
         }
         (None, Some(images)) => {
             let dir = DumpDir::open(&images, Take::Memory)?;

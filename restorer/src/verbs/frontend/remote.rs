@@ -57,7 +57,7 @@ pub fn serve(address: &str, images: &Path, keep: Option<Keep>, work_dir: &Path, 
         (Ok(_), snapshot) => snapshot,
         (Err(error), snapshot) => {
             if let Err(error) = snapshot {
-                tracing::error!("{error:#}");
+                tracing::error!("{}", pages::line::sentence(error.as_ref()));
             }
             Err(error.into())
         }
