@@ -9,6 +9,7 @@
 //! [`rseq`] and [`bystander`] know a thread's lesser settings, [`limits`] are a process's, [`shared_words`] keep what must outlive us and [`lazy_memory`] is filled
 //! by others.
 
+mod attendant;
 pub mod bystander;
 pub mod call_list;
 pub mod descriptions;
@@ -22,6 +23,7 @@ pub mod lazy_memory;
 pub mod limits;
 pub mod mapped_file;
 pub mod memory;
+pub mod option_keeper;
 pub mod pagemap;
 pub mod regs;
 pub mod remote;

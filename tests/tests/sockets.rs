@@ -113,7 +113,8 @@ fn datagrams_without_bytes_are_not_lost_by_a_second_checkpoint() -> Result<()> {
 /// A checkpoint is killed while it looks into a socket: the process sets its options back by itself.
 #[test]
 fn a_look_that_is_killed_leaves_the_options_of_a_socket() -> Result<()> {
-    const ROUNDS: usize = 12;
+    const ROUNDS: usize = 9;
+    const IN_FLIGHT_ROUNDS: usize = 8;
     let victim = victim("looked_at")?;
     let folder = tempfile::tempdir()?;
     let store = folder.path().to_string_lossy().into_owned();
@@ -128,15 +129,18 @@ fn a_look_that_is_killed_leaves_the_options_of_a_socket() -> Result<()> {
     };
     let before = options()?;
     let mut in_time = 0;
-    for round in 0..ROUNDS {
+    for round in 0..ROUNDS + IN_FLIGHT_ROUNDS {
         let name = format!("x:{round}");
         let mut command = std::process::Command::new(defrost_tests::binary("defrost")?);
         command.args(["checkpoint", &pid.to_string(), &name, "--store", &store, "--leave-running"]);
         let mut child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?;
-        let socket = &sockets[round % sockets.len()];
+        // In the last rounds some time after: the socket that is in flight is looked into last.
+        let (socket, late) = if round < ROUNDS { (&sockets[round % sockets.len()], 0) } else { (&sockets[sockets.len() - 1], 1) };
         while child.try_wait()?.is_none() {
             if option(socket, nix::libc::SO_PASSCRED)? != 0 {
                 std::thread::sleep(std::time::Duration::from_micros(200 * (round as u64 / 3)));
+                eventually("it looks elsewhere", || late == 0 || options().is_ok_and(|now| now == before))?;
+                std::thread::sleep(std::time::Duration::from_micros(late * 300 * round.saturating_sub(ROUNDS) as u64));
                 in_time += usize::from(child.try_wait()?.is_none() && options()? != before);
                 child.kill()?;
             }

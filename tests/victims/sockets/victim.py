@@ -705,7 +705,7 @@ def datagrams_after():
 
 # ---- a look that takes its time
 
-PEEK_OFF, MANY = 42, 1500
+PEEK_OFF, MANY = 42, 1000
 
 
 def looked_at_before():
@@ -718,12 +718,22 @@ def looked_at_before():
         for m in range(MANY):
             a.send(b"%05d" % m)
     publish("sockets", "\n".join(str(b.fileno()) for a, b in looked))
+    # One that is in flight itself.
+    global carrier, sender
+    carrier = keep(*socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+    sender, sent = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sender.setsockopt(socket.SOL_SOCKET, 32, 1 << 26); sent.setsockopt(socket.SOL_SOCKET, PEEK_OFF, 5)
+    for m in range(MANY):
+        sender.send(b"%05d" % m)
+    socket.send_fds(carrier[0], [b"sent"], [sent.fileno()]); sent.close()
 
 
 def looked_at_after():
+    fd = socket.recv_fds(carrier[1], 9, 1)[1][0]
+    looked.append((sender, socket.socket(fileno=fd)))
     for n, (a, b) in enumerate(looked):
         same(b.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED), 0, "SO_PASSCRED")
-        same(b.getsockopt(socket.SOL_SOCKET, PEEK_OFF), -1 if n == 0 else n, "SO_PEEK_OFF")
+        same(b.getsockopt(socket.SOL_SOCKET, PEEK_OFF), (-1, 1, 2, 5)[n], "SO_PEEK_OFF")
         b.setsockopt(socket.SOL_SOCKET, PEEK_OFF, -1)
         for m in range(MANY):
             same(b.recv(5), b"%05d" % m, "a message")

@@ -4,13 +4,14 @@
 //! in the process before the first option is set, and its thread makes them whether this process is there or not
 //! ([`kernel::remote::Borrowed::call_around`]).
 //!
-//! Known hole: a socket that is itself in flight has no number in the process, so this process sets its options, and a kill in the middle
-//! of the look leaves SO_PASSCRED and SO_PEEK_OFF set on it.
+//! A socket that is itself in flight has no number in the process: this process sets its options, and a helper process sets them back if
+//! this one is killed ([`OptionKeeper`], with its known hole).
 
 use super::super::files::Number;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::ask::{Asker, LentOption, Session};
 use crate::checkpoint::freeze::Frozen;
+use kernel::option_keeper::OptionKeeper;
 use kernel::sockopt;
 use std::os::fd::OwnedFd;
 
@@ -38,6 +39,11 @@ impl<'f> Lender<'f> {
         let Some(fd) = number.own() else {
             let set = |value: fn(&LentOption) -> i32| {
                 options.iter().try_for_each(|option| sockopt::set(socket, option.level, option.name, &value(option).to_ne_bytes()))
+            };
+            let before: Vec<(i32, i32, i32)> = options.iter().map(|option| (option.level, option.name, option.before)).collect();
+            let _keeper = match OptionKeeper::start(socket, &before) {
+                Ok(keeper) => keeper,
+                Err(errno) => return Ok(Err(format!("no process can be made that sets its options back: {errno}"))),
             };
             let found = set(|option| option.now).map_err(|errno| errno.to_string()).and_then(|()| look());
             return Ok(set(|option| option.before).map_err(|errno| errno.to_string()).and(found));
