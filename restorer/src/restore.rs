@@ -143,7 +143,7 @@ pub fn restore(
     }
     obstacles.into_iter().next().map_or(Ok(()), Err)?;
     if request.eager {
-        host::memory(&image.manifest, &how)?; // all of it comes before the process runs
+        host::memory(&image.manifest, &how, host::Bound::Now)?; // all of it comes before the process runs
     }
     let held = in_flight::hold(&mut image.manifest);
     let manifest = &image.manifest;

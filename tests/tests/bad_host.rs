@@ -308,6 +308,16 @@ fn too_few_processes_are_told_until_there_are_enough() -> Result<()> {
     outcome
 }
 
+/// A process that goes with its value.
+struct Holder(Child);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // one that has ended is gone as well
+        let _ = self.0.wait();
+    }
+}
+
 /// An eager restore into a group that allows less memory than the process has is refused before anything is made.
 #[test]
 fn an_eager_restore_does_not_begin_in_too_small_a_cgroup() -> Result<()> {
@@ -319,8 +329,20 @@ fn an_eager_restore_does_not_begin_in_too_small_a_cgroup() -> Result<()> {
     checkpoint(&mut victim, "x", &store)?;
     group.allow_memory(48 * MIB)?;
     let text = defrost_fails(&["restore", "x", "--store", &store, "--detach", "--eager"])?;
-    ensure_words(&text, &[&group.0.display().to_string(), "allows 50331648", "raise that limit"])?;
+    ensure_words(&text, &[&group.0.display().to_string(), "allows", "raise that limit"])?;
     victim.left_nothing()?;
+    // Room enough, but for another process, which the kernel would end.
+    group.allow_memory(100 * MIB)?;
+    let neighbour = format!("echo 0 > {}/cgroup.procs && exec \"$0\" \"$@\"", group.0.display());
+    let held = "held = bytearray(b'x') * (64 << 20); print('held', flush=True); import time; time.sleep(1000)";
+    let mut holder = Holder(Command::new("sh").args(["-c", &neighbour, "python3", "-c", held]).stdout(Stdio::piped()).spawn()?);
+    let mut said = [0; 5];
+    std::io::Read::read_exact(holder.0.stdout.as_mut().context("its output is piped")?, &mut said)?;
+    let text = defrost_fails(&["restore", "x", "--store", &store, "--detach", "--eager"])?;
+    ensure_words(&text, &[&group.0.display().to_string(), "beside what others have"])?;
+    victim.left_nothing()?;
+    ensure!(holder.0.try_wait()?.is_none(), "its neighbour was ended");
+    drop(holder);
     group.allow_memory(512 * MIB)?;
     defrost_ok(&["restore", "x", "--store", &store, "--detach", "--eager"])?;
     let outcome = victim.check("");

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 /// All that this host lacks.
 pub fn obstacles(manifest: &Manifest, plan: &Plan) -> Vec<RestoreError> {
-    let checks = [vdso(manifest), userfaultfd(), memory(manifest, plan), runtime_directory()];
+    let checks = [vdso(manifest), userfaultfd(), memory(manifest, plan, Bound::Most), runtime_directory()];
     checks.into_iter().filter_map(Result::err).chain(impossible_numbers(manifest)).collect()
 }
 
@@ -51,19 +51,29 @@ fn impossible_numbers(manifest: &Manifest) -> Vec<RestoreError> {
     impossible.map(|tid| kernel::spawn::SpawnError::Impossible(tid).into()).collect()
 }
 
-/// More memory than this host, or the control group that the process comes to lie in, may have at all.
-pub fn memory(manifest: &Manifest, plan: &Plan) -> Result<(), RestoreError> {
+/// Which memory a process may get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// All that there is.
+    Most,
+    /// What others leave now: where a process needs more at once, the kernel ends one of them.
+    Now,
+}
+
+/// More memory than this host, or the control group that the process comes to lie in, has for it.
+pub fn memory(manifest: &Manifest, plan: &Plan, bound: Bound) -> Result<(), RestoreError> {
+    let beside = if bound == Bound::Now { " beside what others have" } else { "" };
     let bytes = manifest.extents.iter().map(|extent| extent.pages).sum::<u64>().saturating_mul(PAGE_SIZE_BYTES);
-    match memory_bounds(manifest, plan).into_iter().find(|(_, bound)| bytes > *bound) {
-        Some((whose, bound)) => Err(RestoreError::Host(format!(
-            "its memory has {bytes} bytes, {whose} allows {bound}: restore where there is more memory, or raise that limit"
+    match memory_bounds(manifest, plan, bound).into_iter().find(|(_, most)| bytes > *most) {
+        Some((whose, most)) => Err(RestoreError::Host(format!(
+            "its memory has {bytes} bytes, {whose} allows {most}{beside}: restore where there is more memory, or raise that limit"
         ))),
         None => Ok(()),
     }
 }
 
 /// Upper bounds of the memory that the process may use, swap included, each with its name.
-fn memory_bounds(manifest: &Manifest, plan: &Plan) -> Vec<(String, u64)> {
+fn memory_bounds(manifest: &Manifest, plan: &Plan, bound: Bound) -> Vec<(String, u64)> {
     let mut bounds = Vec::new();
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = |name: &str| meminfo.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
@@ -79,9 +89,19 @@ fn memory_bounds(manifest: &Manifest, plan: &Plan) -> Vec<(String, u64)> {
             let with_swap = limit("memory.memsw.limit_in_bytes").unwrap_or(u64::MAX);
             most.saturating_add(swap_bytes).min(with_swap.max(most))
         });
-        bounds.extend(version_2.or(version_1).map(|bound| (format!("control group {}", group.display()), bound)));
+        // What the group has of files can be dropped.
+        let taken = if bound == Bound::Now { anonymous(group) } else { 0 };
+        let left = version_2.or(version_1).map(|most| most.saturating_sub(taken));
+        bounds.extend(left.map(|left| (format!("control group {}", group.display()), left)));
     }
     bounds
+}
+
+/// Anonymous memory of a group and those below it.
+fn anonymous(group: &Path) -> u64 {
+    let stat = std::fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+    let value = |name: &str| stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok());
+    value("total_rss").or_else(|| value("anon")).unwrap_or(0)
 }
 
 /// Folders of the groups that limit the memory of the process: its own, or ours where it is to lie in ours.
