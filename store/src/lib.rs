@@ -8,6 +8,7 @@
 
 mod ahead;
 mod backoff;
+mod buffers;
 mod claims;
 mod copy;
 mod error;

@@ -7,6 +7,7 @@
 //! A pack whose name begins with [`VERIFIED`] holds only frames that were decoded and digested before they were written. Older packs
 //! hold what a client sent.
 
+use crate::buffers::Buffers;
 use bytes::Bytes;
 use images::ImageError;
 use images::pack::{ENDS_BYTES, Layout, check_frame, checksum, entries_in, find_in};
@@ -16,7 +17,7 @@ use std::io::{Error, ErrorKind};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// First characters of the name of a pack whose frames were verified before they were written.
 pub(crate) const VERIFIED: &str = "v1-";
@@ -54,11 +55,12 @@ pub(crate) struct PackFile {
     index: OnceLock<Bytes>,
     /// Whether the index has its checksum, once that was computed.
     whole: OnceLock<bool>,
+    buffers: Arc<Buffers>,
 }
 
 impl PackFile {
     /// Open `folder`/`name` and check its footer. The descriptor is kept if `keeps`.
-    pub(crate) fn open(folder: &Path, name: &str, keeps: bool) -> Result<Self, Wrong> {
+    pub(crate) fn open(folder: &Path, name: &str, keeps: bool, buffers: Arc<Buffers>) -> Result<Self, Wrong> {
         let path = folder.join(name);
         let file = open(&path).map_err(Wrong::Unreadable)?;
         let file_bytes = file.metadata().map_err(Wrong::Unreadable)?.len();
@@ -69,7 +71,7 @@ impl PackFile {
         }
         let layout = Layout::parse(&first, &last, file_bytes)?;
         let (index, whole) = Default::default();
-        Ok(Self { name: name.to_owned(), path, file: keeps.then_some(file), layout, file_bytes, index, whole })
+        Ok(Self { name: name.to_owned(), path, file: keeps.then_some(file), layout, file_bytes, index, whole, buffers })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -162,9 +164,8 @@ impl PackFile {
 
     /// The bytes there.
     pub(crate) fn bytes(&self, place: Range<u64>) -> Result<Bytes, Wrong> {
-        let mut bytes = vec![0; (place.end - place.start) as usize]; // which the pack had when it was opened
-        self.read(&mut bytes, place.start)?;
-        Ok(Bytes::from(bytes))
+        let len = (place.end - place.start) as usize; // which the pack had when it was opened
+        self.buffers.filled(len, |into| self.read(into, place.start))
     }
 
     /// A chunk's frame, its checksum checked.

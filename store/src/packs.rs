@@ -11,6 +11,7 @@
 //! is wrong is looked for in the other packs; an upload of the same chunk adds a good one. Packs whose frames were verified before they
 //! were written are asked first.
 
+use crate::buffers::Buffers;
 use crate::claims::Claims;
 use crate::pack_file::{PackFile, Placed, Wrong};
 use crate::{GcReport, StoreError};
@@ -52,6 +53,7 @@ pub(crate) struct Packs {
     bad: Mutex<BTreeMap<String, HashSet<ChunkId>>>,
     /// Packs whose descriptors may be kept.
     descriptors: usize,
+    buffers: Arc<Buffers>,
 }
 
 type Prefixes = HashMap<[u8; 8], Arc<PackFile>>;
@@ -136,8 +138,8 @@ impl Packs {
         let open = RwLock::new(Open { tabled: writing, ..Open::default() });
         let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
         let descriptors = usize::try_from(limit / DESCRIPTORS_SHARE).unwrap_or(usize::MAX);
-        let (claims, searched, bad) = Default::default();
-        let packs = Self { dir: dir.to_owned(), claims, open, writing, searched, bad, descriptors };
+        let (claims, searched, bad, buffers) = Default::default();
+        let packs = Self { dir: dir.to_owned(), claims, open, writing, searched, bad, descriptors, buffers };
         packs.rescan()?;
         Ok(packs)
     }
@@ -182,7 +184,7 @@ impl Packs {
 
     fn insert(&self, name: &str, relied_on: bool) -> Result<(), Wrong> {
         let (packs, index_bytes) = self.read(|open| (open.by_name.len(), open.index_bytes));
-        let pack = Arc::new(PackFile::open(&self.folder(), name, packs < self.descriptors)?);
+        let pack = Arc::new(PackFile::open(&self.folder(), name, packs < self.descriptors, self.buffers.clone())?);
         if self.writing {
             if index_bytes + pack.index_bytes() <= KEPT_INDEXES_BYTES[1] {
                 pack.keep_index()?;
@@ -334,7 +336,10 @@ impl Packs {
                 Some((pack, place, crc, nth))
             };
             let mut placed: Vec<(&Arc<PackFile>, Range<u64>, u32, usize)> = ids.iter().enumerate().filter_map(place).collect();
-            placed.sort_by(|(pack, place, ..), (other, theirs, ..)| (&pack.name, place.start).cmp(&(&other.name, theirs.start)));
+            placed.sort_by(|(pack, place, ..), (other, theirs, ..)| match Arc::ptr_eq(pack, other) {
+                true => place.start.cmp(&theirs.start), // as nearly always
+                false => pack.name.cmp(&other.name),
+            });
             let mut start = 0;
             let runs = placed.chunk_by(|(pack, place, ..), (other, next, ..)| {
                 start = if place.end == next.start { start } else { next.start };
