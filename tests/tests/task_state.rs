@@ -17,6 +17,7 @@ victims! {
     a_restartable_sequence_is_aborted: "rseq_section";
     dispatched_system_calls_stay_dispatched: "user_dispatch";
     threads_keep_directories_of_their_own: "thread_fs";
+    what_a_program_forbade_itself_stays_forbidden: "restrictions";
 }
 
 fn store() -> Result<(TempDir, String)> {
@@ -203,6 +204,26 @@ refusals! {
     children_in_another_pid_namespace_are_refused: "children", "its children would be born in another pid namespace";
     a_landlock_domain_is_refused: "landlock", "Landlock domain";
     a_local_descriptor_table_is_refused: "ldt", "local descriptor table";
+}
+
+/// Where the CPU has protection keys; elsewhere the unit tests of `describe::settings` say what the describer makes of the kernel's answers.
+#[test]
+fn protection_keys_are_refused_where_there_are_some() -> Result<()> {
+    let (_folder, store) = store()?;
+    let has_keys = std::fs::read_to_string("/proc/cpuinfo")?.split_whitespace().any(|flag| flag == "ospke");
+    for kind in ["key", "key-of-memory"] {
+        let victim = Victim::c("task_refused", &[kind, if has_keys { "there are keys" } else { "there are none" }])?;
+        let args = ["checkpoint", &victim.pid().to_string(), kind, "--store", &store, "--leave-running"];
+        if has_keys {
+            let text = defrost_fails(&args)?;
+            ensure!(text.contains("protection key 1") && text.contains("start it without memory protection keys"), "{text}");
+        } else {
+            defrost_ok(&args)?;
+        }
+        victim.runs_untouched()?;
+        victim.check("")?;
+    }
+    Ok(())
 }
 
 fn names(folder: &str) -> Result<BTreeSet<String>> {

@@ -50,6 +50,14 @@ int main(int argc, char **argv) {
     } else if (is("ldt")) {
         struct user_desc d = {.entry_number = 0, .base_addr = 0x1000, .limit = 100, .seg_32bit = 1};
         MUST(syscall(SYS_modify_ldt, 1L, &d, sizeof d) == 0);
+    } else if (is("key") || is("key-of-memory")) {
+        long key = syscall(SYS_pkey_alloc, 0L, 0L);
+        if (argc > 2 && strcmp(argv[2], "there are keys") == 0) {
+            MUST(key == 1);
+            if (is("key-of-memory")) MUST(syscall(SYS_pkey_mprotect, map_anonymous(1), PAGE, PROT_READ | PROT_WRITE, key) == 0);
+        } else {
+            CHECK(key < 0, "the CPU has protection keys after all");
+        }
     } else if (is("landlock")) {
         u64 handled = 1 << 0; // LANDLOCK_ACCESS_FS_EXECUTE
         int rules = (int)syscall(444 /* landlock_create_ruleset */, &handled, sizeof handled, 0);

@@ -56,6 +56,8 @@ fn refuse_flags(proc: Proc, map: &Mapping) -> Result<(), CheckpointError> {
     }
     match map.protection_key {
         0 => Ok(()),
+        // The kernel gives one to memory that may be executed only.
+        _ if map.prot == libc::PROT_EXEC as u32 => refuse("may be executed and not read", "let it make this memory readable"),
         key => refuse(&format!("has protection key {key}"), "start it without memory protection keys"),
     }
 }

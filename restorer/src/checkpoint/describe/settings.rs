@@ -26,6 +26,10 @@ const ARCH_GET_CPUID: u64 = 0x1011;
 const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
 const ARCH_SHSTK_STATUS: u64 = 0x5005;
 const ARCH_GET_UNTAG_MASK: u64 = 0x4001;
+/// Protection keys of x86-64.
+const PROTECTION_KEYS: u64 = 16;
+/// The last page of the lower half, which the kernel maps for nobody.
+const NEVER_MAPPED: u64 = (1 << 47) - PAGE_SIZE_BYTES;
 /// include/uapi/linux/membarrier.h.
 const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
 /// Before Linux 6.3 a registration shows only in that the command itself is permitted: the commands,
@@ -107,8 +111,30 @@ pub fn of_process(proc: Proc, session: &mut Session<'_>, process: &mut Process) 
     refuse_address_tricks(proc, session)
 }
 
+/// A protection key that the process has allocated, used or not: `pkey_mprotect` of a page that is not mapped says EINVAL for a key that is
+/// free, ENOMEM for one that is not, and changes nothing. Key 0 is every process's, where the CPU has keys at all.
+fn protection_key(mut ask: impl FnMut(u64) -> Result<Result<u64, Errno>, CheckpointError>) -> Result<Option<u64>, CheckpointError> {
+    if ask(0)? != Err(Errno::ENOMEM) {
+        return Ok(None);
+    }
+    for key in 1..PROTECTION_KEYS {
+        if ask(key)? == Err(Errno::ENOMEM) {
+            return Ok(Some(key));
+        }
+    }
+    Ok(None)
+}
+
 /// What changes what an address or a call means, and is not built again.
 fn refuse_address_tricks(proc: Proc, session: &mut Session<'_>) -> Result<(), CheckpointError> {
+    let mut ask = |key| {
+        let args = [NEVER_MAPPED, PAGE_SIZE_BYTES, libc::PROT_NONE as u64, key, 0, 0];
+        session.may_call("protection keys", libc::SYS_pkey_mprotect, args)
+    };
+    if let Some(key) = protection_key(&mut ask)? {
+        let what = format!("it has allocated the memory protection key {key} (pkey_alloc)");
+        return Err(proc.refuse(what, "start it without memory protection keys"));
+    }
     // A kernel may be built without the call.
     let ldt = session.may_call("local descriptor table", libc::SYS_modify_ldt, [0, session.scratch_at(), 64, 0, 0, 0])?;
     if ldt.is_ok_and(|bytes| bytes as u32 != 0) {
@@ -159,4 +185,27 @@ fn lock_of_future_memory(proc: Proc, session: &mut Session<'_>) -> Result<u32, C
     let (after, there) = (after?, there?.is_ok() && first?[0] & 1 != 0);
     let on_fault = if there { 0 } else { libc::MCL_ONFAULT };
     Ok(if after > before { (libc::MCL_FUTURE | on_fault) as u32 } else { 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel whose process has these keys; the calls that it got.
+    fn asked(allocated: &[u64]) -> (Option<u64>, u64) {
+        let mut calls = 0;
+        let found = protection_key(|key| {
+            calls += 1;
+            Ok(Err(if allocated.contains(&key) { Errno::ENOMEM } else { Errno::EINVAL }))
+        });
+        (found.expect("an answer"), calls)
+    }
+
+    #[test]
+    fn a_protection_key_is_found_whether_used_or_not() {
+        assert_eq!(asked(&[]), (None, 1)); // a CPU without keys
+        assert_eq!(asked(&[0]), (None, 16));
+        assert_eq!(asked(&[0, 1]).0, Some(1));
+        assert_eq!(asked(&[0, 15]).0, Some(15));
+    }
 }
