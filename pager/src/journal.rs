@@ -29,13 +29,18 @@
 //! Who takes over finds what was read and not applied in the batch from `applied` on ([`Journal::leftover`]), and applies it before it
 //! reads anything else. Dying within 3 leaves message i half done: setting bits twice is as well, as nothing was read in between that could
 //! have moved other pages there; whether a move was logged, word 3 tells ([`Journal::is_logged`]); whether a fork's child has its place,
-//! the mailbox does (`keep`). A journal without room for a move is written anew beside this one, and takes its place by a rename.
+//! the mailbox does (`keep`). A journal without room for a move is written to the spare file beside it (`PID.N.spare`), and the two
+//! change places: room for the next journal is reserved with the first one, so that a full runtime directory stops no restore.
+//!
+//! Known hole: a program that cuts more than [`SLACK`] holes into its mappings while the runtime directory is full has views without
+//! room; its restore then fails by name.
 
 use crate::origins::Origins;
 use crate::residency::{Residency, Run};
 use kernel::shared_words::SharedWords;
 use kernel::uffd::{BATCH, MESSAGE_WORDS, Uffd};
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use pages::{PageAddr, PageRange};
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
@@ -43,6 +48,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// What a file ends with in which a journal is begun, and one that is reserved for the next.
+pub(crate) const ROOM: &str = "room";
+pub(crate) const SPARE: &str = "spare";
 /// "DFjourn2": changing anything above is another journal.
 const MAGIC: u64 = u64::from_le_bytes(*b"DFjourn2");
 const PHASE: usize = 1;
@@ -61,8 +69,12 @@ const BITMAP_AT: usize = BATCH_AT + BATCH * MESSAGE_WORDS;
 const VIEWS_OF_A_MESSAGE: usize = 2;
 /// Words of a view or a move.
 const ENTRY_WORDS: usize = 3;
-/// Moves before a journal is written anew: 24 KiB of them.
-const MOVES_MAX: usize = 1 << 10;
+/// Moves before a journal is rewritten: 6 KiB of them.
+const MOVES_MAX: usize = 1 << 8;
+/// Views that a move adds, at most: two where it leaves, one where it lands.
+const VIEWS_OF_A_MOVE: usize = 3;
+/// Further views that there is room for from the beginning: 18 KiB of them.
+const SLACK: usize = MOVES_MAX * VIEWS_OF_A_MOVE;
 
 /// How far a space has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,43 +90,69 @@ fn words_for(origins: &Origins, views: usize) -> usize {
     BITMAP_AT + origins.pages().div_ceil(64) as usize + (views + MOVES_MAX) * ENTRY_WORDS
 }
 
-/// Room in the runtime directory for a journal that is to be, beside the place where it will be found; removed with its value.
+/// Open a file of a journal, and reserve so many words of it: a page that cannot be had later would be a SIGBUS. It never shrinks.
+fn reserved(path: &Path, words: usize) -> Result<File> {
+    let file = crate::keep::private().read(true).write(true).create(true).truncate(false).open(path)?;
+    nix::fcntl::posix_fallocate(&file, 0, (words * 8) as i64)?;
+    Ok(file)
+}
+
+/// Words of a file.
+fn words_of(file: &File) -> Result<usize> {
+    Ok(file.metadata()?.len() as usize / 8)
+}
+
+/// Room in the runtime directory for a journal that is to be, and for the one that follows it, beside the place where it will be found;
+/// removed with its value.
 #[derive(Debug)]
 pub struct Room {
-    file: File,
-    path: Option<PathBuf>,
+    path: PathBuf,
+    is_a_journals: bool,
 }
 
 impl Room {
-    /// Where it lies.
-    fn beside(path: &Path) -> PathBuf {
-        path.with_extension("room")
-    }
-
     fn reserve(path: &Path, origins: &Origins, views: usize) -> Result<Self> {
-        let path = Self::beside(path);
-        let file = crate::keep::private().read(true).write(true).create(true).truncate(true).open(&path)?;
-        let room = Self { file, path: Some(path) };
-        room.grow(words_for(origins, views))?;
+        let room = Self { path: path.to_owned(), is_a_journals: false };
+        // One of a pager that died may have other contents.
+        [room.first(), room.spare()].iter().for_each(|file| _ = std::fs::remove_file(file)); // none is as well
+        room.grow(words_for(origins, views + SLACK))?;
         Ok(room)
     }
 
-    /// A page that cannot be had later would be a SIGBUS.
-    fn grow(&self, words: usize) -> Result<()> {
-        nix::fcntl::posix_fallocate(&self.file, 0, (words * 8) as i64)?;
-        self.file.set_len((words * 8) as u64)
+    /// Where the journal is written.
+    fn first(&self) -> PathBuf {
+        self.path.with_extension(ROOM)
     }
 
-    /// It is a journal's now, and stays.
-    fn remains(mut self) {
-        self.path = None;
+    /// Where the next one will be.
+    fn spare(&self) -> PathBuf {
+        spare_of(&self.path)
+    }
+
+    fn grow(&self, words: usize) -> Result<File> {
+        reserved(&self.spare(), words)?;
+        reserved(&self.first(), words)
+    }
+
+    /// Let the journal be found.
+    fn publish(mut self) -> Result<()> {
+        std::fs::rename(self.first(), &self.path)?;
+        self.is_a_journals = true;
+        Ok(())
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.path.iter().for_each(|path| _ = std::fs::remove_file(path)); // gone already is as well
+        if !self.is_a_journals {
+            [self.first(), self.spare()].iter().for_each(|file| _ = std::fs::remove_file(file)); // gone already is as well
+        }
     }
+}
+
+/// The spare file of the journal at `path`.
+fn spare_of(path: &Path) -> PathBuf {
+    path.with_extension(SPARE)
 }
 
 /// Whether the file at `path` is a journal of the form that is written here.
@@ -143,39 +181,38 @@ impl Journal {
     /// not at all.
     pub fn create(path: &Path, id: u32, origins: Arc<Origins>, views: &[Run]) -> Result<Self> {
         let room = Room::reserve(path, &origins, views.len())?;
-        let journal = Self::create_in(room, path, id, origins, views)?;
-        journal.publish(path)?;
+        let journal = Self::create_in(&room, id, origins, views)?;
+        room.publish()?;
         Ok(journal)
     }
 
     /// The same in room that was reserved, where nobody finds it yet.
-    fn create_in(room: Room, path: &Path, id: u32, origins: Arc<Origins>, views: &[Run]) -> Result<Self> {
+    fn create_in(room: &Room, id: u32, origins: Arc<Origins>, views: &[Run]) -> Result<Self> {
+        let file = room.grow(words_for(&origins, views.len()))?;
+        Self::write_to(&file, &room.path, id, origins, views)
+    }
+
+    /// Write one to `file`, which has room for it, to be found at `path` later.
+    fn write_to(file: &File, path: &Path, id: u32, origins: Arc<Origins>, views: &[Run]) -> Result<Self> {
         let bitmap_words = origins.pages().div_ceil(64) as usize;
-        let words = words_for(&origins, views.len());
-        room.grow(words)?;
-        let mapped = SharedWords::map(&room.file, words)?;
+        let mapped = SharedWords::map(file, words_of(file)?)?;
+        (0..BITMAP_AT + bitmap_words).for_each(|at| mapped.set(at, 0));
         for (at, value) in [(BITMAP_WORDS, bitmap_words), (MOVES_ROOM, MOVES_MAX), (VIEWS, views.len()), (PAGES, origins.pages() as usize)]
         {
             mapped.set(at, value as u64);
         }
-        let journal = Self::over(mapped, id, origins, path, room.file.metadata()?.ino());
+        let journal = Self::over(mapped, id, origins, path, file.metadata()?.ino());
         for (index, view) in views.iter().enumerate() {
             journal.write_entry(journal.views_at + index * ENTRY_WORDS, [view.at.number(), view.origin.number(), view.pages]);
         }
         journal.words.set(0, MAGIC);
-        room.remains();
         Ok(journal)
-    }
-
-    /// Let it be found at `path`.
-    fn publish(&self, path: &Path) -> Result<()> {
-        std::fs::rename(Room::beside(path), path).inspect_err(|_| _ = std::fs::remove_file(Room::beside(path)))
     }
 
     /// Take up number `id` at `path`.
     pub fn open(path: &Path, id: u32, origins: Arc<Origins>) -> Result<Self> {
         let file = crate::keep::private().read(true).write(true).open(path)?;
-        let words = file.metadata()?.len() as usize / 8;
+        let words = words_of(&file)?;
         let unlike = || Error::new(ErrorKind::InvalidData, format!("{}: it is no journal of this snapshot", path.display()));
         if words < BITMAP_AT {
             return Err(unlike());
@@ -184,9 +221,13 @@ impl Journal {
         let room = mapped.get(MOVES_ROOM).saturating_add(mapped.get(VIEWS)).saturating_mul(ENTRY_WORDS as u64);
         let whole = mapped.get(0) == MAGIC
             && mapped.get(BITMAP_WORDS) == origins.pages().div_ceil(64)
-            && room.saturating_add(BITMAP_AT as u64 + mapped.get(BITMAP_WORDS)) == words as u64
+            && room.saturating_add(BITMAP_AT as u64 + mapped.get(BITMAP_WORDS)) <= words as u64
             && mapped.get(MOVES) >> SHIFT <= mapped.get(MOVES_ROOM);
-        if whole { Ok(Self::over(mapped, id, origins, path, file.metadata()?.ino())) } else { Err(unlike()) }
+        if !whole {
+            return Err(unlike());
+        }
+        let _ = reserved(&spare_of(path), words); // an earlier version reserved none; the rewrite tries again
+        Ok(Self::over(mapped, id, origins, path, file.metadata()?.ino()))
     }
 
     fn over(words: SharedWords, id: u32, origins: Arc<Origins>, path: &Path, inode: u64) -> Self {
@@ -259,7 +300,7 @@ impl Journal {
     /// Memory moved, as message `at` of the batch tells; `before` is what the space owed until then.
     pub fn log_move(&mut self, at: usize, range: PageRange, to: PageAddr, before: &Residency) -> Result<()> {
         if self.moves() >= self.words.get(MOVES_ROOM) {
-            *self = self.written_anew(before)?;
+            *self = self.rewritten(before)?;
         }
         let moves = self.moves();
         self.write_entry(self.moves_at + moves as usize * ENTRY_WORDS, [range.start().number(), to.number(), range.pages()]);
@@ -273,15 +314,22 @@ impl Journal {
         self.words.get(MOVES) & ((1 << SHIFT) - 1) > at as u64
     }
 
-    /// The same journal with views of today and no moves.
-    fn written_anew(&self, now: &Residency) -> Result<Self> {
-        let beside = self.path.with_extension("anew");
-        let views: Vec<Run> = now.views().collect();
-        let mut new = Self::create(&beside, self.id, self.origins.clone(), &views)?;
+    /// The same journal with views of today and no moves, in the spare file; this one becomes the spare.
+    fn rewritten(&self, now: &Residency) -> Result<Self> {
+        let (views, spare) = (now.views().collect::<Vec<_>>(), spare_of(&self.path));
+        let (needed, wanted) = (words_for(&self.origins, views.len()), words_for(&self.origins, views.len() + SLACK));
+        // Where there is no room for later, room for now will do.
+        let file = reserved(&spare, wanted).or_else(|_| reserved(&spare, needed))?;
+        let new = Self::write_to(&file, &self.path, self.id, self.origins.clone(), &views)?;
         let same = [PHASE, APPLIED, BRAKED].into_iter().chain(BATCH_AT..self.views_at);
         same.for_each(|at| new.words.set(at, self.words.get(at)));
-        std::fs::rename(&beside, &self.path)?;
-        new.path.clone_from(&self.path);
+        match renameat2(AT_FDCWD, &spare, AT_FDCWD, &self.path, RenameFlags::RENAME_EXCHANGE) {
+            Ok(()) => {}
+            // A file system that cannot let two files change places: the next spare is made then.
+            Err(Errno::EINVAL | Errno::ENOSYS) => std::fs::rename(&spare, &self.path)?,
+            Err(errno) => return Err(errno.into()),
+        }
+        let _ = reserved(&spare, wanted); // tried again then
         Ok(new)
     }
 
@@ -359,18 +407,100 @@ impl Journal {
         Room::reserve(path, &self.origins, now.views().count() + BATCH * VIEWS_OF_A_MESSAGE)
     }
 
-    /// The journal `id` of a forked child, at `path`: it owes what this space owes, where this space has it `now`.
-    pub fn of_child(&self, room: Room, path: &Path, id: u32, now: &Residency) -> Result<Self> {
-        let child = Self::create_in(room, path, id, self.origins.clone(), &now.views().collect::<Vec<_>>())?;
+    /// The journal `id` of a forked child, in its room: it owes what this space owes, where this space has it `now`.
+    pub fn of_child(&self, room: Room, id: u32, now: &Residency) -> Result<Self> {
+        let child = Self::create_in(&room, id, self.origins.clone(), &now.views().collect::<Vec<_>>())?;
         (BITMAP_AT..self.views_at).for_each(|at| child.words.set(at, self.words.get(at)));
-        child.publish(path)?;
+        room.publish()?;
         Ok(child)
     }
 
     /// The space has ended. A later restore of the same pid may have its journal there already.
     pub fn remove(&self) {
         if std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
-            let _ = std::fs::remove_file(&self.path); // gone meanwhile is as well
+            [&spare_of(&self.path), &self.path].iter().for_each(|file| _ = std::fs::remove_file(file)); // gone meanwhile is as well
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(number: u64) -> PageAddr {
+        PageAddr::from_number(number)
+    }
+
+    fn moved(journal: &mut Journal, residency: &mut Residency, (from, to): (u64, u64)) {
+        let range = PageRange::with_len(page(from), 1).expect("a page");
+        journal.log_move(0, range, page(to), residency).expect("there is room for a move");
+        residency.remap(range, page(to));
+    }
+
+    /// Words of a journal that are not what was written: it is refused, or taken up without a panic.
+    #[test]
+    fn any_words_are_refused_or_taken_up() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, memory) = (folder.path().join("1.0.journal"), PageRange::with_len(page(16), 4096).expect("memory"));
+        let origins = Arc::new(Origins::new([memory]));
+        let mut residency = Residency::new([memory], [memory]);
+        let mut journal =
+            Journal::create(&path, 0, origins.clone(), &[Run { at: page(16), origin: page(16), pages: 4096 }]).expect("a journal");
+        for n in 0..20 {
+            moved(&mut journal, &mut residency, (16 + n * 9, 100_000 + n));
+        }
+        drop(journal);
+        let whole = std::fs::read(&path).expect("it is there");
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut roll = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let used = (BITMAP_AT + 64 + 64) as u64;
+        for _ in 0..4000 {
+            let mut bytes = whole.clone();
+            for _ in 0..=roll(3) {
+                let at = if roll(2) == 0 { roll(used) } else { roll(16) } as usize * 8;
+                let value = [0, 1, 255, u64::MAX, 1 << 63, 1 << 52, (1 << 52) - 1, 1 << 35, roll(1 << 20), roll(1 << 31) << 8];
+                bytes[at..at + 8].copy_from_slice(&value[roll(value.len() as u64) as usize].to_le_bytes());
+            }
+            if roll(16) == 0 {
+                bytes.truncate(roll(whole.len() as u64) as usize);
+            }
+            std::fs::write(&path, bytes).expect("it is written");
+            let _ = Journal::pages(&path);
+            let Ok(journal) = Journal::open(&path, 0, origins.clone()) else { continue };
+            let _ = journal.residency(&[memory]);
+            let _ = (journal.leftover(), journal.births(), journal.phase(), journal.braked_group());
+            journal.clear();
+        }
+    }
+
+    /// As much room as a journal has from its beginning is all that its rewrites take.
+    #[test]
+    fn rewrites_take_no_further_room() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, memory) = (folder.path().join("1.0.journal"), PageRange::with_len(page(16), 4096).expect("memory"));
+        let origins = Arc::new(Origins::new([memory]));
+        let mut residency = Residency::new([memory], [memory]);
+        let mut journal = Journal::create(&path, 0, origins.clone(), &[]).expect("a journal");
+        let room = || -> Vec<u64> {
+            let blocks = |file: &Path| std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(file).expect("it is there"));
+            vec![blocks(&path), blocks(&spare_of(&path))]
+        };
+        let before = room();
+        for round in 0..4 * MOVES_MAX as u64 {
+            let place = 100_000 + round % 200;
+            let pair = if round % 400 < 200 { (16 + round % 200 * 7, place) } else { (place, 16 + round % 200 * 7) };
+            moved(&mut journal, &mut residency, pair);
+        }
+        assert_eq!(before, room());
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 2, "files are left");
+        drop(journal);
+        let again = Journal::open(&path, 0, origins).expect("it is taken up").residency(&[memory]);
+        for origin in memory.start().number()..memory.end().number() {
+            let at = |residency: &Residency| residency.owed_runs(PageRange::with_len(page(origin), 1).expect("a page"));
+            assert_eq!(at(&again), at(&residency), "page {origin}");
         }
     }
 }

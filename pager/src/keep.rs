@@ -3,6 +3,7 @@
 //! ```text
 //! PID.restore     what is restored, as JSON (`Record`); written before the process may run
 //! PID.N.journal   the journal of address space N: 0 is the process's own, others are forked children's
+//! PID.N.spare     room for what replaces it
 //! PID.lock        held (flock) by whoever serves the restore
 //! PID.sock        see `control`
 //! ```
@@ -28,7 +29,7 @@
 use crate::brake::Brake;
 use crate::crash::point;
 use crate::daemon::Start;
-use crate::journal::{Journal, Room};
+use crate::journal::{Journal, ROOM, Room, SPARE};
 use crate::mailbox::{Child, Mailbox};
 use crate::named::Named;
 use crate::origins::Origins;
@@ -45,9 +46,6 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// What files of journals end with that are not finished.
-const UNFINISHED: [&str; 2] = ["room", "anew"];
 
 /// What is restored.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -182,12 +180,15 @@ impl Place {
     /// Remove journals that were begun by a pager that died, and that nobody finds.
     pub(crate) fn clear_unfinished(&self) {
         let begin = format!("{}.", self.pid);
-        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let unfinished =
-                name.strip_prefix(&begin).is_some_and(|rest| UNFINISHED.iter().any(|suffix| rest.ends_with(&format!(".{suffix}"))));
-            if unfinished {
-                let _ = fs::remove_file(entry.path()); // gone already is as well
+        for path in fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
+            let of_ours = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&begin));
+            let unfinished = match path.extension().and_then(|suffix| suffix.to_str()) {
+                Some(ROOM) => true,
+                Some(SPARE) => !path.with_extension("journal").exists(),
+                _ => false,
+            };
+            if of_ours && unfinished {
+                let _ = fs::remove_file(path); // gone already is as well
             }
         }
     }
@@ -210,7 +211,7 @@ impl Place {
     /// Remove one journal.
     pub fn remove_journal(&self, id: u32) {
         let _ = fs::remove_file(self.journal_path(id)); // gone already is as well
-        for suffix in UNFINISHED {
+        for suffix in [ROOM, SPARE] {
             let _ = fs::remove_file(self.journal_path(id).with_extension(suffix));
         }
     }
@@ -340,6 +341,6 @@ impl Keep {
 
     /// Begin the journal of a child (step 2 above).
     pub fn child(&self, Cradle { id, room }: Cradle, parent: &Journal, now: &Residency) -> Result<Journal> {
-        parent.of_child(room, &self.place.journal_path(id), id, now)
+        parent.of_child(room, id, now)
     }
 }
