@@ -92,6 +92,9 @@ pub struct Start {
     /// Where a report is to be written once everything is there, or the process has ended.
     #[serde(default)]
     pub report: Option<PathBuf>,
+    /// The name of the restore's lease on the snapshot, which the pager renews and gives back.
+    #[serde(default)]
+    pub lease: Option<String>,
 }
 
 /// Why a pager ended early.
@@ -396,6 +399,7 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
         recording: if start.eager { Recording::Off } else { start.recording },
         latency: start.latency,
         told: None,
+        lease: start.lease,
     }
 }
 

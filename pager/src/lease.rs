@@ -1,4 +1,5 @@
-//! The thread that holds the lease of a live restore on its snapshot, so that a collection spares what is still to come: taken at once,
+//! The thread that holds the lease of a live restore on its snapshot, so that a collection spares what is still to come: taken by the
+//! restore before it reads anything (`store::held`),
 //! renewed until everything is there or the process has ended, then given back. A pager that takes over renews the same lease.
 //!
 //! Known holes: a server that cannot be reached for as long as a lease lasts, and a store that cannot be written to, have no lease; a
@@ -11,18 +12,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use store::{LEASE, Store, StoreError};
+use store::held::RENEW;
+use store::{Store, StoreError};
 
-/// How often a lease is renewed, and tried for where that failed.
-const RENEW: Duration = Duration::from_secs(LEASE.as_secs() / 5);
+/// How soon a renewal that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(15);
 /// How often the thread looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Start it.
-pub(crate) fn spawn(shared: Arc<Shared>, store: Arc<dyn Store>) -> std::io::Result<JoinHandle<()>> {
+/// Start it; `taken` is the name of the lease that the restore took before it read anything.
+pub(crate) fn spawn(shared: Arc<Shared>, store: Arc<dyn Store>, taken: Option<String>) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("lease".to_owned()).spawn(move || {
-        let (id, holder, mut due, mut told) = (shared.image.id, holder(&shared), Instant::now(), false);
+        let holder = taken.unwrap_or_else(|| holder(&shared));
+        let (id, mut due, mut told) = (shared.image.id, Instant::now(), false);
         loop {
             let settled = !matches!(shared.state(), State::Lazy | State::Waiting);
             if settled || shared.stop.load(Ordering::Relaxed) {

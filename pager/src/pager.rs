@@ -71,6 +71,8 @@ pub struct Config {
     pub latency: Latency,
     /// Who watches that this pager is at work.
     pub told: Option<Arc<Told>>,
+    /// The name of the lease that the restore took, where it did.
+    pub lease: Option<String>,
 }
 
 /// The lazy regions of an image.
@@ -198,7 +200,7 @@ impl Pager {
         let mut threads = fault_loop::spawn(&shared, places, &config.demand, config.prefetch)?;
         threads.push(completion::spawn(shared.clone(), handlers).inspect_err(|_| shared.halt())?);
         threads.push(outage::spawn(shared.clone()).inspect_err(|_| shared.halt())?);
-        threads.push(lease::spawn(shared.clone(), config.bulk.clone()).inspect_err(|_| shared.halt())?);
+        threads.push(lease::spawn(shared.clone(), config.bulk.clone(), config.lease).inspect_err(|_| shared.halt())?);
         threads.extend(digests::spawn(&shared, &config.bulk).inspect_err(|_| shared.halt())?);
         threads.extend(collapse::spawn(&shared).inspect_err(|_| shared.halt())?);
         if config.replay {

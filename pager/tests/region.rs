@@ -218,6 +218,7 @@ fn serve(
         reports: false,
         latency: defrost_pager::Latency::Usual,
         told: None,
+        lease: None,
     };
     let pager = Pager::start(config, uffd).expect("start");
     pager.process_runs();

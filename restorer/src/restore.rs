@@ -51,8 +51,8 @@ pub use daemon::AUTHORITY;
 use daemon::Daemon;
 use eager::Eager;
 use error::outside;
-use images::Image;
 use images::manifest::{Backing, Manifest, Process, Thread};
+use images::{Head, Image};
 use kernel::limits::Limit;
 use kernel::memory::ProcessMemory;
 use kernel::tracee::Stopped;
@@ -125,16 +125,26 @@ pub fn restore(
     store: &dyn Store,
     before_run: &mut dyn FnMut(Pid, &Manifest) -> Result<(), RestoreError>,
 ) -> Result<Restored, RestoreError> {
-    let mut phases = Phases::begin("restore");
-    let id = store::resolve_as(store, &request.name, request.digest)?;
-    let head = store.image_head(&id)?;
-    let mut image = Image::of_head(&head)?;
+    let phases = Phases::begin("restore");
+    let (id, head, lease) = store::held::take(store, &request.name, request.digest, |id| store.image_head(id))?;
+    // The pager of a restore that succeeds renews the lease and gives it back.
+    restore_held(request, (&head, &lease), store, before_run, phases).inspect_err(|_| store::held::release(store, &id, &lease))
+}
+
+fn restore_held(
+    request: &Request,
+    (head, lease): (&Head, &str),
+    store: &dyn Store,
+    before_run: &mut dyn FnMut(Pid, &Manifest) -> Result<(), RestoreError>,
+    mut phases: Phases,
+) -> Result<Restored, RestoreError> {
+    let mut image = Image::of_head(head)?;
     let how = Plan {
         outlook: Outlook::Gone,
         new_pid_namespace: request.new_pid_namespace,
         inherit_cgroups: request.inherit_cgroups,
         changes: request.changes.clone(),
-        made_here: made_here::knows(&id),
+        made_here: made_here::knows(&head.id()),
     };
     let (found, mut obstacles) = obstacles::of_image(&image.manifest, &how);
     if obstacles.is_empty() && !how.made_here {
@@ -156,7 +166,7 @@ pub fn restore(
     phases.done("make files");
     std::thread::scope(|scope| {
         let mut eager = Eager::fetch(scope, &image, store)?;
-        let daemon = Daemon::start(request, &head, process.pid, plan::first_touched(manifest), phases.origin_us())?;
+        let daemon = Daemon::start(request, (head, lease), process.pid, plan::first_touched(manifest), phases.origin_us())?;
         phases.done("start the pager");
         eager.fill(manifest, &made.objects)?;
         made.objects.settle(manifest)?;

@@ -3,6 +3,7 @@
 //! Every chunk is decoded and its digest checked on the way: a store keeps what it is given under the digest it is told, so a lying
 //! source must not get anything past us.
 
+use crate::held::held;
 use crate::{Store, StoreError, Unsound, refuse_taken, sound_chunk};
 use images::codec::{CodecError, Decoder, Verified};
 use images::{Image, ImageError, PageMap};
@@ -48,11 +49,13 @@ pub enum CopyError {
 
 /// Copy `name`; `progress` is told of chunks done and chunks in all.
 pub fn copy(from: &dyn Store, to: &dyn Store, name: &SnapshotName, progress: &dyn Fn(u64, u64)) -> Result<CopyReport, CopyError> {
-    let bytes = from.image(&from.resolve(name)?)?;
-    refuse_taken(to, name)?;
-    let report = copy_chunks(from, to, name, &bytes, progress)?;
-    to.commit(bytes, name)?;
-    Ok(report)
+    held(from, name, None, |id| {
+        let bytes = from.image(id)?;
+        refuse_taken(to, name)?;
+        let report = copy_chunks(from, to, name, &bytes, progress)?;
+        to.commit(bytes, name)?;
+        Ok(report)
+    })
 }
 
 /// Copy the chunks of an image that `to` does not have whole.

@@ -14,6 +14,7 @@ mod copy;
 mod error;
 mod flaky;
 mod head_file;
+pub mod held;
 mod image_file;
 mod latency;
 mod leases;

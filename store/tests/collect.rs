@@ -247,3 +247,24 @@ fn a_lease_keeps_a_snapshot_that_has_no_name() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn what_is_read_under_a_lease_is_left_alone_until_the_end() -> Result<()> {
+    let (_folder, store) = opened()?;
+    let ids = put(&store, 0..5)?;
+    commit(&store, &ids, "a")?;
+    let other = put(&store, 10..12)?;
+    let read = store::held::held(&store, &name("a"), None, |id| {
+        // Under the same name there is another snapshot now.
+        store.remove(&name("a"))?;
+        commit(&store, &other, "a").expect("the name is free");
+        assert_eq!(store.gc()?.packs, 0);
+        store.image(id)?;
+        store.frames(&ids)
+    })?;
+    assert_eq!(read.len(), 5);
+    assert_eq!(store.gc()?.packs, 1);
+    store.remove(&name("a"))?;
+    assert_eq!(store.gc()?.packs, 1);
+    Ok(())
+}

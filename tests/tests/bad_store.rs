@@ -208,6 +208,35 @@ fn a_live_restore_keeps_its_snapshot() -> Result<()> {
     Ok(())
 }
 
+/// `remove` and `gc` between the first read of a restore and anything that follows: strace holds it up where it opens the image.
+#[test]
+fn a_restore_keeps_its_snapshot_from_its_first_read_on() -> Result<()> {
+    let frozen = Frozen::new()?;
+    let store = frozen.copy("raced")?;
+    let address = store.to_string_lossy().into_owned();
+    let image = files(&store, "snapshots")?.into_iter().find(|file| file.extension().is_some_and(|kind| kind == "image"));
+    let image = image.context("no image")?.to_string_lossy().into_owned();
+    let log = store.with_extension("log");
+    let mut restore = Command::new("strace")
+        .args(["-qqq", "-P", &image, "-e", "trace=openat", "-e", "inject=openat:delay_exit=1500000:when=1", "-o"])
+        .arg(&log)
+        .arg(defrost_tests::binary("defrost")?)
+        .args(["restore", "whole", "--store", &address, "--detach", "--no-background", "--no-replay"])
+        .spawn()
+        .context("start strace: install its package")?;
+    // strace writes the line as the call begins.
+    let begun = || fs::read_to_string(&log).is_ok_and(|text| text.contains("openat"));
+    let seen = eventually("the restore reads the image", begun);
+    let collected = seen.and_then(|()| {
+        defrost_ok(&["remove", "whole", "--store", &address])?;
+        defrost_ok(&["gc", "--store", &address])
+    });
+    ensure!(restore.wait()?.success(), "the restore failed");
+    collected?;
+    frozen.victim.check("")?;
+    eventually("the lease is given back", || files(&store, "leases").is_ok_and(|leases| leases.is_empty()))
+}
+
 /// Who changed what is in the server's log at its default level.
 #[test]
 fn a_server_logs_who_committed_tagged_removed_and_collected() -> Result<()> {

@@ -14,7 +14,7 @@ use crate::replay::Touched;
 use crate::space::Outcome;
 use crate::window::Window;
 use images::{Image, PageMap};
-use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange, SnapshotName};
+use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange, SnapshotId, SnapshotName};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -52,7 +52,12 @@ pub struct Snapshot {
 impl Snapshot {
     /// The one of that name.
     pub fn open(name: &SnapshotName, store: &dyn Store) -> Result<Self, SnapshotError> {
-        let image = Image::parse(&store.image(&store.resolve(name)?)?);
+        Self::open_as(name, &store.resolve(name)?, store)
+    }
+
+    /// The one with this digest, which has that name.
+    pub fn open_as(name: &SnapshotName, id: &SnapshotId, store: &dyn Store) -> Result<Self, SnapshotError> {
+        let image = Image::parse(&store.image(id)?);
         Ok(Self::of(image.map_err(|source| SnapshotError::Image { name: name.clone(), source })?))
     }
 

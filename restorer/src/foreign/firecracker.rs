@@ -8,11 +8,12 @@ use images::manifest::Manifest;
 use images::memory_file;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use pages::{PAGE_SIZE_BYTES, PageRange, SnapshotName};
+use pages::{PAGE_SIZE_BYTES, PageRange, SnapshotId, SnapshotName};
 use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use store::held::held;
 use store::{Store, refuse_taken};
 
 /// What was imported or exported.
@@ -110,8 +111,17 @@ fn written_runs(file: &File, bytes: u64, start: u64) -> Vec<PageRange> {
 
 /// Write the files again, those that are named; pages of zeros become holes.
 pub fn export(name: &SnapshotName, memory: Option<&Path>, state: Option<&Path>, store: &dyn Store) -> Result<Report, ExportError> {
-    let snapshot = store.resolve(name)?;
-    let image = Image::parse(&store.image(&snapshot)?).map_err(|source| ExportError::Image { name: name.clone(), source })?;
+    held(store, name, None, |snapshot| export_held(name, snapshot, memory, state, store))
+}
+
+fn export_held(
+    name: &SnapshotName,
+    snapshot: &SnapshotId,
+    memory: Option<&Path>,
+    state: Option<&Path>,
+    store: &dyn Store,
+) -> Result<Report, ExportError> {
+    let image = Image::parse(&store.image(snapshot)?).map_err(|source| ExportError::Image { name: name.clone(), source })?;
     let kept = image.manifest.memory_file.ok_or_else(|| ExportError::NoMemoryFile(name.clone()))?;
     let mut pages = Pages::new(name, store, &image);
     let mut contents_bytes = 0;

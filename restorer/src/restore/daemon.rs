@@ -28,8 +28,14 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Start it for the process to have number `pid`, with the image's head; it opens the store while we rebuild.
-    pub fn start(request: &Request, head: &Head, pid: u32, prefetch: Vec<PageAddr>, origin_us: u64) -> Result<Self, RestoreError> {
+    /// Start it for the process to have number `pid`, with the image's head and the lease on the snapshot; it opens the store while we rebuild.
+    pub fn start(
+        request: &Request,
+        (head, lease): (&Head, &str),
+        pid: u32,
+        prefetch: Vec<PageAddr>,
+        origin_us: u64,
+    ) -> Result<Self, RestoreError> {
         let (ours, theirs) = UnixStream::pair().map_err(outside("make a socket pair"))?;
         let authority = request.authority.as_ref().map(|file| (AUTHORITY, file.as_os_str()));
         let child = pager::daemon::spawn(theirs, &[], authority).map_err(|error| not_started("the pager", pid, error))?;
@@ -46,6 +52,7 @@ impl Daemon {
             latency: request.latency,
             origin_us,
             report: request.report.clone(),
+            lease: Some(lease.to_owned()),
         };
         let line = serde_json::to_string(&start).map_err(outside("write a request"))?;
         let file = store::head_file(head)?;

@@ -12,14 +12,15 @@ use images::criu::{Dump, Layout};
 use nix::unistd::{dup2_stderr, dup2_stdout};
 use pager::frontend::criu::{Daemon, DumpDir, FromFolder, FromStore, Plan, Take};
 use pager::frontend::{Held, Recall, Snapshot, Source, Sources, firecracker};
-use pages::SnapshotName;
+use pages::{SnapshotId, SnapshotName};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use store::{Access, Class};
+use store::held::held;
+use store::{Access, Class, Store};
 
 /// The daemon of one `criu restore --lazy-pages`.
 pub fn criu(args: CriuArgs) -> Result<()> {
@@ -33,22 +34,29 @@ pub fn criu(args: CriuArgs) -> Result<()> {
         return remote::serve(&address, &images, keep, &work_dir, begun);
     }
     let recall = args.recall.recall(!args.no_background || args.replay);
-    let (plan, sources) = match (args.snapshot, args.images) {
-        (Some(name), _) => snapshot(&name, &address_of(args.store.store)?, recall)?,
+    let background = !args.no_background;
+    let serve = |(plan, sources): (Arc<Plan>, Sources)| -> Result<()> {
+        let daemon = Daemon::listen(plan, &work_dir, begun.held()?)?;
+        begun.tell()?;
+        let served = daemon.serve(sources, background)?;
+        tracing::info!(?served, "all memory is there");
+        Ok(())
+    };
+    match (args.snapshot, args.images) {
+        (Some(name), _) => {
+            let address = address_of(args.store.store)?;
+            let (demand, bulk) = stores(&address)?;
+            held(bulk.as_ref(), &name, None, |id| serve(snapshot((&name, id), (demand, bulk.clone()), recall)?))
+        }
         (None, Some(images)) => {
             let dir = DumpDir::open(&images, Take::Memory)?;
             let plan = Arc::new(Plan::new(dir.dump())?);
             let source = || -> Result<Box<dyn Source>> { Ok(Box::new(FromFolder::open(&dir, &plan)?)) };
             let sources = Sources::new(source()?, (0..pager::workers()).map(|_| source()).collect::<Result<_>>()?);
-            (plan, sources)
+            serve((plan, sources))
         }
         (None, None) => bail!("name --images or --snapshot"),
-    };
-    let daemon = Daemon::listen(plan, &work_dir, begun.held()?)?;
-    begun.tell()?;
-    let served = daemon.serve(sources, !args.no_background)?;
-    tracing::info!(?served, "all memory is there");
-    Ok(())
+    }
 }
 
 /// A daemon that has begun, and is not ready yet.
@@ -102,29 +110,40 @@ impl RecallArgs {
     }
 }
 
+/// A store for what is waited for, and for the rest.
+fn stores(address: &str) -> Result<(Arc<dyn Store>, Arc<dyn Store>)> {
+    Ok((open(address, Access::Read, Class::Demand)?, open(address, Access::Read, Class::Bulk)?))
+}
+
 /// A snapshot that an import made.
-fn snapshot(name: &SnapshotName, address: &str, recall: Recall) -> Result<(Arc<Plan>, Sources)> {
-    let (demand, bulk) = (open(address, Access::Read, Class::Demand)?, open(address, Access::Read, Class::Bulk)?);
-    let snapshot = Snapshot::open(name, bulk.as_ref())?;
+fn snapshot(
+    (name, id): (&SnapshotName, &SnapshotId),
+    stores: (Arc<dyn Store>, Arc<dyn Store>),
+    recall: Recall,
+) -> Result<(Arc<Plan>, Sources)> {
+    let snapshot = Snapshot::open_as(name, id, stores.1.as_ref())?;
     let Some(kept) = &snapshot.image().manifest.criu_dump else {
         bail!("snapshot {name} is a process that defrost froze, not a dump of CRIU's: bring it back with `defrost restore {name}`");
     };
     let dump = Dump::of(kept).with_context(|| format!("snapshot {name}"))?;
     let layout = Layout::new(&dump).with_context(|| format!("snapshot {name}"))?;
     let plan = Arc::new(Plan::new(&dump)?);
-    let sources = FromStore::sources(&snapshot, &plan, &dump, &layout, (demand, bulk), recall)?;
+    let sources = FromStore::sources(&snapshot, &plan, &dump, &layout, stores, recall)?;
     Ok((plan, sources))
 }
 
 /// The handler of microVMs of one snapshot, until a signal comes.
 pub fn firecracker(args: FirecrackerArgs) -> Result<()> {
-    let held = Held::hold()?;
+    let signals = Held::hold()?;
     let address = address_of(args.store.store)?;
-    let (demand, bulk) = (open(&address, Access::Read, Class::Demand)?, open(&address, Access::Read, Class::Bulk)?);
-    let snapshot = Snapshot::open(&args.snapshot, bulk.as_ref())?;
-    let recall = args.recall.recall(!args.no_background || args.replay);
-    let guest = firecracker::Guest::new(snapshot, demand, bulk, !args.no_background, recall).with_context(|| args.snapshot.to_string())?;
-    Ok(firecracker::Daemon::listen(&args.socket, guest, held)?.serve()?)
+    let (demand, bulk) = stores(&address)?;
+    let (name, background) = (args.snapshot, !args.no_background);
+    let recall = args.recall.recall(background || args.replay);
+    held(bulk.as_ref(), &name, None, |id| {
+        let snapshot = Snapshot::open_as(&name, id, bulk.as_ref())?;
+        let guest = firecracker::Guest::new(snapshot, demand, bulk.clone(), background, recall).with_context(|| name.to_string())?;
+        Ok(firecracker::Daemon::listen(&args.socket, guest, signals)?.serve()?)
+    })
 }
 
 /// A zero byte, as CRIU's own daemon writes, and then the descriptor is closed: who waits sees both.

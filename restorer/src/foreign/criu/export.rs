@@ -9,12 +9,13 @@ use crate::foreign::ExportError;
 use crate::foreign::outtake::{Pages, create, write};
 use images::Image;
 use images::criu::{Body, Dump, Layout, Origin};
-use pages::{PAGE_SIZE_BYTES, PageRange, SnapshotName};
+use pages::{PAGE_SIZE_BYTES, PageRange, SnapshotId, SnapshotName};
 use std::fs::DirBuilder;
 use std::io::Write as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use store::Store;
+use store::held::held;
 
 /// What was exported.
 #[derive(Debug, serde::Serialize)]
@@ -40,7 +41,11 @@ impl std::fmt::Display for ExportReport {
 
 /// Write the dump `name` to `dir`, which is empty or not there yet.
 pub fn export(name: &SnapshotName, dir: &Path, lazy: bool, store: &dyn Store) -> Result<ExportReport, ExportError> {
-    let image = Image::parse(&store.image(&store.resolve(name)?)?).map_err(|source| ExportError::Image { name: name.clone(), source })?;
+    held(store, name, None, |id| export_held((name, id), dir, lazy, store))
+}
+
+fn export_held((name, id): (&SnapshotName, &SnapshotId), dir: &Path, lazy: bool, store: &dyn Store) -> Result<ExportReport, ExportError> {
+    let image = Image::parse(&store.image(id)?).map_err(|source| ExportError::Image { name: name.clone(), source })?;
     let kept = image.manifest.criu_dump.as_ref().ok_or_else(|| ExportError::NoDump(name.clone()))?;
     let wrong = |source| ExportError::Dump { name: name.clone(), source };
     let dump = Dump::of(kept).map_err(wrong)?;

@@ -1,8 +1,8 @@
 //! A page server for CRIU's lazy-pages daemons and our own, with the pages of a dump or of a snapshot.
 
-use super::{begin, snapshot};
+use super::{begin, snapshot, stores};
 use crate::cli::CriuPageServerArgs;
-use crate::verbs::address_of;
+use crate::verbs::{address_of, open};
 use anyhow::{Context as _, Result, bail};
 use pager::frontend::criu::{DumpDir, FromFolder, MakeSource, PageServer, Plan, Take, Until};
 use pager::frontend::{Recall, Source};
@@ -10,6 +10,8 @@ use pages::line::sentence;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
+use store::held::held;
+use store::{Access, Class};
 
 /// Serve until told, or until the first client is done.
 pub fn serve(args: CriuPageServerArgs) -> Result<()> {
@@ -24,9 +26,9 @@ pub fn serve(args: CriuPageServerArgs) -> Result<()> {
     let work_dir = work_dir.canonicalize().with_context(|| format!("--work-dir {}", work_dir.display()))?;
     let speaks = args.daemon.status_fd.is_none();
     let Some(mut begun) = begin(args.daemon, &work_dir)? else { return Ok(()) };
-    let held = begun.held()?;
+    let signals = begun.held()?;
     let serve = |plan: Arc<Plan>, source: MakeSource<'_>| -> Result<u64> {
-        let server = PageServer::listen(plan, &args.listen, held)?;
+        let server = PageServer::listen(plan, &args.listen, signals)?;
         let address = server.address()?;
         tracing::info!(%address, "listening");
         if speaks {
@@ -40,10 +42,13 @@ pub fn serve(args: CriuPageServerArgs) -> Result<()> {
     };
     let clients = match (args.snapshot, args.images) {
         (Some(name), _) => {
-            let store = address_of(args.store.store)?;
-            let snapshot = || snapshot(&name, &store, Recall::NONE);
-            let (plan, _) = snapshot()?;
-            serve(plan, &|| snapshot().map(|(_, sources)| sources.into_demand()).map_err(|error| sentence(error.as_ref())))?
+            let address = address_of(args.store.store)?;
+            let leased = open(&address, Access::Read, Class::Bulk)?;
+            held(leased.as_ref(), &name, None, |id| {
+                let snapshot = || snapshot((&name, id), stores(&address)?, Recall::NONE);
+                let (plan, _) = snapshot()?;
+                serve(plan, &|| snapshot().map(|(_, sources)| sources.into_demand()).map_err(|error| sentence(error.as_ref())))
+            })?
         }
         (None, Some(images)) => {
             let dir = DumpDir::open(&images, Take::Memory)?;
