@@ -1,4 +1,4 @@
-//! The dependency arrows of ARCHITECTURE.md, held against what cargo says.
+//! The dependency arrows of ARCHITECTURE.md, held against what cargo says; and documents, held against what they speak of.
 
 use anyhow::{Context as _, Result};
 use std::collections::BTreeSet;
@@ -39,5 +39,52 @@ fn unsafe_has_one_address() -> Result<()> {
         let text = std::fs::read_to_string(top.join(name).join("src/lib.rs"))?;
         assert!(text.contains("#![forbid(unsafe_code)]"), "{name} does not forbid unsafe code");
     }
+    Ok(())
+}
+
+fn text(path: &str) -> Result<String> {
+    let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?;
+    std::fs::read_to_string(top.join(path)).with_context(|| path.to_owned())
+}
+
+/// The words of a text that may be names.
+fn words(text: &str) -> BTreeSet<&str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect()
+}
+
+#[test]
+fn the_format_document_has_every_field_of_the_schema() -> Result<()> {
+    let (schema, document) = (text("images/proto/manifest.proto")?, text("docs/image-format.md")?);
+    let (known, mut seen, mut is_enum) = (words(&document), 0, false);
+    for line in schema.lines() {
+        let code = line.split("//").next().unwrap_or_default().trim();
+        if code.starts_with("message ") || code.starts_with("enum ") {
+            is_enum = code.starts_with("enum ");
+        }
+        if is_enum {
+            continue;
+        }
+        // Several fields may be on a line: `TYPE NAME = NUMBER;`.
+        for field in code.split(';').filter_map(|field| field.split_once(" = ")) {
+            let name = field.0.split_whitespace().last().context("a field has a name")?;
+            assert!(known.contains(name), "docs/image-format.md lacks the field {name}: {line}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 200, "the schema has another form: only {seen} fields were found");
+    Ok(())
+}
+
+#[test]
+fn every_test_that_the_security_document_names_is_there() -> Result<()> {
+    let document = text("SECURITY.md")?;
+    let mut seen = 0;
+    for name in document.split('`').skip(1).step_by(2) {
+        let Some((file, test)) = name.split_once("::") else { continue };
+        let source = text(&format!("tests/tests/{file}.rs"))?;
+        assert!(words(&source).contains(test), "tests/tests/{file}.rs lacks {test}");
+        seen += 1;
+    }
+    assert!(seen > 10, "only {seen} tests are named");
     Ok(())
 }
