@@ -16,7 +16,7 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
 use pages::PAGE_SIZE_BYTES;
 use serde::de::DeserializeOwned;
-use std::io::{BufRead as _, BufReader, Error, ErrorKind, Result, Write as _};
+use std::io::{BufRead as _, BufReader, Error, ErrorKind, Read as _, Result, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -30,6 +30,8 @@ const TOLD_WITHIN: Duration = Duration::from_secs(60);
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// How long a `wait` goes on although its pager answers nothing: a supervisor replaces a silent one sooner.
 const SILENT_MOST: Duration = Duration::from_secs(10);
+/// The longest question: what follows is not read.
+const QUESTION_BYTES: u64 = 64;
 /// Calls that are answered at once: others are hung up on.
 const CALLS_MOST: usize = 256;
 /// How long a supervisor may take to have another pager serve.
@@ -146,7 +148,7 @@ pub(crate) fn listen(shared: Arc<Shared>) -> Result<Listening> {
 /// Answer one call; true where it was a `wait` that was told of a failure.
 fn serve(stream: UnixStream, shared: &Shared) -> Result<bool> {
     let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line)?;
+    BufReader::new((&stream).take(QUESTION_BYTES)).read_line(&mut line)?;
     if line.trim() == "picture" {
         let answer = serde_json::to_string(&shared.picture()).map_err(Error::from)?;
         writeln!(&stream, "{answer}")?;

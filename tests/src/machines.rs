@@ -88,6 +88,12 @@ impl Handler {
         Ok(handler)
     }
 
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where VMs connect.
     #[must_use]
     pub fn socket(&self) -> &Path {
