@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Parser;
 use defrost_tests::record::{Output, Record, Table};
 use defrost_tests::storm::{KINDS, Kind, Plan, run};
+use defrost_tests::unrest::{EVENTS, in_a_runtime_directory_of_our_own};
 use defrost_tests::{binary, need_root};
 use std::process::Command;
 
@@ -28,6 +29,7 @@ const KILLS_PER_RESTORE: usize = 40;
 
 fn main() -> Result<()> {
     need_root()?;
+    in_a_runtime_directory_of_our_own()?;
     let cli = Cli::parse();
     let seed = cli.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
     let mut defrost = Command::new(binary("defrost")?);
@@ -36,7 +38,7 @@ fn main() -> Result<()> {
     println!("{command}");
     let mut record = Record::new("Torture: kills at random times", command, &std::env::temp_dir(), &[defrost])?;
     let kinds = KINDS.map(|(kind, _)| kind).to_vec();
-    let plan = Plan { mib: cli.mib, pace_us: PACE_US, kills: cli.kills, kills_per_restore: KILLS_PER_RESTORE, seed, kinds };
+    let plan = Plan { mib: cli.mib, pace_us: PACE_US, kills: cli.kills, kills_per_restore: KILLS_PER_RESTORE, seed, kinds, events: true };
     let report = run(&plan)?;
     println!("{report}");
     let mut kills = Table::new("SIGKILLs at random times", "kills");
@@ -48,6 +50,8 @@ fn main() -> Result<()> {
         }
     }
     kills.add("all", report.kills.len() as f64);
+    let mut events = Table::new("What happened between kills", "number");
+    EVENTS.iter().zip(report.events).for_each(|((_, name), count)| events.add(name, count as f64));
     let mut did = Table::new("What the program did meanwhile", "number");
     let counts = report.counts;
     for (name, count) in [
@@ -68,15 +72,17 @@ fn main() -> Result<()> {
     }
     record.conditions(&[
         &format!(
-            "Four threads check and change {} MiB in known patterns, call MADV_DONTNEED, munmap, mmap and mremap, and fork children and \
-             grandchildren that do the same with their copies. Restored over loopback, in turn with background fill and without.",
+            "Four threads check and change {} MiB in known patterns, call MADV_DONTNEED, munmap, mmap, mremap, set and remove guards, and fork \
+             children and grandchildren that do the same with their copies; one in ten ends by a signal that dumps core. Restored over loopback, in turn with background fill and without.",
             cli.mib
         ),
         "One kill in four is followed by the next without waiting until it is served again. A page server is down for up to 0.4 s, which is \
          part of its figure; where pager and supervisor are dead, `defrost pager --adopt` is called, and is part of it too.",
+        "Between kills the snapshot's name is removed and the store collected, the runtime directory is filled, or pager and supervisor get \
+         three further descriptors at most; a child that cannot be kept then is ended (SIGBUS), which is counted.",
         "The first wrong byte, thread that makes no step for a minute, and process or file that is left ends the run without a record.",
     ]);
-    record.tables.extend([kills, served, did]);
+    record.tables.extend([kills, events, served, did]);
     record.write(&cli.output.out)
 }
 

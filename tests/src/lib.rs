@@ -25,6 +25,7 @@ pub mod sized;
 pub mod small_disk;
 pub mod stored;
 pub mod storm;
+pub mod unrest;
 mod victim;
 pub mod watched;
 

@@ -6,6 +6,7 @@
 //! everything is compared.
 
 use crate::guarded::{Guarded, Recovery};
+use crate::unrest::{EVENTS, Unrest};
 use crate::{PATIENCE, Server, Victim, checkpoint, eventually, need_root};
 use anyhow::{Context as _, Result, ensure};
 use std::path::Path;
@@ -43,6 +44,8 @@ pub struct Plan {
     pub seed: u64,
     /// What may be killed.
     pub kinds: Vec<Kind>,
+    /// Whether other things happen between kills ([`crate::unrest`]).
+    pub events: bool,
 }
 
 /// What came of it.
@@ -54,6 +57,8 @@ pub struct Report {
     pub adoptions: usize,
     /// Restores.
     pub restores: usize,
+    /// Events between kills, in the order of [`EVENTS`].
+    pub events: [u64; EVENTS.len()],
     /// Faults answered with contents, as far as pagers lived to tell.
     pub faults: u64,
     /// What the victims did.
@@ -95,7 +100,9 @@ impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} kills over {} restores: ", self.kills.len(), self.restores)?;
         KINDS.iter().try_for_each(|(kind, name)| write!(f, "{} {name}, ", self.killed(*kind)))?;
-        write!(f, "{} adoptions, {} faults seen; {:?}", self.adoptions, self.faults, self.counts)
+        write!(f, "{} adoptions, {} faults seen, ", self.adoptions, self.faults)?;
+        EVENTS.iter().zip(self.events).try_for_each(|((_, name), count)| write!(f, "{count} {name}, "))?;
+        write!(f, "{:?}", self.counts)
     }
 }
 
@@ -107,6 +114,7 @@ struct Storm<'a> {
     server: Server,
     folder: &'a Path,
     report: Report,
+    unrest: Unrest,
 }
 
 /// Carry out a plan. Fails at the first wrong byte, the first hang, and whatever is left behind.
@@ -114,10 +122,12 @@ pub fn run(plan: &Plan) -> Result<Report> {
     need_root()?;
     let folder = tempfile::tempdir()?;
     let server = Server::start(folder.path())?;
-    let mut victim = Victim::c("storm", &[&plan.mib.to_string(), &plan.pace_us.to_string()])?;
+    let (mib, pace) = (plan.mib.to_string(), plan.pace_us.to_string());
+    let args: &[&str] = if plan.events { &[&mib, &pace, "0", "unrest"] } else { &[&mib, &pace] };
+    let mut victim = Victim::c("storm", args)?;
     checkpoint(&mut victim, "storm", &server.store())?;
     let random = fastrand::Rng::with_seed(plan.seed);
-    let mut storm = Storm { plan, random, victim, server, folder: folder.path(), report: Report::default() };
+    let mut storm = Storm { plan, random, victim, server, folder: folder.path(), report: Report::default(), unrest: Unrest::default() };
     while storm.report.kills.len() < plan.kills {
         // A restore may be over before anything is killed, but not always.
         ensure!(storm.report.restores < plan.kills * 3 + 10, "the memory is there too soon: {}", storm.report);
@@ -147,8 +157,16 @@ impl Storm<'_> {
                 }
                 faults = status.demand_faults;
             }
+            if self.plan.events {
+                let event = EVENTS[self.random.usize(..EVENTS.len())].0;
+                self.unrest.another(event, &self.server.store(), &guarded.processes()).with_context(|| format!("{event:?}"))?;
+                println!("event {event:?}");
+                std::thread::sleep(Duration::from_micros(self.random.u64(..100_000)));
+            }
             self.one_kill(&guarded)?;
         }
+        self.unrest.ends()?;
+        self.report.events = self.unrest.counts;
         self.report.faults += faults;
         // The last kill may not have been waited for.
         self.recovered(&guarded)?;

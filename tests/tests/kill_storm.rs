@@ -17,7 +17,7 @@ fn storm(kills: u64, kinds: Vec<Kind>) -> Result<()> {
     let seed = given("DEFROST_STORM_SEED", fastrand::u64(..1 << 32))?;
     println!("DEFROST_STORM_SEED={seed}");
     let kills = usize::try_from(given("DEFROST_STORM_KILLS", kills)?)?;
-    let report = run(&Plan { mib: 96, pace_us: 4000, kills, kills_per_restore: 8, seed, kinds })?;
+    let report = run(&Plan { mib: 96, pace_us: 4000, kills, kills_per_restore: 8, seed, kinds, events: false })?;
     println!("{report}");
     ensure!(report.counts.checked > 1000 && report.counts.forks > 0, "the victims hardly did anything");
     // Each may be ended rather than served wrongly, but only where something of ours died.

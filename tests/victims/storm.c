@@ -13,9 +13,11 @@
 // children too, and then it is OK. A child that was ended by SIGKILL is counted, not blamed: whoever cannot serve it may do that. A child
 // that finds something wrong writes the verdict and takes the parent with it.
 //
+// `storm MIB PACE_US 0 unrest`: children may dump core, and may be ended because there is no room for them.
 // `storm MIB PACE_US DEFECT` spoils a byte after that many steps, to see that it is found.
 #include "victim.h"
 #include <sys/prctl.h>
+#include <sys/resource.h>
 
 #define THREADS 4
 #define BLOCK 16UL // pages
@@ -46,6 +48,7 @@ struct slice {
 static struct slice slices[THREADS];
 static u64 pages; // of one slice
 static u64 pace_us, defect;
+static int dumps; // among what children do
 static int progress;
 
 #define NO_NAME 0xffffffffu
@@ -133,6 +136,26 @@ static void drop(struct slice *s) {
     s->counts.dropped += count;
 }
 
+static void pause_us(u64 us) {
+    struct timespec t = {(time_t)(us / 1000000), (long)(us % 1000000 * 1000)};
+    nanosleep(&t, NULL);
+}
+
+// Pages that may not be touched, and then may: what was there is gone. Kernels before 6.13 have no guards.
+static void guard(struct slice *s) {
+    u64 from = roll(s, pages), count = roll(s, 24) + 1;
+    if (from + count > pages) count = pages - from;
+    if (madvise(s->at + from * PAGE, count * PAGE, 102 /* MADV_GUARD_INSTALL */) != 0) {
+        MUST(errno == EINVAL);
+        return;
+    }
+    if (roll(s, 2)) pause_us(1000);
+    MUST(madvise(s->at + from * PAGE, count * PAGE, 103 /* MADV_GUARD_REMOVE */) == 0);
+    becomes_zeros(s, from, count);
+    check_one(s, from + roll(s, count), "guarded for a while");
+    s->counts.dropped += count;
+}
+
 static u64 block(struct slice *s) { return roll(s, pages / BLOCK) * BLOCK; }
 
 static void map_block(struct slice *s, u64 at) {
@@ -179,11 +202,6 @@ static void overwrite_block(struct slice *s) {
 
 static int stopped(void) { return access("stop", F_OK) == 0; }
 
-static void pause_us(u64 us) {
-    struct timespec t = {(time_t)(us / 1000000), (long)(us % 1000000 * 1000)};
-    nanosleep(&t, NULL);
-}
-
 static void check_all(struct slice *s, const char *doing) {
     for (u64 p = 0; p < pages; p++) check_one(s, p, doing);
 }
@@ -212,7 +230,9 @@ static void step(struct slice *s, int depth) {
         swap_blocks(s);
     } else if (kind < 955) {
         overwrite_block(s);
-    } else if (kind >= 970 && depth < 2) {
+    } else if (kind < 970) {
+        guard(s);
+    } else if (depth < 2) {
         fork_child(s, depth);
     }
     s->counts.steps++;
@@ -228,6 +248,12 @@ static void child(struct slice *s, int depth, int all, u64 kind) {
     s->state = mix(s->state ^ (0xc0ffeeULL + (u64)depth));
     memset(s->children, 0, sizeof s->children);
     memset(&s->counts, 0, sizeof s->counts);
+    if (kind == 9 && dumps) { // its memory is asked for by the kernel, which waits for nothing
+        check_one(s, roll(s, pages), "looking");
+        struct sigaction usual = {.sa_handler = SIG_DFL};
+        sigaction(SIGABRT, &usual, NULL);
+        abort();
+    }
     if (kind < 4) { // looks at some pages and goes
         for (int i = 0; i < 24; i++) {
             struct slice *looked = all ? &slices[roll(s, THREADS)] : s;
@@ -287,7 +313,12 @@ static void reap(struct slice *s, int wait) {
         MUST(ended == s->children[i]);
         s->children[i] = 0;
         if (WIFEXITED(status) && WEXITSTATUS(status) == 1) _exit(1); // it has said what
-        if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) {
+        if (dumps && WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT) {
+            s->counts.children_ok++;
+            continue;
+        }
+        // SIGBUS: there was no room for it, or no descriptor.
+        if (WIFSIGNALED(status) && (WTERMSIG(status) == SIGKILL || (dumps && WTERMSIG(status) == SIGBUS))) {
             s->counts.children_killed++;
             continue;
         }
@@ -332,6 +363,8 @@ int main(int argc, char **argv) {
     u64 mib = argc > 1 ? strtoull(argv[1], NULL, 10) : 64;
     pace_us = argc > 2 ? strtoull(argv[2], NULL, 10) : 3000;
     defect = argc > 3 ? strtoull(argv[3], NULL, 10) : 0;
+    dumps = argc > 4;
+    if (dumps) MUST(setrlimit(RLIMIT_CORE, &(struct rlimit){16 * MIB, 16 * MIB}) == 0);
     pages = mib * MIB / PAGE / THREADS / BLOCK * BLOCK;
     CHECK(pages > 128, "give it a megabyte or more");
     for (u64 n = 0; n < THREADS; n++) {
