@@ -117,7 +117,9 @@ fn status(error: StoreError) -> Status {
         StoreError::NameTaken(_) => Status::already_exists(text),
         StoreError::Full { .. } => Status::resource_exhausted(text),
         StoreError::Damaged { .. } | StoreError::DamagedThere { .. } => Status::data_loss(text),
-        StoreError::TooLarge { .. } | StoreError::WrongFrame { .. } | StoreError::Holder => Status::invalid_argument(text),
+        StoreError::TooLarge { .. } | StoreError::WrongImage(_) | StoreError::WrongFrame { .. } | StoreError::Holder => {
+            Status::invalid_argument(text)
+        }
         StoreError::Crowded(_) => Status::failed_precondition(text),
         StoreError::Unreachable(_) => Status::unavailable(text),
         _ => Status::internal(text),

@@ -48,6 +48,9 @@ pub enum StoreError {
         /// What is wrong.
         source: ImageError,
     },
+    /// What was sent as an image is none.
+    #[error("the image sent is refused: {0}; nothing is stored under its name")]
+    WrongImage(ImageError),
     /// What was sent as a chunk is another, or none.
     #[error("the frame sent as chunk {chunk} is refused: {source}; nothing of the upload is stored: compress the chunk again")]
     WrongFrame {

@@ -290,7 +290,7 @@ fn check_image(bytes: &[u8], id: &SnapshotId) -> Result<(), ImageError> {
 
 /// Digest and table of an image that somebody sent.
 fn sent_image(bytes: &[u8]) -> Result<(SnapshotId, &[u8]), StoreError> {
-    images::table_of(bytes).map_err(|source| StoreError::Damaged { path: PathBuf::from("the image sent"), source })
+    images::table_of(bytes).map_err(StoreError::WrongImage)
 }
 
 /// What was sent as a chunk is that chunk: every store asks before it keeps a frame.

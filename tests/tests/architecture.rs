@@ -55,13 +55,13 @@ fn words(text: &str) -> BTreeSet<&str> {
 #[test]
 fn the_format_document_has_every_field_of_the_schema() -> Result<()> {
     let (schema, document) = (text("images/proto/manifest.proto")?, text("docs/image-format.md")?);
-    let (known, mut seen, mut is_enum) = (words(&document), 0, false);
+    let (known, mut seen, mut in_message) = (words(&document), 0, false);
     for line in schema.lines() {
         let code = line.split("//").next().unwrap_or_default().trim();
         if code.starts_with("message ") || code.starts_with("enum ") {
-            is_enum = code.starts_with("enum ");
+            in_message = code.starts_with("message ");
         }
-        if is_enum {
+        if !in_message {
             continue;
         }
         // Several fields may be on a line: `TYPE NAME = NUMBER;`.

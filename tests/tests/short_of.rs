@@ -139,3 +139,20 @@ fn a_full_runtime_directory_refuses_children_and_can_be_taken_over() -> Result<(
     ensure!(ask(&["status", &pid.to_string()])?.contains("lazy"), "nobody serves it");
     brood.ends_right()
 }
+
+/// A journal is rewritten every few hundred moves; a full runtime directory stops neither that nor a pager that takes over.
+#[test]
+fn a_full_runtime_directory_stops_no_program_that_moves_memory() -> Result<()> {
+    need_root()?;
+    let small = SmallRun::new()?;
+    let through = small.through();
+    let through: Vec<&str> = through.iter().map(String::as_str).collect();
+    let folder = tempfile::tempdir()?;
+    let store = folder.path().to_string_lossy().into_owned();
+    let mut victim = Victim::c("moves", &[])?;
+    checkpoint(&mut victim, "moves", &store)?;
+    let output = defrost_through(&through, &[&["restore", "moves", "--store", &store], LAZY.as_slice()].concat())?;
+    ensure!(output.status.success(), "restore: {}", String::from_utf8_lossy(&output.stderr));
+    small.fill()?;
+    victim.check("").with_context(|| fs::read_to_string(small.file("pager.log")).unwrap_or_default())
+}
