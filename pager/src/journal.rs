@@ -457,7 +457,7 @@ mod tests {
             (state >> 33) % below
         };
         let used = (BITMAP_AT + 64 + 64) as u64;
-        for _ in 0..4000 {
+        for _ in 0..1000 {
             let mut bytes = whole.clone();
             for _ in 0..=roll(3) {
                 let at = if roll(2) == 0 { roll(used) } else { roll(16) } as usize * 8;
