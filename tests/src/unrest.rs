@@ -3,12 +3,13 @@
 //!
 //! The runtime directory is filled to its last page, so it must be the caller's own ([`in_a_runtime_directory_of_our_own`]).
 
-use crate::command::defrost_ok;
 use anyhow::{Context as _, Result, ensure};
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
+use store::Access;
+use tempfile::TempDir;
 
 /// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub fn in_a_runtime_directory_of_our_own() -> Result<()> {
 pub struct Unrest {
     /// Processes and the limits that they had.
     limited: Vec<(u32, String)>,
+    /// A store with the snapshot, from which it comes back.
+    backup: Option<TempDir>,
     /// How often each event was.
     pub counts: [u64; EVENTS.len()],
 }
@@ -65,12 +68,20 @@ impl Unrest {
         self.ends()?;
         match event {
             Event::Collection => {
-                defrost_ok(&["tag", "storm", "spare", "--store", store])?;
-                defrost_ok(&["remove", "storm", "--store", store])?;
-                defrost_ok(&["gc", "--store", store])?;
-                defrost_ok(&["tag", "spare", "storm", "--store", store])?;
-                defrost_ok(&["remove", "spare", "--store", store])?;
-                defrost_ok(&["gc", "--store", store])?;
+                let (served, name) = (store::open(store, Access::Write)?, "storm".parse()?);
+                let backup = match &self.backup {
+                    Some(backup) => store::open(&backup.path().to_string_lossy(), Access::Read)?,
+                    None => {
+                        let folder = tempfile::tempdir()?;
+                        let backup = store::open(&folder.path().to_string_lossy(), Access::Write)?;
+                        store::copy(served.as_ref(), backup.as_ref(), &name, &|_, _| ())?;
+                        self.backup = Some(folder);
+                        backup
+                    }
+                };
+                served.remove(&name)?;
+                served.gc()?;
+                store::copy(backup.as_ref(), served.as_ref(), &name, &|_, _| ())?;
             }
             Event::FullDisk => {
                 ensure!(std::env::var_os(OWN).is_some(), "the runtime directory is not the test's own");
