@@ -234,6 +234,9 @@ impl Packs {
         for ids in ids.chunks(CHECKED_TOGETHER) {
             // In one step, as far as a collection can tell.
             let here: Vec<ChunkId> = self.read(|open| {
+                if !self.claims.have_room() {
+                    return Vec::new(); // the upload of what is said to be missing says why it is refused
+                }
                 let here: Vec<ChunkId> = ids.iter().filter(|id| Self::holds(open, id)).copied().collect();
                 self.claims.rely(here.iter().copied());
                 here
