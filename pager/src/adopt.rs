@@ -80,7 +80,7 @@ pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> 
     let strays = own_table.iter().filter(is_stray).cloned().collect();
     // What the dead pager had open of children that the mailbox keeps: with it open their memory would be watched for ever.
     own_table.iter().filter(|open| in_mailbox.contains(&open.inode)).for_each(|open| drop(own(open.fd)));
-    let rebuilt = rebuild(&keep, &lazy_regions(image), &ids, uffd, kept, strays)?;
+    let rebuilt = rebuild(&keep, &lazy_regions(image), &ids, uffd, kept, strays, record.marked)?;
     if pidfd.is_some() && rebuilt.own.is_none() && keep.journal(0)?.phase() != Phase::Settled {
         // The program closed our copy, and everybody who had another died: from then on missing pages read as zeros.
         let _ = pidfd.as_ref().map(|pidfd| pidfd_kill(pidfd, Signal::SIGKILL as i32)); // it may have ended by itself
@@ -129,6 +129,7 @@ fn rebuild(
     mut uffd: Option<Uffd>,
     kept: Vec<(Child, Uffd)>,
     strays: Vec<Open>,
+    marked: bool,
 ) -> Result<Rebuilt, DaemonError> {
     let mut journals: BTreeMap<u32, std::io::Result<Journal>> = ids.iter().map(|id| (*id, keep.journal(*id))).collect();
     let births: HashMap<u32, u64> = journals.iter().filter_map(|(id, journal)| Some((*id, journal.as_ref().ok()?.births()))).collect();
@@ -150,7 +151,7 @@ fn rebuild(
         rebuilt.stopped.extend(Some(journal.braked_group()).filter(|group| *group != 0));
         let mut ledger = Ledger::kept(journal.residency(regions), journal, keep.clone());
         let mut pumped = Pumped::default();
-        rebuilt.lost += ledger.take_over(&mut found, &mut pumped)?;
+        rebuilt.lost += ledger.take_over(&mut found, marked, &mut pumped)?;
         rebuilt.children.extend(pumped.children);
         match if id == 0 { uffd.take() } else { applied.remove(&id) } {
             Some(uffd) if id == 0 => rebuilt.own = Some(Space::over(uffd, ledger)),

@@ -8,7 +8,7 @@
 //!   one end of a socket pair is open only in the table that pager and supervisor share, at a high number
 //!   the other is under way in the mailbox, so that it outlives us; what happens to it raises SIGSTOP
 //!   armed (before each read):       the signal is for the process's group
-//!   disarmed (what was read is kept): for nobody
+//!   disarmed (what was read is kept, or refused and poisoned): for nobody
 //! ```
 //!
 //! With the last of us that table's descriptors are closed, and let go in the order from the highest number down: the socket's end
@@ -17,7 +17,8 @@
 //! close (1 000 of 1 000 children were stopped before they read anything; 200 of 200 read zeros without this). Who takes over ends the
 //! child and lets the group go on.
 //!
-//! Known hole: a child that left the group (setsid) and then forks is not stopped. Stopping is seen by whoever waits for the process,
+//! Known holes: a refused child whose memory changes without end is left for later after half a second, with the brake disarmed, and so
+//! are children of a refused child whose descriptor came into the mailbox. A child that left the group (setsid) and then forks is not stopped. Stopping is seen by whoever waits for the process,
 //! and whoever shares its group stops too: only ever after everybody of ours was killed within those microseconds.
 
 use crate::journal::Journal;
@@ -67,16 +68,16 @@ impl Brake {
         [&self.ours, &self.theirs]
     }
 
-    /// Armed for as long as the answer lives, as `journal` says meanwhile.
+    /// Armed for as long as the answer lives, of which `journal` must say until then that it was.
     #[must_use]
-    pub fn arm<'a>(&'a self, journal: &'a Journal) -> Armed<'a> {
+    pub fn arm(&self, journal: &Journal) -> Armed<'_> {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner); // there is nothing to be half done
         // Once it has ended, its children are in the group it had.
         let group = getpgid(Some(self.pid)).unwrap_or(self.pid);
         journal.braked(group.as_raw());
         // It fails for no socket.
         let _ = hangup::send_to_group(&self.theirs, group.as_raw());
-        Armed { brake: self, journal, _turn: turn }
+        Armed { brake: self, _turn: turn }
     }
 
     /// What a pager before us has armed is over.
@@ -89,13 +90,11 @@ impl Brake {
 #[derive(Debug)]
 pub struct Armed<'a> {
     brake: &'a Brake,
-    journal: &'a Journal,
     _turn: MutexGuard<'a, ()>,
 }
 
 impl Drop for Armed<'_> {
     fn drop(&mut self) {
         self.brake.disarm();
-        self.journal.braked(0);
     }
 }

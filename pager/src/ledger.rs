@@ -4,6 +4,7 @@
 //! A space that is to outlive its pager has a journal and a keep. Without them (tests, and children that could not be kept) events are
 //! applied as they are read.
 
+use crate::brake::Armed;
 use crate::crash::point;
 use crate::history::{History, How};
 use crate::journal::Journal;
@@ -15,7 +16,7 @@ use nix::errno::Errno;
 use pages::{PAGE_SIZE_BYTES, PageAddr, PageRange};
 use std::io::Result;
 use std::os::fd::RawFd;
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 /// Held for reading from before events are read until descriptors that came with them are kept.
@@ -131,19 +132,20 @@ impl Ledger {
         }
     }
 
-    /// Read and apply a batch of events; false once there is nothing more to read.
-    pub(crate) fn read(&mut self, uffd: &Uffd, pumped: &mut Pumped) -> Result<bool> {
+    /// Read and apply a batch of events, of memory whose missing pages are `marked` or not; false once there is nothing more to read.
+    pub(crate) fn read(&mut self, uffd: &Uffd, marked: bool, pumped: &mut Pumped) -> Result<bool> {
         let Some(Kept { journal, keep }) = &self.kept else {
             let mut events = Vec::new();
             let more = matches!(uffd.read_events(&mut events), Ok(true));
             for event in events {
                 match event {
-                    Event::Fork(uffd) => pumped.children.push(Space::new(uffd, self.residency.clone())),
+                    Event::Fork(uffd) => pumped.children.push(Space::new(uffd, self.residency.clone()).marked(marked)),
                     event => self.apply(0, event, pumped)?,
                 }
             }
             return Ok(more);
         };
+        let keep = keep.clone();
         let reading = READING.read().unwrap_or_else(PoisonError::into_inner);
         // Before a child could take the last number: then there would be none to refuse the next one by.
         keep.take_spare_back();
@@ -162,7 +164,27 @@ impl Ledger {
             false => keep.take(journal, &self.residency, elders, fd),
         };
         let born: Vec<_> = forks.zip(journal.births()..).map(take).collect();
-        drop((armed, reading));
+        // The memory of a child that is refused hangs on us until it is poisoned, for which the events before its fork are applied.
+        let unsafe_until_applied = born.iter().any(Result::is_err);
+        let mut until_safe = Some((armed, reading));
+        if !unsafe_until_applied {
+            self.disarm(until_safe.take());
+        }
+        let applied = self.apply_batch(count, born, marked, pumped);
+        self.disarm(until_safe);
+        applied?;
+        // A batch that is not full was all there was.
+        Ok(count == BATCH)
+    }
+
+    /// The children that were read are kept, or poisoned.
+    fn disarm(&self, until_safe: Option<(Option<Armed<'_>>, RwLockReadGuard<'_, ()>)>) {
+        let Some((armed, _reading)) = until_safe else { return };
+        drop(armed);
+        self.disarmed();
+    }
+
+    fn apply_batch(&mut self, count: usize, born: Vec<Result<Cradle>>, marked: bool, pumped: &mut Pumped) -> Result<()> {
         let mut born = born.into_iter();
         for at in 0..count {
             let Some(Kept { journal, .. }) = &self.kept else { break };
@@ -170,7 +192,7 @@ impl Ledger {
                 Some(Event::Fork(uffd)) => {
                     let cradle = born.next().unwrap_or_else(|| Err(Errno::ENOENT.into())); // one for each
                     point("before-apply");
-                    pumped.children.push(self.child(cradle, uffd, &mut pumped.refused));
+                    pumped.children.extend(self.child(cradle, uffd, marked, &mut pumped.refused));
                     self.applied(at, true);
                 }
                 Some(event) => {
@@ -181,12 +203,12 @@ impl Ledger {
                 None => self.applied(at, false),
             }
         }
-        // A batch that is not full was all there was.
-        Ok(count == BATCH)
+        Ok(())
     }
 
-    /// Apply what a pager before us had read and not applied. Yields how many children nobody has the descriptor of.
-    pub(crate) fn take_over(&mut self, births: &mut dyn Births, pumped: &mut Pumped) -> Result<usize> {
+    /// Apply what a pager before us had read and not applied, of memory that is `marked` or not. Yields how many children nobody has the
+    /// descriptor of.
+    pub(crate) fn take_over(&mut self, births: &mut dyn Births, marked: bool, pumped: &mut Pumped) -> Result<usize> {
         let mut lost = 0;
         for at in self.kept.as_ref().map_or(0..0, |kept| kept.journal.leftover()) {
             let Some(Kept { journal, keep }) = &self.kept else { break };
@@ -200,11 +222,11 @@ impl Ledger {
             };
             if let Some((id, uffd)) = births.kept(journal.id(), elders) {
                 let cradle = keep.cradle(id, journal, &self.residency);
-                pumped.children.push(self.child(cradle, uffd, &mut pumped.refused));
+                pumped.children.extend(self.child(cradle, uffd, marked, &mut pumped.refused));
             } else if births.taken(fd) {
                 let cradle = keep.take(journal, &self.residency, elders, fd);
                 if let Some(Event::Fork(uffd)) = decode(message) {
-                    pumped.children.push(self.child(cradle, uffd, &mut pumped.refused));
+                    pumped.children.extend(self.child(cradle, uffd, marked, &mut pumped.refused));
                 }
             } else {
                 lost += 1;
@@ -270,15 +292,21 @@ impl Ledger {
         Ok(self.residency.remap(range, to))
     }
 
-    /// The space of a child that was just forked, or that it cannot be kept.
-    fn child(&self, cradle: Result<Cradle>, uffd: Uffd, refused: &mut Option<std::io::Error>) -> Space {
-        let Some(Kept { journal, keep }) = &self.kept else { return Space::new(uffd, self.residency.clone()) };
+    /// The space of a child that was just forked. Where that cannot be kept it is given up here, before its birth counts as applied:
+    /// if everybody of ours dies before that, whoever takes over ends the child. None once nothing of it is left to be done.
+    fn child(&self, cradle: Result<Cradle>, uffd: Uffd, marked: bool, refused: &mut Option<std::io::Error>) -> Option<Space> {
+        let owing = || self.residency.clone();
+        let Some(Kept { journal, keep }) = &self.kept else { return Some(Space::new(uffd, owing()).marked(marked)) };
         let is_in_mailbox = cradle.is_ok();
         match cradle.and_then(|cradle| keep.child(cradle, journal, &self.residency)) {
-            Ok(journal) => Space::kept(uffd, self.residency.clone(), journal, keep.clone()),
+            Ok(journal) => Some(Space::kept(uffd, owing(), journal, keep.clone()).marked(marked)),
             Err(error) => {
                 *refused = Some(error);
-                Space::refused(uffd, self.residency.clone(), is_in_mailbox)
+                point("before-refusal");
+                let child = Space::refused(uffd, owing(), is_in_mailbox).marked(marked);
+                let left = (!child.give_up()).then_some(child);
+                point("after-refusal");
+                left
             }
         }
     }

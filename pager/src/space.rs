@@ -36,6 +36,8 @@ use std::time::{Duration, Instant};
 
 /// Pages that a program can address: 47 bits of bytes.
 const ADDRESSABLE_PAGES: u64 = 1 << 35;
+/// How long a refused child is given up for at once, while its parent waits: each try goes past the events that came meanwhile.
+const GIVE_UP_WITHIN: Duration = Duration::from_millis(500);
 /// How long to look for an end of the COPYs under way before sleeping: one of 16 KiB takes 3 to 7 µs, a sleep and its wake-up up to 60.
 const SPIN: Duration = Duration::from_micros(15);
 
@@ -127,6 +129,22 @@ impl Space {
         Self { refused: true, is_in_mailbox, ..Self::new(uffd, residency) }
     }
 
+    /// Give up what is missing of a refused child now, and what children miss that it has forked meanwhile: until then all of that hangs
+    /// on us. Whether nothing is left to be done; where events of it never end, that is for later.
+    pub(crate) fn give_up(&self) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < GIVE_UP_WITHIN {
+            if self.is_given_up() || self.end_if_dead() {
+                return true;
+            }
+            if self.owed_pages() == 0 || self.pump().is_err() {
+                break;
+            }
+        }
+        persist(|| self.uffd.wake_all()); // faults that were read here are told again
+        false
+    }
+
     /// Give up what is missing, if it is refused: whether nothing is left to be done.
     pub(crate) fn is_given_up(&self) -> bool {
         self.refused && matches!(self.poison(), Outcome::Settled | Outcome::Gone) && self.owed_pages() == 0 && !self.is_in_mailbox
@@ -192,13 +210,13 @@ impl Space {
     pub fn pump(&self) -> std::io::Result<Pumped> {
         let (_shut, mut pumped) = (self.shut(), Pumped::default());
         let mut books = self.lock();
-        while books.ledger.read(&self.uffd, &mut pumped)? {}
         // What a child misses is marked as its parent's is.
-        for child in &mut pumped.children {
-            child.markers = Markers::new(self.markers.are_there());
+        while books.ledger.read(&self.uffd, self.markers.are_there(), &mut pumped)? {}
+        if self.refused {
+            // Nobody could take over its children either: they are in no mailbox.
+            pumped.children.iter_mut().for_each(|child| child.refused = true);
+            pumped.children.retain(|child| !child.give_up());
         }
-        // Where an event is in the way of that it is done later.
-        pumped.children.retain(|child| !child.is_given_up());
         Ok(pumped)
     }
 

@@ -15,6 +15,9 @@ const DEATHS: [&str; 6] = [
     "before-apply:300:all",
 ];
 
+/// Places at which a child is refused, as there is no descriptor for it: before and after it is given up.
+const REFUSALS: [&str; 2] = ["before-refusal:1:all", "after-refusal:1:all"];
+
 /// States of all threads of a process, one letter each.
 fn states(pid: u32) -> String {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
@@ -50,6 +53,41 @@ fn with_everybody_dead_while_it_forks_no_child_reads_zeros() -> Result<()> {
             std::fs::write(victim.folder().join("stop"), "")?;
             victim.check(&seed.to_string())?;
             println!("{death}, seed {seed}: {}", if stopped { "stopped" } else { "went on" });
+            victim.end()?;
+            std::fs::remove_file(victim.folder().join("stop"))?;
+            guarded.left_nothing()?;
+        }
+    }
+    Ok(())
+}
+
+/// Everybody of ours dies while a child is refused: until it is poisoned, it and children that it forks meanwhile hang on us alone.
+#[test]
+fn with_everybody_dead_while_a_child_is_refused_no_child_reads_zeros() -> Result<()> {
+    need_root()?;
+    let folder = tempfile::tempdir()?;
+    let server = Server::start(folder.path())?;
+    let mut victim = Victim::c("storm", &["32", "500", "0", "unrest"])?;
+    checkpoint(&mut victim, "storm", &server.store())?;
+    for death in REFUSALS {
+        for seed in 1..=3 {
+            let guarded = Guarded::restore_dying(death, &victim, "storm", &server.store(), &["--no-background"])?;
+            for pid in guarded.processes() {
+                let open = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+                let limit =
+                    std::process::Command::new("prlimit").args(["--pid", &pid.to_string(), &format!("--nofile={open}:")]).status()?;
+                ensure!(limit.success(), "prlimit ends with {limit}");
+            }
+            std::fs::write(victim.folder().join("go"), format!("{seed}"))?;
+            guarded.abandoned().context("no child was refused")?;
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            let verdict = victim.folder().join("verdict");
+            ensure!(!verdict.exists(), "{death}, seed {seed}: {}", std::fs::read_to_string(&verdict)?);
+            guarded.adopt()?;
+            eventually("it goes on", || !states(victim.pid()).contains('T'))?;
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            std::fs::write(victim.folder().join("stop"), "")?;
+            victim.check(&seed.to_string()).with_context(|| format!("{death}, seed {seed}"))?;
             victim.end()?;
             std::fs::remove_file(victim.folder().join("stop"))?;
             guarded.left_nothing()?;
