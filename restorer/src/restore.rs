@@ -7,34 +7,15 @@
 //! or any error kills the child, so a failed restore leaves nothing running.
 
 mod builder;
-mod cgroups;
-mod clocks;
-mod controlling_terminal;
 mod daemon;
-mod descriptors;
-mod eager;
 mod error;
 mod files;
 mod found;
-mod guise;
 mod host;
-mod host_memory;
-mod in_flight;
-mod inherited;
-mod interests;
-mod limits;
-mod locks;
-pub mod made_here;
 mod memory;
-pub mod namespace;
-mod numbers;
-mod objects;
 mod obstacles;
-mod own_files;
 mod plan;
 mod reach;
-mod rights;
-mod shared_memory;
 mod sockets;
 pub mod terminals;
 mod threads;
@@ -42,21 +23,24 @@ mod threads;
 pub use error::RestoreError;
 pub use files::Stdio;
 pub use found::Changes;
+pub(crate) use memory::shared::is_in_one_piece;
 pub use obstacles::{Outlook, Plan};
-pub(crate) use shared_memory::is_in_one_piece;
 
 use builder::{Builder, Step};
-use controlling_terminal::ControllingTerminal;
 pub use daemon::AUTHORITY;
 use daemon::Daemon;
-use eager::Eager;
 use error::outside;
+use files::{descriptors, in_flight};
+pub(crate) use host::made_here;
+pub use host::namespace;
+use host::namespace::Namespace;
+use host::{cgroups, numbers};
 use images::manifest::{Backing, Manifest, Process, Thread};
 use images::{Head, Image};
 use kernel::limits::Limit;
 use kernel::memory::ProcessMemory;
 use kernel::tracee::Stopped;
-use namespace::Namespace;
+use memory::eager::Eager;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use pager::phases::{Phase, Phases};
@@ -64,6 +48,8 @@ use pages::{SnapshotId, SnapshotName, SnapshotRef, VirtAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use store::Store;
+use terminals::controlling::ControllingTerminal;
+use threads::{clocks, guise};
 
 /// What to do.
 #[derive(Debug)]
@@ -322,7 +308,7 @@ fn build(
     memory::clear(&mut b)?;
     memory::map_vdso(&mut b, &manifest.regions)?;
     memory::map_regions(&mut b, &manifest.regions, |region| made.region_fd(region))?;
-    shared_memory::map(&mut b, &manifest.regions, (workplace, workplace + builder::WORKPLACE_PAGES * pages::PAGE_SIZE_BYTES))?;
+    memory::shared::map(&mut b, &manifest.regions, (workplace, workplace + builder::WORKPLACE_PAGES * pages::PAGE_SIZE_BYTES))?;
     threads::unmerge(&mut b, process, &manifest.regions)?;
     if let Some(mm) = &process.mm {
         let exe = made.exe_fd(process).unwrap_or(-1);
@@ -333,10 +319,10 @@ fn build(
     phases.done("map memory");
     eager.write(&proc_memory)?;
     phases.done("write eager pages");
-    shared_memory::protect(&mut b, &manifest.regions)?;
+    memory::shared::protect(&mut b, &manifest.regions)?;
     memory::guard_and_lock(&mut b, &manifest.regions)?;
     groups(&mut b, process, terminal)?;
-    let sources = own_files::open(&mut b, manifest, made, found.reach())?;
+    let sources = files::own::open(&mut b, manifest, made, found.reach())?;
     sockets::build(&mut b, manifest, made, found.reach(), (pidfd, &sources))?;
     // By number, while the child has ours.
     if let Some(cwd) = process.cwd_object.checked_sub(1).and_then(|object| made.objects.fd(u64::from(object), false)) {

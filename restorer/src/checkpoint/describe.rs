@@ -5,19 +5,12 @@
 //! [`files`] the descriptors, [`objects`] what only the process holds.
 
 pub mod files;
-mod guards;
-mod in_flight;
-mod keyrings;
-mod landlock;
-mod mapped_file;
 mod membership;
-mod numa;
 pub mod objects;
 mod place;
 pub mod regions;
 mod settings;
 mod sharers;
-mod sharing;
 pub mod sockets;
 pub mod threads;
 mod twins;
@@ -78,7 +71,7 @@ pub fn describe(frozen: &Frozen, memory: &ProcessMemory, request: &Request) -> R
         let mut session = asker.borrow(thread, text.quiet_signal())?;
         let described = describer.thread(thread, text, &mut session, &mut process).and_then(|described| {
             if threads.is_empty() {
-                numa::note(proc, &mut session, &mut regions)?;
+                regions::numa::note(proc, &mut session, &mut regions)?;
                 clocks = Some(session.clocks()?);
             }
             Ok(described)
@@ -136,7 +129,7 @@ fn stop_signal(frozen: &Frozen, shared: &mut Vec<Vec<u8>>, threads: &mut [Thread
 }
 
 fn refuse_what_is_shared(proc: Proc) -> Result<(), CheckpointError> {
-    sharing::refuse_namespaces(proc)?;
+    regions::sharing::refuse_namespaces(proc)?;
     kin::refuse(proc)
 }
 

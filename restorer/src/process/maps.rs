@@ -2,7 +2,7 @@
 //!
 //! The head line is `start-end perms offset dev inode path`; of the lines below those in [`parse_smaps`] matter. In a path the kernel
 //! writes a newline as `\012` and nothing else, so that a backslash may be one of the name's own: the text alone does not tell
-//! (`checkpoint::describe::mapped_file` does).
+//! (`checkpoint::describe::regions::mapped_file` does).
 
 use images::manifest::RegionFlag;
 use kernel::known::vm_flags::VmFlags;

@@ -2,14 +2,20 @@
 //!
 //! A description is opened once, at a number above every number the process uses; the child then gets each of its descriptors by
 //! dup3, and everything else it inherited is closed. What only the process itself can open is left to it
-//! ([`super::own_files`]), and so is what epoll watches ([`super::interests`]), as epoll knows its targets by the numbers they
+//! ([`super::files::own`]), and so is what epoll watches ([`super::files::interests`]), as epoll knows its targets by the numbers they
 //! have there. Made descriptors close with [`Made`], so a failed restore leaves none.
 //! Each sort of file has a module of its own: [`regular`] files, [`pipe`]s and outside streams, [`device`]s and mere
 //! paths, [`anonymous`] inodes, [`timer`]s, [`terminal`]s.
 
 mod anonymous;
+pub(super) mod descriptors;
 mod device;
 pub mod here;
+pub(super) mod in_flight;
+pub(super) mod inherited;
+pub(super) mod interests;
+pub(super) mod locks;
+pub(super) mod own;
 mod pipe;
 mod regular;
 mod terminal;
@@ -19,10 +25,10 @@ pub mod trial;
 pub use timer::arm as arm_timers;
 
 use super::error::RestoreError;
+use super::files::in_flight::in_queue_of;
 use super::found::Found;
-use super::in_flight::in_queue_of;
 use super::memory::may_write;
-use super::objects::{Objects, of_file};
+use super::memory::objects::{Objects, of_file};
 use super::reach::Reach;
 use super::sockets;
 use images::manifest::description::Kind;
@@ -72,7 +78,7 @@ pub fn make(manifest: &Manifest, stdio: Stdio, found: &Found) -> Result<Made, Re
     let objects = Objects::make(manifest, found, base)?;
     let mut made = Made { files: Vec::new(), mapped: HashMap::new(), base, nulled: false, mailbox, objects };
     let mut pipes = pipe::Pipes::default();
-    let watched = super::interests::watched(manifest);
+    let watched = super::files::interests::watched(manifest);
     let fds = lowest(manifest);
     for (at, (file, &fd)) in (0..).zip(manifest.files.iter().zip(&fds)) {
         let opened = open_one(file, stdio, &mut pipes, (found, &made.objects), &mut made.nulled, watched.contains(&at))

@@ -10,7 +10,7 @@
 //! that was looked at. A file that the user names is opened with the user's rights, links and all.
 
 use super::error::RestoreError;
-use super::objects::of_file;
+use super::memory::objects::of_file;
 use super::reach::{Place, Reach, Refusal, Seen, Which};
 use crate::contents::{self, DIGESTED_BYTES};
 use images::manifest::description::Kind;

@@ -2,6 +2,14 @@
 //!
 //! Each check reads or tries what the restore itself will use in a moment, in our own process, which the child is a copy of.
 
+pub(super) mod cgroups;
+pub(super) mod limits;
+pub mod made_here;
+pub(super) mod memory;
+pub mod namespace;
+pub(super) mod numbers;
+pub(super) mod rights;
+
 use super::error::RestoreError;
 use super::obstacles::Plan;
 use super::{maps_of, plan};

@@ -1,5 +1,9 @@
 //! Rebuild the address space: everything of the child's own goes, then vDSO, regions and layout fields come.
 
+pub(super) mod eager;
+pub(super) mod objects;
+pub(super) mod shared;
+
 use super::builder::{Builder, Step, WORKPLACE_PAGES, words};
 use super::error::RestoreError;
 use images::manifest::{Backing, GuardRun, MemoryMap, Region, RegionFlag};
@@ -99,7 +103,7 @@ fn map_region(builder: &mut Builder<'_>, region: &Region, backing: i32, fd: i32)
         flags |= if set { map } else { 0 };
     }
     let bytes = region.end - region.start;
-    // Through a mapping of huge pages that may not be written a tracer may not write either: `shared_memory::protect` comes later.
+    // Through a mapping of huge pages that may not be written a tracer may not write either: `shared::protect` comes later.
     let accounted = if has(region, RegionFlag::Accounted) { libc::PROT_WRITE as u32 } else { 0 };
     let prot = if region.huge_page_bits == 0 { region.prot | accounted } else { WRITABLE };
     let args = [region.start, bytes, u64::from(prot), flags as u64, fd as i64 as u64, region.file_offset];

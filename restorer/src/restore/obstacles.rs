@@ -8,9 +8,12 @@
 //! Known holes: a resource may be taken between the check and the restore; memory that other processes need is not counted.
 
 use super::error::RestoreError;
+use super::files::{inherited, locks};
 use super::found::{self, Changes, Found};
+use super::host::{cgroups, limits, numbers, rights};
 use super::reach::Reach;
-use super::{cgroups, clocks, files, host, host_memory, inherited, limits, locks, numbers, plan, rights};
+use super::threads::clocks;
+use super::{files, host, plan};
 use images::manifest::Manifest;
 
 /// From where the restore is looked at.
@@ -51,7 +54,7 @@ pub fn of_image(manifest: &Manifest, plan: &Plan) -> (Found, Vec<RestoreError>) 
     let mut found = plan::unknown_kinds(manifest);
     found.extend(of_files);
     found.extend(rights::handed_out(manifest, plan.made_here));
-    found.extend(host_memory::obstacles(manifest, plan.outlook == Outlook::Gone));
+    found.extend(host::memory::obstacles(manifest, plan.outlook == Outlook::Gone));
     found.extend(limits::obstacles(manifest, plan.outlook));
     found.extend(clocks::check(manifest.clocks.as_ref()).err());
     found.extend(files::here::obstacles(manifest, places.reach()));

@@ -84,7 +84,9 @@ pub fn first_touched(manifest: &Manifest) -> Vec<PageAddr> {
             first.extend([r.rsp, r.rip, r.fs_base, rseq].map(|address| pages::VirtAddr(address).page()));
         }
     }
-    first.extend(super::eager::arguments(manifest).flat_map(|(start, end)| start..end).take(MOST_ARGUMENTS).map(PageAddr::from_number));
+    first.extend(
+        super::memory::eager::arguments(manifest).flat_map(|(start, end)| start..end).take(MOST_ARGUMENTS).map(PageAddr::from_number),
+    );
     let lazy = |page: &PageAddr| region_at(&manifest.regions, page.addr()).is_some_and(|region| region.lazy);
     first.retain(lazy);
     first.sort_unstable();

@@ -5,7 +5,7 @@
 //! that handle, and the file is opened through the handle ([`Reach::open`]), so that no other file can take its place in between.
 //!
 //! A program may have opened a file as root and given up its rights since. Such a file is opened with defrost's own rights only if
-//! the user grants the path (`--grant`), or if this defrost took the snapshot itself ([`super::made_here`]) and the path still leads
+//! the user grants the path (`--grant`), or if this defrost took the snapshot itself ([`super::host::made_here`]) and the path still leads
 //! to the same inode.
 //!
 //! Known holes: a security module may decide by more than users, groups and capabilities; the user ids of a process that may take

@@ -8,6 +8,8 @@
 //! The window is set to the size that the process knew: it draws as it did. Whoever changes the
 //! window's size later changes it for good, as a window's size belongs to the user.
 
+pub(super) mod controlling;
+
 use super::error::RestoreError;
 use images::manifest::description::Kind;
 use images::manifest::{Manifest, Terminal, TerminalSettings};

@@ -1,6 +1,8 @@
 //! Threads and their state: identities, signals, timers, [`scheduling`], [`settings`], [`credentials`] and, last of all, registers.
 
+pub(super) mod clocks;
 mod credentials;
+pub(super) mod guise;
 mod scheduling;
 mod settings;
 
@@ -10,7 +12,7 @@ pub use settings::{BY_THREAD, Inherited, before_threads, check_dumpable, login, 
 use super::builder::{Builder, Pace, Step, words};
 use super::error::RestoreError;
 use super::found::Found;
-use super::{guise, numbers};
+use super::host::numbers;
 use credentials::become_user;
 use images::manifest::{Manifest, Process, Thread};
 use kernel::known::prctl::PR_TIMER_CREATE_RESTORE_IDS;

@@ -19,8 +19,8 @@ mod terminal;
 mod timer;
 mod watched;
 
-use super::in_flight::{self, Queues};
 use super::objects::Objects;
+use super::sockets::in_flight::{self, Queues};
 use super::sockets::{Lender, SocketTables, inode_of, mailbox, socket};
 use super::twins::Twins;
 use crate::checkpoint::ask::Asker;

@@ -1,7 +1,7 @@
 //! What a process belongs to (control groups, an audit session, a security domain) and what /proc
 //! lets be set of it: its core dump filter, the niceness of its session.
 
-use super::sharing::label;
+use super::regions::sharing::label;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use images::manifest::Process;

@@ -2,9 +2,13 @@
 //!
 //! What a flag of a mapping means for it is in `kernel::known::vm_flags`; what kind of memory it is, its path tells.
 
-use super::guards;
-use super::mapped_file::{MappedFiles, Shown};
+pub(super) mod guards;
+pub(super) mod mapped_file;
+pub(super) mod numa;
+pub(super) mod sharing;
+
 use super::objects::Objects;
+use super::regions::mapped_file::{MappedFiles, Shown};
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use crate::process::maps::Mapping;

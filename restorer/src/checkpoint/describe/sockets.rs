@@ -10,6 +10,7 @@
 //! times and counters that sockets keep.
 
 mod hidden;
+pub(super) mod in_flight;
 mod inet;
 mod lender;
 mod link;

@@ -1,10 +1,11 @@
 //! What each thread owns, and what only the process itself can tell about the whole.
 
-use super::keyrings::{self, Keyrings};
-use super::landlock::Probe;
+pub(super) mod keyrings;
+pub(super) mod landlock;
+
 use super::membership;
+use super::regions::sharing::{Directories, Leader, ThreadText};
 use super::settings::{self, Settings};
-use super::sharing::{Directories, Leader, ThreadText};
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::ask::Session;
 use crate::checkpoint::freeze::Frozen;
@@ -15,6 +16,8 @@ use images::manifest::{Process, Rseq, Scheduling, Thread};
 use kernel::regs::RestartBlock;
 use kernel::task::RESET_ON_FORK;
 use kernel::tracee::Stopped;
+use keyrings::Keyrings;
+use landlock::Probe;
 
 /// SCHED_DEADLINE: its parameters are not captured.
 const SCHED_DEADLINE: u32 = 6;

@@ -1,7 +1,7 @@
 //! Regular files and directories, opened again by their names, or from the image's objects.
 
 use super::super::found::Found;
-use super::super::objects::{Objects, of_file};
+use super::super::memory::objects::{Objects, of_file};
 use super::super::reach::{Reach, Refusal, Which};
 use super::{Failure, failed};
 use images::manifest::{Directory, FileIdentity, KeptFile};

@@ -1,7 +1,7 @@
 //! Timer descriptors as they stood.
 //!
 //! They are made and armed in our process, and armed again in the child once its clocks go on
-//! (`restore/clocks.rs`): the time left counts from there, so that no timer is over before its time
+//! (`restore/threads/clocks.rs`): the time left counts from there, so that no timer is over before its time
 //! on the process's own clock. A timer that was set to a time of day keeps that.
 
 use super::super::builder::{Builder, Step};

@@ -5,12 +5,12 @@
 
 use super::super::error::RestoreError;
 use super::super::found::Found;
-use super::super::in_flight::in_queue_of;
 use super::super::memory::may_write;
-use super::super::objects::of_file;
+use super::super::memory::objects::of_file;
 use super::super::obstacles::Outlook;
-use super::super::own_files::needs_threads;
 use super::super::reach::{Reach, Which};
+use super::in_flight::in_queue_of;
+use super::own::needs_threads;
 use super::{Failure, descriptor_limit, device, failed, lowest, regular, room, sockets};
 use images::manifest::description::Kind;
 use images::manifest::{Description, FileIdentity, Manifest};

@@ -2,8 +2,8 @@
 
 use super::super::builder::{Builder, Step};
 use super::super::error::outside;
-use super::super::guise;
 use super::super::reach::Reach;
+use super::super::threads::guise;
 use super::{Wanted, text};
 use images::manifest::{ClosedConnection, PeerCredentials, Socket};
 use kernel::file_user::FileUser;

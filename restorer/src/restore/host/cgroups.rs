@@ -2,8 +2,8 @@
 //!
 //! Groups are not made: one that is gone, cannot be joined or is frozen (where no call of ours would return) is an obstacle.
 
-use super::builder::Step;
-use super::error::RestoreError;
+use super::super::builder::Step;
+use super::super::error::RestoreError;
 use crate::process::hierarchy::folder;
 use images::manifest::{Manifest, Process, Thread};
 use kernel::tracee::Stopped;

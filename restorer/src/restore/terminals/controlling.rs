@@ -4,8 +4,8 @@
 //! the shell's session: then a process that led a session has none, and the command says so. A member of a session stays in the
 //! restorer's, and has its terminal.
 
-use super::builder::{Builder, Step};
-use super::files::Stdio;
+use super::super::builder::{Builder, Step};
+use super::super::files::Stdio;
 use images::manifest::Process;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;

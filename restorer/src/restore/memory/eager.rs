@@ -3,8 +3,8 @@
 //! They are fetched and decoded on a thread of their own from the moment the image is known, while the pager is started and the child is
 //! made; [`Eager::fill`] takes up those of objects, [`Eager::write`] the rest where the child has its memory.
 
-use super::builder::Step;
-use super::error::{RestoreError, not_started, outside};
+use super::super::builder::Step;
+use super::super::error::{RestoreError, not_started, outside};
 use super::objects::Objects;
 use images::codec::{Decoder, Verified};
 use images::manifest::{Extent, Manifest};
@@ -116,7 +116,7 @@ fn extents(manifest: &Manifest) -> Vec<(u64, u64)> {
 }
 
 /// Of arguments and environment: /proc/PID/cmdline reads them in a way that cannot wait for a pager.
-pub(super) fn arguments(manifest: &Manifest) -> impl Iterator<Item = (u64, u64)> + '_ {
+pub(in crate::restore) fn arguments(manifest: &Manifest) -> impl Iterator<Item = (u64, u64)> + '_ {
     let mm = manifest.process.as_ref().and_then(|process| process.mm.as_ref());
     let (first, last) = mm.map_or((0, 0), |mm| (mm.arg_start / PAGE_SIZE_BYTES, mm.env_end.div_ceil(PAGE_SIZE_BYTES)));
     let within = move |(start, end): (u64, u64)| (start.max(first), end.min(last));

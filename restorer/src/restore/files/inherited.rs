@@ -1,7 +1,7 @@
 //! What a child would keep of the restorer's own that no call takes away again: an obstacle where the process did not have it.
 
-use super::error::RestoreError;
-use super::threads::{BY_THREAD, Inherited};
+use super::super::error::RestoreError;
+use super::super::threads::{BY_THREAD, Inherited};
 use crate::process::status::Status;
 use images::manifest::{Manifest, Process, Thread};
 use kernel::task;

@@ -5,9 +5,9 @@
 //! described through the duplicate, which stays open for as long. A socket that was sent has a queue
 //! itself, which is looked into as well, until nothing new comes up.
 
-use super::files::{Context, Number, Open};
-use super::sockets::{Lender, SocketTables, inode_of, peek_queue};
-use super::twins::Twins;
+use super::super::files::{Context, Number, Open};
+use super::super::twins::Twins;
+use super::{Lender, SocketTables, inode_of, peek_queue};
 use crate::checkpoint::CheckpointError;
 use images::manifest::PeerCredentials;
 use std::collections::HashMap;
@@ -15,31 +15,36 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 
 /// A message, or a run of bytes of a stream, that waits in a socket.
 #[derive(Debug)]
-pub(super) struct Queued {
-    pub(super) bytes: Vec<u8>,
+pub(in crate::checkpoint::describe) struct Queued {
+    pub(in crate::checkpoint::describe) bytes: Vec<u8>,
     /// What it says of who sent it.
-    pub(super) sender: Option<PeerCredentials>,
+    pub(in crate::checkpoint::describe) sender: Option<PeerCredentials>,
     /// Name of the socket that sent it, as the image has unix names; empty: it has none.
-    pub(super) from: Vec<u8>,
+    pub(in crate::checkpoint::describe) from: Vec<u8>,
     /// Descriptions that come with it, by their numbers among all.
-    pub(super) files: Vec<u32>,
+    pub(in crate::checkpoint::describe) files: Vec<u32>,
 }
 
 /// What waits in each unix socket, by its inode, or why that cannot be told.
-pub(super) type Queues = HashMap<u32, Result<Vec<Queued>, String>>;
+pub(in crate::checkpoint::describe) type Queues = HashMap<u32, Result<Vec<Queued>, String>>;
 
 /// Everything that was found.
-pub(super) struct Found {
-    pub(super) queues: Queues,
+pub(in crate::checkpoint::describe) struct Found {
+    pub(in crate::checkpoint::describe) queues: Queues,
     /// One for each description that has no descriptor, in the order of their numbers.
-    pub(super) open: Vec<Open>,
+    pub(in crate::checkpoint::describe) open: Vec<Open>,
     /// What leads to them.
-    pub(super) duplicates: Vec<OwnedFd>,
+    pub(in crate::checkpoint::describe) duplicates: Vec<OwnedFd>,
 }
 
 /// Look into all unix sockets among `known`, which are all descriptions that the process has
 /// descriptors of, as `twins` knows them.
-pub(super) fn find(context: &Context<'_>, known: &[&Open], twins: &mut Twins, mut lender: Lender<'_>) -> Result<Found, CheckpointError> {
+pub(in crate::checkpoint::describe) fn find(
+    context: &Context<'_>,
+    known: &[&Open],
+    twins: &mut Twins,
+    mut lender: Lender<'_>,
+) -> Result<Found, CheckpointError> {
     let found = find_all(context, known, twins, &mut lender);
     let ended = lender.end(); // also after an error: the process runs on as it was
     let found = found?; // the first error is the cause of others

@@ -2,9 +2,9 @@
 //!
 //! They come after everything that it inherited is closed, as closing any descriptor of a file ends the POSIX locks on it.
 
-use super::builder::{Builder, Step};
-use super::error::RestoreError;
-use super::files::lowest;
+use super::super::builder::{Builder, Step};
+use super::super::error::RestoreError;
+use super::lowest;
 use crate::process::fdinfo::FdInfo;
 use crate::process::locks::LockLine;
 use crate::process::others;

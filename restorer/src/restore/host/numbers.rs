@@ -4,8 +4,8 @@
 //! number is taken. A task that ends at this moment, or merely waits to be reaped, gets the time; one that lives is named. Hole: a
 //! number is only as free as the last look: who takes it in between is named all the same, by then.
 
-use super::error::RestoreError;
-use super::obstacles::Outlook;
+use super::super::error::RestoreError;
+use super::super::obstacles::Outlook;
 use crate::process::others;
 use crate::process::stat::Stat;
 use images::manifest::Manifest;

@@ -9,8 +9,8 @@
 //!
 //! Known hole: whoever enters the namespace from outside (nsenter) ends with it.
 
-use super::builder::{Builder, Step};
-use super::error::{RestoreError, outside};
+use super::super::builder::{Builder, Step};
+use super::super::error::{RestoreError, outside};
 use kernel::handoff::{recv_fds, send_fds};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -69,7 +69,7 @@ impl Namespace {
     }
 
     /// Let the child, which inherited our descriptors, see the namespace's /proc.
-    pub(super) fn enter_mounts(&self, b: &mut Builder<'_>) -> Step<()> {
+    pub(in crate::restore) fn enter_mounts(&self, b: &mut Builder<'_>) -> Step<()> {
         let args = [self.mounts.as_raw_fd() as u64, CloneFlags::CLONE_NEWNS.bits() as u64, 0, 0, 0, 0];
         b.later("enter the mount namespace", libc::SYS_setns, args)
     }

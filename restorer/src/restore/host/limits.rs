@@ -2,12 +2,12 @@
 //!
 //! Each limit is compared with what the image alone needs, before anything is made; the message names the limit and the value that is
 //! needed. Descriptors, address space, data and locked memory are beside the capabilities that pass them ([`super::rights`]), huge pages
-//! in [`super::host_memory`]; the options and filters of sockets are tried ([`super::sockets::trial`]).
+//! in [`super::memory`]; the options and filters of sockets are tried ([`super::super::sockets::trial`]).
 //!
 //! Known hole: what other processes of the same user take of a limit is seen for inotify instances alone.
 
-use super::error::RestoreError;
-use super::obstacles::Outlook;
+use super::super::error::RestoreError;
+use super::super::obstacles::Outlook;
 use super::rights;
 use images::manifest::description::Kind;
 use images::manifest::{LockKind, Manifest, Object, ObjectKind, Region, Socket};
@@ -106,7 +106,7 @@ fn of_descriptors(manifest: &Manifest) -> Vec<Need> {
 
 /// Sockets with their lowest descriptors.
 fn sockets(manifest: &Manifest) -> impl Iterator<Item = (u32, &Socket)> {
-    manifest.files.iter().zip(super::files::lowest(manifest)).filter_map(|(file, fd)| match &file.kind {
+    manifest.files.iter().zip(super::super::files::lowest(manifest)).filter_map(|(file, fd)| match &file.kind {
         Some(Kind::Socket(socket)) => Some((fd, &**socket)),
         _ => None,
     })

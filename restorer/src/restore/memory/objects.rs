@@ -8,14 +8,14 @@
 //!
 //! A deleted file is made in the directory where it was, under the same name if that is free, and
 //! deleted again: it lives in the same file system and /proc shows it as it did. Directories that
-//! are missing are made for that moment. All of this is done with the process's own rights ([`super::reach`]), as an image may name
+//! are missing are made for that moment. All of this is done with the process's own rights ([`super::super::reach`]), as an image may name
 //! any path, owner and mode. Known holes: where the name is taken by a new file, /proc
 //! shows another name; an inode number is never the same.
 
-use super::error::RestoreError;
-use super::found::Found;
-use super::memory::may_write;
-use super::reach::{Place, Reach, Refusal, split};
+use super::super::error::RestoreError;
+use super::super::found::Found;
+use super::super::reach::{Place, Reach, Refusal, split};
+use super::may_write;
 use images::manifest::description::Kind;
 use images::manifest::{Description, FileIdentity, Manifest, Object, ObjectKind, Region};
 use nix::errno::Errno;

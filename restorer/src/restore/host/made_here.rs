@@ -2,7 +2,7 @@
 //!
 //! A process may hold files open that its user cannot open again (it opened them as root, or its parent did). The kernel showed that
 //! when the snapshot was taken, so a restore of that very snapshot may open the same inodes with defrost's own rights
-//! ([`super::reach`]). Of any other image nothing is known but what it says itself.
+//! ([`super::super::reach`]). Of any other image nothing is known but what it says itself.
 //!
 //! One file in the runtime folder has them: how many were ever remembered (8 bytes, little-endian),
 //! then the last [`MOST`] digests, where the next one takes the place of the oldest. A digest that

@@ -3,11 +3,11 @@
 //! They come to numbers out of the way like those that we made; those of a thread (/proc/PID/task/TID, pidfds) once it is
 //! there ([`super::descriptors::of_threads`]).
 
-use super::builder::{Builder, Step};
-use super::error::RestoreError;
-use super::files::{Made, SETTABLE};
-use super::guise;
-use super::reach::Reach;
+use super::super::builder::{Builder, Step};
+use super::super::error::RestoreError;
+use super::super::reach::Reach;
+use super::super::threads::guise;
+use super::{Made, SETTABLE};
 use images::manifest::description::Kind;
 use images::manifest::{Description, Manifest};
 use nix::fcntl::OFlag;

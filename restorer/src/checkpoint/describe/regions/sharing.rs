@@ -3,7 +3,7 @@
 //!
 //! Constant work for each thread: kcmp with the leader, its namespaces, its filters.
 
-use super::files::regular::inode_of;
+use super::super::files::regular::inode_of;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use crate::process::stat::Stat;

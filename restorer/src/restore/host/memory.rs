@@ -2,8 +2,8 @@
 //!
 //! A process that is still there holds huge pages which its end gives back: it needs no others.
 
-use super::error::RestoreError;
-use super::memory::no_huge_pages;
+use super::super::error::RestoreError;
+use super::super::memory::no_huge_pages;
 use images::manifest::{Manifest, Region};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,7 +2,7 @@
 //!
 //! The child is a copy of us: what we may not do, it may not do either. Capabilities by include/uapi/linux/capability.h.
 
-use super::error::RestoreError;
+use super::super::error::RestoreError;
 use crate::process::status::Status;
 use images::manifest::description::Kind;
 use images::manifest::{Backing, Credentials, Manifest, Process, Region, RegionFlag, Scheduling, Socket};
@@ -141,7 +141,7 @@ fn beyond(manifest: &Manifest) -> Vec<RestoreError> {
             _ => None,
         }
     };
-    let named = manifest.files.iter().zip(super::files::lowest(manifest)).filter_map(|(file, fd)| match &file.kind {
+    let named = manifest.files.iter().zip(super::super::files::lowest(manifest)).filter_map(|(file, fd)| match &file.kind {
         Some(Kind::Socket(socket)) => lacking(socket).map(|what| (fd, what)),
         _ => None,
     });
@@ -189,7 +189,7 @@ fn limits(ours: &Ours, process: &Process) -> Vec<RestoreError> {
         // fs.nr_open bounds descriptors for root as well.
         let beyond = *resource == Resource::RLIMIT_NOFILE && limit.hard > hard && nr_open().is_some_and(|most| limit.hard > most);
         if (limit.hard > hard && !ours.may(SYS_RESOURCE)) || beyond {
-            found.push(super::limit_too_low(limit));
+            found.push(super::super::limit_too_low(limit));
         }
     }
     found

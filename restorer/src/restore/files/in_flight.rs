@@ -4,7 +4,7 @@
 //! is made like any other: watched, locked, armed. Once it is complete the numbers are closed
 //! ([`release`]), and the queues alone hold it.
 
-use super::builder::{Builder, Step};
+use super::super::builder::{Builder, Step};
 use super::locks;
 use images::manifest::description::Kind;
 use images::manifest::{Description, Descriptor, Manifest};

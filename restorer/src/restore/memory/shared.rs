@@ -5,10 +5,10 @@
 //! with an old size of zero, which shared memory alone allows, mremap(2)), and the first one goes. Contents are written while all of
 //! them are writable: through a shared mapping that is not, nobody may write, not even a tracer. [`protect`] comes after that.
 
-use super::builder::{Builder, Step};
-use super::error::RestoreError;
-use super::memory::{WRITABLE, advise, huge_flags, no_huge_pages};
-use super::plan;
+use super::super::builder::{Builder, Step};
+use super::super::error::RestoreError;
+use super::super::plan;
+use super::{WRITABLE, advise, huge_flags, no_huge_pages};
 use images::manifest::{Backing, Region, RegionFlag};
 use pages::PAGE_SIZE_BYTES;
 use std::collections::BTreeMap;

@@ -1,10 +1,10 @@
 //! Descriptors of the child: each gets its number, the userfaultfd is made and kept out of the program's way, the rest goes.
 
-use super::builder::{Builder, Step};
-use super::error::outside;
-use super::files::{Made, SETTABLE, lowest};
-use super::reach::Reach;
-use super::{interests, own_files};
+use super::super::builder::{Builder, Step};
+use super::super::error::outside;
+use super::super::reach::Reach;
+use super::{Made, SETTABLE, lowest};
+use super::{interests, own};
 use images::manifest::description::Kind;
 use images::manifest::{Description, Descriptor, Manifest, Region};
 use kernel::descriptions::{F_SETOWN_EX, F_SETSIG};
@@ -33,8 +33,8 @@ fn flags(descriptor: &Descriptor) -> u64 {
 
 /// What needs the threads: their own files, and who gets the signals of descriptions.
 pub fn of_threads(b: &mut Builder<'_>, manifest: &Manifest, reach: &Reach) -> Step<()> {
-    for (at, file) in (0..).zip(&manifest.files).filter(|(_, file)| own_files::needs_threads(manifest, file)) {
-        let opened = own_files::open_one(b, file, reach)?;
+    for (at, file) in (0..).zip(&manifest.files).filter(|(_, file)| own::needs_threads(manifest, file)) {
+        let opened = own::open_one(b, file, reach)?;
         for descriptor in manifest.descriptors.iter().filter(|descriptor| descriptor.file == at) {
             b.later("a thread's file", libc::SYS_dup3, [opened, descriptor.fd.into(), flags(descriptor), 0, 0, 0])?;
         }

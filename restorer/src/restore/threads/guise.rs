@@ -3,9 +3,9 @@
 //! For that moment its effective user, group, supplementary groups and effective capabilities are the process's; the permitted
 //! capabilities stay, so that it can go back. A path is opened through no symbolic link (openat2).
 
-use super::builder::{Builder, Step, words};
-use super::error::{RestoreError, outside};
-use super::reach::{Reach, Refusal, Rights, Seen};
+use super::super::builder::{Builder, Step, words};
+use super::super::error::{RestoreError, outside};
+use super::super::reach::{Reach, Refusal, Rights, Seen};
 use crate::process::status::Status;
 use images::manifest::Credentials;
 use kernel::file_user::FileUser;
@@ -63,7 +63,7 @@ fn open_as(b: &mut Builder<'_>, user: Option<&FileUser>, path: &str, flags: OFla
         b.prctl(WHAT, libc::PR_SET_DUMPABLE, [1, 0, 0, 0])?;
         put_down(b, user.capabilities)?;
     }
-    let flags = super::reach::passed(flags);
+    let flags = super::super::reach::passed(flags);
     let resolve = ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     let how = words(&[flags.bits() as u64, 0, resolve.bits()]);
     let (name, at) = (b.put_text(path)?, b.put(&how)?);

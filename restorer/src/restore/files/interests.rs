@@ -4,9 +4,9 @@
 //! description gets it for the moment in which it is added, before the descriptors get theirs ([`early`]); the others are
 //! added once they have them ([`late`]). One-shot interests that have fired are made to fire again ([`disarm`]).
 
-use super::builder::{Builder, Step};
-use super::error::RestoreError;
-use super::files::lowest;
+use super::super::builder::{Builder, Step};
+use super::super::error::RestoreError;
+use super::lowest;
 use images::manifest::description::Kind;
 use images::manifest::{Epoll, Interest, Manifest};
 use kernel::descriptions::EPOLL_PRIVATE;

@@ -2,13 +2,13 @@
 //!
 //! smaps writes a newline in a path as `\012`, and ` (deleted)` behind the path of a file that has
 //! no name any more; both may be part of a real name. /proc/PID/map_files has the file itself
-//! ([`super::place`]). Only a privileged reader may follow its links; for others path and inode of
+//! ([`super::super::place`]). Only a privileged reader may follow its links; for others path and inode of
 //! smaps are all there is, which some file systems (overlayfs) number differently, so that a
 //! difference proves nothing then.
 
-use super::files::regular::identity_of;
-use super::objects::Objects;
-use super::place::Place;
+use super::super::files::regular::identity_of;
+use super::super::objects::Objects;
+use super::super::place::Place;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::proc::Proc;
 use crate::process::maps::Mapping;

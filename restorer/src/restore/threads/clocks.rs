@@ -9,8 +9,8 @@
 //! Where no namespace can be had, the clocks may jump ahead, but never go back: that is refused
 //! before anything is made. Known hole: CPU-time clocks begin at zero (they cannot be set).
 
-use super::builder::{Builder, Step};
-use super::error::{RestoreError, outside};
+use super::super::builder::{Builder, Step};
+use super::super::error::{RestoreError, outside};
 use images::manifest::Clocks;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
