@@ -61,7 +61,6 @@ impl Work {
 
 /// Supervise pagers that do `work` until one of them has come to its end; yields our exit status. `serve` is a pager's life.
 pub fn run(mut work: Work, serve: &dyn Fn(&Work, &Arc<Told>) -> i32) -> std::io::Result<i32> {
-    table::raise_limit();
     let exe = successor::on_disk()?;
     let told = Arc::new(Told::new()?);
     let watched = [Signal::SIGCHLD, Signal::SIGUSR2].into_iter().collect::<SigSet>();
@@ -72,6 +71,8 @@ pub fn run(mut work: Work, serve: &dyn Fn(&Work, &Arc<Told>) -> i32) -> std::io:
     loop {
         let begun = Instant::now();
         told.begin();
+        // Again for each pager: a limit that somebody lowered since must keep none from taking over.
+        table::raise_limit();
         let pager = run_sharing_descriptors(|| {
             // What the supervisor waits for is none of the pager's business.
             match watched.thread_unblock().map_err(Error::from).and_then(|()| guard(supervisor, exe.clone(), told.clone())) {

@@ -2,7 +2,7 @@
 //! its parent goes on.
 
 use anyhow::{Context as _, Result, ensure};
-use defrost_tests::guarded::state_of;
+use defrost_tests::guarded::{Guarded, state_of};
 use defrost_tests::{Server, Victim, checkpoint, defrost_ok, defrost_through, eventually, need_root};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -67,6 +67,24 @@ fn a_hard_limit_on_descriptors_refuses_children_and_not_their_parent() -> Result
     ensure!((50..200).contains(&refused), "{refused} of 200 children were refused");
     ensure!(status()?.contains("a forked child is refused"), "status does not say so: {}", status()?);
     brood.ends_right()
+}
+
+/// A soft limit that somebody lowered on those of ours that serve.
+#[test]
+fn a_lowered_limit_on_descriptors_keeps_no_pager_from_taking_over() -> Result<()> {
+    let brood = Brood::new(&[], 5)?;
+    let guarded = Guarded::restore(&brood.victim, "brood", &brood.server.store(), &["--no-background", "--no-replay"])?;
+    let before = guarded.status()?;
+    for pid in [before.supervisor_pid, before.pager_pid].into_iter().flatten() {
+        let open = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+        let limit = Command::new("prlimit").args(["--pid", &pid.to_string(), &format!("--nofile={open}:")]).status()?;
+        ensure!(limit.success(), "prlimit ends with {limit}");
+    }
+    ensure!(guarded.kill_one(before.pager_pid.context("a pager serves it")?)?, "the pager was gone");
+    eventually("another pager serves", || guarded.status().is_ok_and(|now| now.adopted == 1 && now.state == "lazy"))?;
+    brood.refused()?;
+    brood.ends_right()?;
+    guarded.left_nothing()
 }
 
 /// Mounts of its own, with a small runtime directory; gone with the value.
