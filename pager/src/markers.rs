@@ -124,8 +124,8 @@ impl Markers {
         let Some(range) = PageRange::with_len(at, pages) else { return First::Missing(pages) };
         match (self.marked, &self.pagemap) {
             (true, Some(pagemap)) => match first_run(pagemap, range, Category::Marked) {
-                // A process that is gone, as the COPY will tell.
-                Err(_) => First::Missing(pages),
+                // It tells nothing of the pages, and is asked again. Of a process that is gone it finds nothing.
+                Err(_) => First::Changing,
                 Ok(None) => confirmed(uffd, at, pages),
                 Ok(Some(run)) if run.start() == at => First::Missing(run.pages()),
                 Ok(Some(run)) => confirmed(uffd, at, run.start().number() - at.number()),
@@ -133,7 +133,9 @@ impl Markers {
             (false, Some(pagemap)) => match first_run(pagemap, range, Category::Guard) {
                 Ok(Some(run)) if run.start() == at => confirmed(uffd, at, run.pages()),
                 Ok(Some(run)) => First::Missing(run.start().number() - at.number()),
-                Ok(None) | Err(_) => First::Missing(pages),
+                Ok(None) => First::Missing(pages),
+                Err(error) if is_of_the_moment(&error) => First::Changing,
+                Err(_) => First::Missing(pages), // a kernel whose page maps cannot be scanned
             },
             (true, None) => ask(uffd, at, pages),
             (false, None) => First::Missing(pages),
@@ -158,15 +160,23 @@ fn confirmed(uffd: &Uffd, at: PageAddr, pages: u64) -> First {
     }
 }
 
+/// Whether a look at a page map failed for now.
+fn is_of_the_moment(error: &std::io::Error) -> bool {
+    [Errno::EAGAIN, Errno::EINTR, Errno::ENOMEM].map(|errno| Some(errno as i32)).contains(&error.raw_os_error())
+}
+
 /// Ask the userfaultfd itself: pages without a marker are zeros from then on.
 fn ask(uffd: &Uffd, at: PageAddr, pages: u64) -> First {
-    let dropped =
-        |nth: u64| PageRange::with_len(PageAddr::from_number(at.number() + nth), 1).map(|page| uffd.zero(page)) == Some(Filled::Done);
-    match (0..pages).find(|nth| dropped(*nth)) {
-        None => First::Missing(pages),
-        Some(0) => First::Settled(1),
-        Some(marked) => First::Missing(marked),
+    for nth in 0..pages {
+        let asked = PageRange::with_len(PageAddr::from_number(at.number() + nth), 1).map(|page| uffd.zero(page));
+        match (asked, nth) {
+            (Some(Filled::Done), 0) => return First::Settled(1),
+            (Some(Filled::Changing { .. }), 0) => return First::Changing,
+            (Some(Filled::Done | Filled::Changing { .. }), marked) => return First::Missing(marked),
+            _ => {}
+        }
     }
+    First::Missing(pages)
 }
 
 /// Make `pages` pages at `at` fatal to touch, which a marker would be in the way of.

@@ -51,7 +51,11 @@ impl Crowded {
     /// A file that leads to the namespace, for as long as the keeper lives.
     fn keep_namespace(&self) -> Result<Keeper> {
         let through = format!("--net=/proc/{}/ns/net", self.victim.pid());
-        Ok(Keeper(Command::new("nsenter").args([&through, "sleep", "1000"]).spawn()?))
+        let keeper = Keeper(Command::new("nsenter").args([&through, "sleep", "1000"]).spawn()?);
+        // Until it is there, what is set through it would be the host's.
+        let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        eventually("it is in the namespace", || namespace(keeper.0.id()).is_some_and(|there| Some(there) == namespace(self.victim.pid())))?;
+        Ok(keeper)
     }
 
     fn defrost(&self, keeper: &Keeper, limit: &[&str], args: &[&str]) -> Result<(bool, String)> {

@@ -141,10 +141,13 @@ static void pause_us(u64 us) {
     nanosleep(&t, NULL);
 }
 
-// Pages that may not be touched, and then may: what was there is gone. Kernels before 6.13 have no guards.
+// Pages that may not be touched, and then may: what was there is gone. Kernels before 6.13 have no guards. Kernels up to 6.18 replace a
+// guard by a page that comes in the microseconds after its place was looked at (pager/src/markers.rs): a tracer makes milliseconds of
+// those, so only with unrest are pages guarded that may be missing.
 static void guard(struct slice *s) {
     u64 from = roll(s, pages), count = roll(s, 24) + 1;
     if (from + count > pages) count = pages - from;
+    for (u64 p = from; !dumps && p < from + count; p++) check_one(s, p, "to be guarded");
     if (madvise(s->at + from * PAGE, count * PAGE, 102 /* MADV_GUARD_INSTALL */) != 0) {
         MUST(errno == EINVAL);
         return;
