@@ -405,7 +405,7 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
 
 /// Remove what a pager left of a restore that failed, where it was killed: nobody else serves it.
 pub fn clear_failed(pid: u32) {
-    if let Ok(Some(_lock)) = Place::new(&runtime_dir(), pid).lock() {
+    if let Ok(_lock) = lock(&Place::new(&runtime_dir(), pid), pid) {
         control::forget(pid);
     }
 }
