@@ -1,5 +1,5 @@
-//! Frames that this process made of chunks that it digested itself. A store that writes to a directory need not decode them again
-//! before it keeps them, as it must with what somebody sent.
+//! Frames that this process made of chunks that it digested itself. A store that writes to a
+//! directory must decode a frame that a client sent before it keeps it, and need not decode these.
 //!
 //! [`Digested::of`] computes the digest, [`crate::codec::Encoder::make`] compresses the same bytes; there is no other way to a [`Made`].
 

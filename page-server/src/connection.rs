@@ -4,7 +4,8 @@
 //! when the client has said goodbye. A client that says nothing (nobody drives a demand connection while nobody waits) is left as soon
 //! as no call is under way; whoever drains does not wait longer than it likes.
 
-use crate::listener::Socket;
+use crate::listener::{Accepted, Socket};
+use crate::local_user::LocalUser;
 use crate::metrics::Metrics;
 use crate::peer::{Budget, Peer, SMALL_BYTES};
 use crate::places::Place;
@@ -58,12 +59,22 @@ pub(crate) struct Serving {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) deadlines: Deadlines,
+    /// Who may use the server over loopback, as the configuration says.
+    pub(crate) allow_users: Option<Arc<[u32]>>,
 }
 
 /// Serve a connection on a thread of its own, which ends with it.
-pub(crate) fn spawn(socket: Socket, name: String, refused: Option<String>, serving: Serving, place: Arc<Place>) {
+pub(crate) fn spawn(Accepted { socket, mut name, ends, .. }: Accepted, serving: Serving, place: Arc<Place>) {
     let from = name.clone();
     let thread = std::thread::Builder::new().name("connection".to_owned()).spawn(move || {
+        let user = ends.map_or(LocalUser::Elsewhere, |(peer, here)| LocalUser::of(peer, here));
+        if let LocalUser::Is(uid) = user {
+            name = format!("{name} (uid {uid})");
+        }
+        let refused = user.refusal(serving.allow_users.as_deref());
+        if let Some(why) = &refused {
+            tracing::warn!(peer = name, why, "nothing is done for a connection");
+        }
         let peer = Peer::new(name, refused, place.clone(), serving.budget.clone());
         if let Err(error) = run(socket, serving, &peer) {
             tracing::info!(peer = peer.name, %error, "a connection ended early");

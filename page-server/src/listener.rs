@@ -1,8 +1,8 @@
 //! Where connections come from: TCP, with or without TLS, and socket files.
 
-use crate::local_user::LocalUser;
 use proto::Address;
 use std::io::{Error, ErrorKind, Result};
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -42,7 +42,8 @@ pub(crate) struct Accepted {
     pub(crate) name: String,
     /// The peer that it counts for.
     pub(crate) peer: String,
-    pub(crate) user: LocalUser,
+    /// Of TCP: the address of the peer, and the one at which it was accepted.
+    pub(crate) ends: Option<(SocketAddr, SocketAddr)>,
 }
 
 impl Listener {
@@ -80,9 +81,8 @@ impl Listener {
                 let (idle, interval, count) = PROBES;
                 let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count);
                 socket2::SockRef::from(&stream).set_tcp_keepalive(&probes)?;
-                let user = LocalUser::of(peer, stream.local_addr()?);
-                let name = if let LocalUser::Is(uid) = user { format!("{peer} (uid {uid})") } else { peer.to_string() };
-                Ok(Accepted { socket: Socket::Tcp(stream.into_std()?, *tls), name, peer: peer.ip().to_string(), user })
+                let ends = Some((peer, stream.local_addr()?));
+                Ok(Accepted { socket: Socket::Tcp(stream.into_std()?, *tls), name: peer.to_string(), peer: peer.ip().to_string(), ends })
             }
             Self::Unix(listener, file) => {
                 let (stream, _) = listener.accept().await?;
@@ -90,7 +90,7 @@ impl Listener {
                 let pid = who.pid().map_or_else(String::new, |pid| format!(", pid {pid}"));
                 let name = format!("unix:{} (uid {}{pid})", file.0.display(), who.uid());
                 let (socket, peer) = (Socket::Unix(stream.into_std()?), format!("uid {}", who.uid()));
-                Ok(Accepted { socket, name, peer, user: LocalUser::Elsewhere })
+                Ok(Accepted { socket, name, peer, ends: None })
             }
         }
     }

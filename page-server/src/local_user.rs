@@ -1,27 +1,17 @@
 //! Which user is at the other end of a connection over loopback, and whether this user may use the server there.
 //!
 //! Every user of a host can connect to its loopback addresses, and whoever may use the server can read and remove every snapshot. The
-//! kernel's table of TCP sockets (/proc/net/tcp) names the owner of each socket. The client's socket is looked up when its connection is
-//! accepted: root, the server's own user and the users of `allow_users` are served, all others get PERMISSION_DENIED. A socket that its
+//! kernel's table of TCP sockets (/proc/net/tcp) names the owner of each socket. The thread of a connection looks the client's socket up
+//! before it serves: root, the server's own user and the users of `allow_users` are served, all others get PERMISSION_DENIED. A socket that its
 //! owner has closed already shows as root's, without an inode: it is nobody's.
 //!
-//! Known holes: a look takes some milliseconds, in which no other connection is accepted; sock_diag(7)
-//! would tell at once. Who may use a forwarder on this host (an SSH tunnel, a proxy) comes as the
+//! Known holes: a look takes some milliseconds; sock_diag(7) would tell at once. Who may use a forwarder on this host (an SSH tunnel, a proxy) comes as the
 //! forwarder's user.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Lookups before a socket is taken for closed: the table may be read while it changes.
 const LOOKUPS: u32 = 3;
-
-/// Who may connect over loopback.
-#[derive(Clone, Debug)]
-pub(crate) enum LocalUsers {
-    /// Every user.
-    All,
-    /// Root, the server's own user, and these.
-    Some(Vec<u32>),
-}
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,19 +39,17 @@ impl LocalUser {
         let found = (0..LOOKUPS).find_map(|_| tables.into_iter().find_map(look));
         found.map_or(Self::Gone, Self::Is)
     }
-}
 
-impl LocalUsers {
-    /// Why a connection is not served.
-    pub(crate) fn refusal(&self, user: LocalUser) -> Option<String> {
-        let Self::Some(users) = self else { return None };
-        match user {
-            LocalUser::Elsewhere => None,
-            LocalUser::Is(uid) if uid == 0 || uid == nix::unistd::geteuid().as_raw() || users.contains(&uid) => None,
-            LocalUser::Is(uid) => Some(format!(
+    /// Why its connection is not served, where `allowed` users are besides root and the server's own; `None`: every user is.
+    pub(crate) fn refusal(self, allowed: Option<&[u32]>) -> Option<String> {
+        let users = allowed?;
+        match self {
+            Self::Elsewhere => None,
+            Self::Is(uid) if uid == 0 || uid == nix::unistd::geteuid().as_raw() || users.contains(&uid) => None,
+            Self::Is(uid) => Some(format!(
                 "user {uid} may not use this server over loopback: start a server as this user, or this one with --allow-user {uid}"
             )),
-            LocalUser::Gone => Some("the kernel does not tell whose this connection is: connect again".to_owned()),
+            Self::Gone => Some("the kernel does not tell whose this connection is: connect again".to_owned()),
         }
     }
 }
@@ -125,12 +113,12 @@ mod tests {
 
     #[test]
     fn root_the_servers_user_and_those_named_are_served() {
-        let users = LocalUsers::Some(vec![1234]);
+        let users = Some(&[1234][..]);
         for user in [LocalUser::Elsewhere, LocalUser::Is(0), LocalUser::Is(nix::unistd::geteuid().as_raw()), LocalUser::Is(1234)] {
-            assert_eq!(users.refusal(user), None, "{user:?}");
+            assert_eq!(user.refusal(users), None, "{user:?}");
         }
-        assert!(users.refusal(LocalUser::Is(65_534)).is_some_and(|why| why.contains("--allow-user 65534")));
-        assert!(users.refusal(LocalUser::Gone).is_some());
-        assert_eq!(LocalUsers::All.refusal(LocalUser::Gone), None);
+        assert!(LocalUser::Is(65_534).refusal(users).is_some_and(|why| why.contains("--allow-user 65534")));
+        assert!(LocalUser::Gone.refusal(users).is_some());
+        assert_eq!(LocalUser::Gone.refusal(None), None);
     }
 }

@@ -7,8 +7,7 @@ use crate::admin;
 use crate::config::Config;
 use crate::connection::{Serving, spawn};
 use crate::guard::guard;
-use crate::listener::{Accepted, Listener};
-use crate::local_user::LocalUsers;
+use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::peer::Budget;
 use crate::places::Places;
@@ -101,6 +100,7 @@ impl Server {
             metrics: metrics.clone(),
             budget,
             deadlines: config.deadlines,
+            allow_users: config.allow_users.clone().map(Arc::from),
         };
         let mut listeners = Vec::new();
         for address in &config.listen {
@@ -116,7 +116,6 @@ impl Server {
             None => None,
         };
         let admin_address = admin.as_ref().map(|listener| listener.local_addr().map(|at| at.to_string())).transpose()?;
-        let local_users = config.allow_users.clone().map_or(LocalUsers::All, LocalUsers::Some);
         let (accepting_places, mut over) = (places.clone(), drained.clone());
         let accepting = std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
             runtime.block_on(async {
@@ -124,7 +123,7 @@ impl Server {
                     tokio::spawn(admin::serve(listener, metrics, drained));
                 }
                 for listener in listeners {
-                    tokio::spawn(accept(listener, local_users.clone(), serving.clone(), accepting_places.clone()));
+                    tokio::spawn(accept(listener, serving.clone(), accepting_places.clone()));
                 }
                 // The sender lives as long as the server; without it there is nothing left to accept for.
                 let _ = over.wait_for(|draining| *draining).await;
@@ -169,18 +168,12 @@ async fn routes(service: Service) -> Routes {
     routes.routes().prepare()
 }
 
-async fn accept(listener: Listener, local_users: LocalUsers, serving: Serving, places: Arc<Places>) {
+async fn accept(listener: Listener, serving: Serving, places: Arc<Places>) {
     loop {
         match listener.accept().await {
-            Ok(Accepted { socket, name, peer, user }) => match places.take(&peer) {
-                Ok(place) => {
-                    let refused = local_users.refusal(user);
-                    if let Some(why) = &refused {
-                        tracing::warn!(peer = name, why, "nothing is done for a connection");
-                    }
-                    spawn(socket, name, refused, serving.clone(), place);
-                }
-                Err(why) => tracing::warn!(peer = name, why, "a connection was refused"),
+            Ok(accepted) => match places.take(&accepted.peer) {
+                Ok(place) => spawn(accepted, serving.clone(), place),
+                Err(why) => tracing::warn!(peer = accepted.name, why, "a connection was refused"),
             },
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");

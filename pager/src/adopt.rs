@@ -99,9 +99,8 @@ pub(crate) fn adopt(pid: u32, place: &Place, record: &Record, image: &Image) -> 
         unwatched::go_on(pid, &stopped);
         return Err(DaemonError::Ended(pid));
     }
-    let children = rebuilt.children.into_iter().map(|child| child.marked(record.marked));
-    let spaces: Vec<Space> =
-        [rebuilt.own.map(|own| own.marked(record.marked).of_process(pid)).map_or_else(nobody, Ok)?].into_iter().chain(children).collect();
+    let own = rebuilt.own.map(|own| own.of_process(pid)).map_or_else(nobody, Ok)?;
+    let spaces: Vec<Space> = std::iter::once(own).chain(rebuilt.children).collect();
     spaces.iter().for_each(Space::taken_over);
     let pidfd = pidfd.map_or_else(|| signalled(1), Ok)?;
     Ok(Adopted { spaces, keep, pidfd, stopped })
@@ -154,8 +153,8 @@ fn rebuild(
         rebuilt.lost += ledger.take_over(&mut found, marked, &mut pumped)?;
         rebuilt.children.extend(pumped.children);
         match if id == 0 { uffd.take() } else { applied.remove(&id) } {
-            Some(uffd) if id == 0 => rebuilt.own = Some(Space::over(uffd, ledger)),
-            Some(uffd) if uffd.is_alive() => rebuilt.children.push(Space::over(uffd, ledger)),
+            Some(uffd) if id == 0 => rebuilt.own = Some(Space::over(uffd, ledger).marked(marked)),
+            Some(uffd) if uffd.is_alive() => rebuilt.children.push(Space::over(uffd, ledger).marked(marked)),
             _ if id == 0 => {}
             _ => ledger.end(),
         }

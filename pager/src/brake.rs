@@ -18,8 +18,9 @@
 //! child and lets the group go on.
 //!
 //! Known holes: a refused child whose memory changes without end is left for later after half a second, with the brake disarmed, and so
-//! are children of a refused child whose descriptor came into the mailbox. A child that left the group (setsid) and then forks is not stopped. Stopping is seen by whoever waits for the process,
-//! and whoever shares its group stops too: only ever after everybody of ours was killed within those microseconds.
+//! are children of a refused child whose descriptor came into the mailbox. A child that left the group (setsid) and then forks is not
+//! stopped. A process that waits for the restored one (waitpid) sees the stop, and all members of its group stop too: only ever after
+//! pager and supervisor were killed within those microseconds.
 
 use crate::journal::Journal;
 use crate::mailbox::Mailbox;

@@ -65,8 +65,7 @@ fn has_ended(shared: &Shared, number: usize, timeout: Option<Duration>) -> bool 
 /// Memory of children that is gone is owed nothing, and let go.
 fn bury_children(shared: &Shared) {
     let mut own = true;
-    let is_over = |space: &Space| space.end_if_dead() || space.is_given_up();
-    shared.spaces.lock().unwrap_or_else(PoisonError::into_inner).retain(|space| std::mem::take(&mut own) || !is_over(space));
+    shared.spaces.lock().unwrap_or_else(PoisonError::into_inner).retain(|space| std::mem::take(&mut own) || !space.is_over());
     shared.keep.iter().for_each(|keep| keep.take_spare_back());
 }
 

@@ -1,7 +1,8 @@
 //! Places where a test may let a pager die, to show that whoever takes over loses nothing there.
 //!
-//! `DEFROST_CRASH_AT=NAME[:N[:all|:once|:stop|:stop-all]]`, read once by whoever starts a pager, ends it by SIGKILL when it comes to place NAME for the
-//! N-th time; with `all` its supervisor too, with `once` none after it. With `stop` and `stop-all` they are stopped (SIGSTOP) instead. Without it a place costs a look at one word.
+//! `DEFROST_CRASH_AT=NAME[:N[:all|:once|:stop|:stop-all]]`, read once by the program that starts a pager, ends the pager by SIGKILL
+//! when it comes to place NAME for the N-th time; with `all` its supervisor too, with `once` no pager after it. With `stop` and
+//! `stop-all` they are stopped (SIGSTOP) instead. Without it a place costs a look at one word.
 
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::getppid;

@@ -403,7 +403,7 @@ fn config(record: Record, image: Image, (demand, bulk): Stores, pid: u32, pidfd:
     }
 }
 
-/// Remove what a pager left of a restore that failed, where it was killed: nobody else serves it.
+/// Remove the files of a restore that failed and whose pager was killed, unless another pager serves a restore of this number.
 pub fn clear_failed(pid: u32) {
     if let Ok(_lock) = lock(&Place::new(&runtime_dir(), pid), pid) {
         control::forget(pid);

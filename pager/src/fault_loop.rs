@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use pages::PageAddr;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -258,8 +258,7 @@ impl Loop {
     fn ahead(&mut self, space: &Space, run: &[Chunk]) -> Vec<Chunk> {
         let own = self.neighbours.of(self.number);
         let (mut ahead, most) = (Vec::new(), own.most().min(shared_window(&self.shared).most()));
-        let mut asked = self.neighbours.of_others(self.number);
-        asked.extend(run.iter().map(|(index, _)| *index));
+        let mut asked: HashSet<u32> = run.iter().map(|(index, _)| *index).collect();
         for (index, _) in run {
             let window = shared_window(&self.shared).fault(*index);
             for index in (index + 1..window.end).chain((window.start..*index).rev()) {
@@ -267,7 +266,10 @@ impl Loop {
                     break;
                 }
                 let new = asked.insert(index) && !own.has(index);
-                if let Some(range) = self.chunks.range_at(index).filter(|range| new && self.chunks.knows(index) && space.owes(*range)) {
+                let is_wanted = |range: &_| new && self.chunks.knows(index) && space.owes(*range);
+                // Last, as it looks into what other threads have.
+                let is_coming = || self.neighbours.is_with_others(self.number, index);
+                if let Some(range) = self.chunks.range_at(index).filter(|range| is_wanted(range) && !is_coming()) {
                     ahead.push((index, range));
                 }
             }

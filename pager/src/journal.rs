@@ -431,6 +431,10 @@ mod tests {
         PageAddr::from_number(number)
     }
 
+    fn memory() -> PageRange {
+        PageRange::with_len(page(16), 4096).expect("memory")
+    }
+
     fn moved(journal: &mut Journal, residency: &mut Residency, (from, to): (u64, u64)) {
         let range = PageRange::with_len(page(from), 1).expect("a page");
         journal.log_move(0, range, page(to), residency).expect("there is room for a move");
@@ -441,9 +445,8 @@ mod tests {
     #[test]
     fn any_words_are_refused_or_taken_up() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (path, memory) = (folder.path().join("1.0.journal"), PageRange::with_len(page(16), 4096).expect("memory"));
-        let origins = Arc::new(Origins::new([memory]));
-        let mut residency = Residency::new([memory], [memory]);
+        let (path, memory) = (folder.path().join("1.0.journal"), memory());
+        let (origins, mut residency) = (Arc::new(Origins::new([memory])), Residency::new([memory], [memory]));
         let mut journal =
             Journal::create(&path, 0, origins.clone(), &[Run { at: page(16), origin: page(16), pages: 4096 }]).expect("a journal");
         for n in 0..20 {
@@ -451,11 +454,8 @@ mod tests {
         }
         drop(journal);
         let whole = std::fs::read(&path).expect("it is there");
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut roll = |below: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) % below
-        };
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut roll = |below: u64| random.u64(..below);
         let used = (BITMAP_AT + 64 + 64) as u64;
         for _ in 0..1000 {
             let mut bytes = whole.clone();
@@ -480,9 +480,8 @@ mod tests {
     #[test]
     fn rewrites_need_no_further_room() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (path, memory) = (folder.path().join("1.0.journal"), PageRange::with_len(page(16), 4096).expect("memory"));
-        let origins = Arc::new(Origins::new([memory]));
-        let mut residency = Residency::new([memory], [memory]);
+        let (path, memory) = (folder.path().join("1.0.journal"), memory());
+        let (origins, mut residency) = (Arc::new(Origins::new([memory])), Residency::new([memory], [memory]));
         let mut journal = Journal::create(&path, 0, origins.clone(), &[]).expect("a journal");
         let room = words_of(&File::open(spare_of(&path)).expect("a spare file")).expect("its length");
         for round in 0..4 * MOVES_MAX as u64 {

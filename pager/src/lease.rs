@@ -1,6 +1,7 @@
-//! The thread that holds the lease of a live restore on its snapshot, so that a collection spares what is still to come: taken by the
-//! restore before it reads anything (`store::held`),
-//! renewed until everything is there or the process has ended, then given back. A pager that takes over renews the same lease.
+//! The thread that holds the lease of a live restore on its snapshot, so that a collection spares
+//! what is still to come. The restore takes the lease before it reads anything (`store::held`); the
+//! thread renews it until all memory is there or the process has ended, and gives it back. A pager
+//! that takes over renews the same lease.
 //!
 //! Known holes: a server that cannot be reached for as long as a lease lasts, and a store that cannot be written to, have no lease; a
 //! collection then frees what no name needs. Of several servers, one that does not answer when the lease is taken learns of it at the

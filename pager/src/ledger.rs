@@ -164,10 +164,10 @@ impl Ledger {
             false => keep.take(journal, &self.residency, elders, fd),
         };
         let born: Vec<_> = forks.zip(journal.births()..).map(take).collect();
-        // The memory of a child that is refused hangs on us until it is poisoned, for which the events before its fork are applied.
-        let unsafe_until_applied = born.iter().any(Result::is_err);
+        // Only pager and supervisor hold the userfaultfd of a refused child until its memory is poisoned, and the events before its fork
+        // are applied first.
         let mut until_safe = Some((armed, reading));
-        if !unsafe_until_applied {
+        if born.iter().all(Result::is_ok) {
             self.disarm(until_safe.take());
         }
         let applied = self.apply_batch(count, born, marked, pumped);
@@ -187,12 +187,12 @@ impl Ledger {
     fn apply_batch(&mut self, count: usize, born: Vec<Result<Cradle>>, marked: bool, pumped: &mut Pumped) -> Result<()> {
         let mut born = born.into_iter();
         for at in 0..count {
-            let Some(Kept { journal, .. }) = &self.kept else { break };
-            match decode(journal.message(at)) {
+            let Some(kept) = &self.kept else { break };
+            match decode(kept.journal.message(at)) {
                 Some(Event::Fork(uffd)) => {
                     let cradle = born.next().unwrap_or_else(|| Err(Errno::ENOENT.into())); // one for each
                     point("before-apply");
-                    pumped.children.extend(self.child(cradle, uffd, marked, &mut pumped.refused));
+                    pumped.children.extend(self.child(kept, cradle, uffd, marked, &mut pumped.refused));
                     self.applied(at, true);
                 }
                 Some(event) => {
@@ -211,7 +211,7 @@ impl Ledger {
     pub(crate) fn take_over(&mut self, births: &mut dyn Births, marked: bool, pumped: &mut Pumped) -> Result<usize> {
         let mut lost = 0;
         for at in self.kept.as_ref().map_or(0..0, |kept| kept.journal.leftover()) {
-            let Some(Kept { journal, keep }) = &self.kept else { break };
+            let Some(kept @ Kept { journal, keep }) = &self.kept else { break };
             let (message, elders) = (journal.message(at), journal.births());
             let Some(fd) = fork_descriptor(message) else {
                 if let Some(event) = decode(message) {
@@ -222,11 +222,11 @@ impl Ledger {
             };
             if let Some((id, uffd)) = births.kept(journal.id(), elders) {
                 let cradle = keep.cradle(id, journal, &self.residency);
-                pumped.children.extend(self.child(cradle, uffd, marked, &mut pumped.refused));
+                pumped.children.extend(self.child(kept, cradle, uffd, marked, &mut pumped.refused));
             } else if births.taken(fd) {
                 let cradle = keep.take(journal, &self.residency, elders, fd);
                 if let Some(Event::Fork(uffd)) = decode(message) {
-                    pumped.children.extend(self.child(cradle, uffd, marked, &mut pumped.refused));
+                    pumped.children.extend(self.child(kept, cradle, uffd, marked, &mut pumped.refused));
                 }
             } else {
                 lost += 1;
@@ -292,11 +292,17 @@ impl Ledger {
         Ok(self.residency.remap(range, to))
     }
 
-    /// The space of a child that was just forked. Where that cannot be kept it is given up here, before its birth counts as applied:
-    /// if everybody of ours dies before that, whoever takes over ends the child. None once nothing of it is left to be done.
-    fn child(&self, cradle: Result<Cradle>, uffd: Uffd, marked: bool, refused: &mut Option<std::io::Error>) -> Option<Space> {
+    /// The space of a child that was just forked. A child that cannot be kept is given up here, before its birth counts as applied: if
+    /// pager and supervisor die before that, the pager that takes over ends the child. None once nothing of it is left to be done.
+    fn child(
+        &self,
+        Kept { journal, keep }: &Kept,
+        cradle: Result<Cradle>,
+        uffd: Uffd,
+        marked: bool,
+        refused: &mut Option<std::io::Error>,
+    ) -> Option<Space> {
         let owing = || self.residency.clone();
-        let Some(Kept { journal, keep }) = &self.kept else { return Some(Space::new(uffd, owing()).marked(marked)) };
         let is_in_mailbox = cradle.is_ok();
         match cradle.and_then(|cradle| keep.child(cradle, journal, &self.residency)) {
             Ok(journal) => Some(Space::kept(uffd, owing(), journal, keep.clone()).marked(marked)),

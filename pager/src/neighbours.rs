@@ -13,7 +13,7 @@ use crate::history::How;
 use crate::space::{Outcome, Space};
 use bytes::Bytes;
 use pages::PageRange;
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use store::{Ahead, Arrived, Coming};
@@ -40,6 +40,11 @@ struct Run<T> {
 }
 
 impl<T> Run<T> {
+    /// Where a chunk is among its own.
+    fn position(&self, index: u32) -> Option<usize> {
+        self.chunks.iter().position(|((other, _), _)| *other == index)
+    }
+
     /// This is what came of it; `most` is what the next may have.
     fn came(&mut self, arrived: Arrived, most: &mut usize) {
         match arrived {
@@ -115,17 +120,12 @@ impl<T> Neighbours<T> {
 
     /// Whether a chunk is among them.
     pub(crate) fn has(&self, index: u32) -> bool {
-        self.indexes().any(|other| other == index)
-    }
-
-    /// The numbers of all.
-    fn indexes(&self) -> impl Iterator<Item = u32> {
-        self.runs.iter().flat_map(|run| run.chunks.iter().map(|((index, _), _)| *index))
+        self.runs.iter().any(|run| run.position(index).is_some())
     }
 
     /// Give up the run of a chunk.
     fn release(&mut self, index: u32) -> Option<Run<T>> {
-        let at = self.runs.iter().position(|run| run.chunks.iter().any(|((other, _), _)| *other == index))?;
+        let at = self.runs.iter().position(|run| run.position(index).is_some())?;
         self.runs.remove(at)
     }
 
@@ -140,15 +140,14 @@ impl<T> Neighbours<T> {
     /// Take a chunk that a thread waits for now, waiting for it no longer than `limit`: its frame, none within where the store has it at
     /// hand. None at all where it does not come.
     pub(crate) fn take(&mut self, index: u32, limit: Duration) -> Option<Option<Bytes>> {
-        let holds = |run: &Run<T>| run.chunks.iter().position(|((other, _), _)| *other == index);
-        let run = self.runs.iter_mut().find(|run| holds(run).is_some())?;
+        let run = self.runs.iter_mut().find(|run| run.position(index).is_some())?;
         if let Some(coming) = &mut run.coming {
             let arrived = coming.wait(limit);
             run.came(arrived, &mut self.most);
         }
         let taken = match run.coming {
             Some(_) => None, // it may still bring the others
-            None => holds(run).and_then(|at| run.chunks.remove(at)).map(|(_, frame)| frame),
+            None => run.position(index).and_then(|at| run.chunks.remove(at)).map(|(_, frame)| frame),
         };
         self.runs.retain(|run| !run.chunks.is_empty());
         taken
@@ -191,7 +190,7 @@ impl<T> Neighbours<T> {
     }
 }
 
-/// The neighbours of several threads. Each locks its own for as long as it likes; nobody waits for another's.
+/// The neighbours of several threads. A thread may hold the lock of its own for long: no thread waits for the lock of another.
 pub(crate) struct Shared<T>(Vec<Mutex<Neighbours<T>>>);
 
 impl<T> Shared<T> {
@@ -220,9 +219,9 @@ impl<T> Shared<T> {
         true
     }
 
-    /// The numbers of all that other threads are seen to have.
-    pub(crate) fn of_others(&self, thread: usize) -> HashSet<u32> {
-        self.others(thread).flat_map(|other| other.indexes().collect::<Vec<_>>()).collect()
+    /// Whether another thread is seen to have a chunk.
+    pub(crate) fn is_with_others(&self, thread: usize, index: u32) -> bool {
+        self.others(thread).any(|other| other.has(index))
     }
 }
 
@@ -270,13 +269,13 @@ mod tests {
         let shared = Shared::new(2);
         let run_of_16 = || Ahead::Coming(Box::new(At(Instant::now())));
         shared.of(0).add((), run(0..16), run_of_16());
-        assert_eq!(shared.of_others(1).len(), 16);
+        assert_eq!((0..20).filter(|index| shared.is_with_others(1, *index)).count(), 16);
         assert!(!shared.take_over(1, 16));
         assert!(shared.take_over(1, 3));
         assert!(shared.of(1).take(3, LATE).is_some_and(|frame| frame.is_some()));
         assert!(!shared.of(0).has(4) && shared.of(1).has(4));
         let busy = shared.of(1);
-        assert!(!shared.take_over(0, 4), "who asks waits for nobody");
+        assert!(!shared.take_over(0, 4), "a thread does not wait for the lock of another");
         drop(busy);
         assert!(shared.take_over(0, 4));
     }

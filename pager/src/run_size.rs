@@ -1,7 +1,8 @@
 //! How many bytes a thread of background fill asks for at once: as many as the line brings in good time.
 //!
-//! What is under way to it, a fault does not wait for: it asks for its chunk again. On a slow line a large request would so come twice
-//! over, at the cost of everybody who waits. Pure: no I/O.
+//! A fault does not wait for a chunk that is on its way to such a thread: its handler asks for the
+//! chunk again. On a slow line most of a large request would so come twice, and all faults would
+//! wait longer. Pure: no I/O.
 
 use pages::{PAGE_SIZE_BYTES, PageAddr};
 use std::time::Duration;

@@ -129,12 +129,12 @@ impl Space {
         Self { refused: true, is_in_mailbox, ..Self::new(uffd, residency) }
     }
 
-    /// Give up what is missing of a refused child now, and what children miss that it has forked meanwhile: until then all of that hangs
-    /// on us. Whether nothing is left to be done; where events of it never end, that is for later.
+    /// Give up what is missing of a refused child now, and what children miss that it has forked meanwhile: until then only pager and
+    /// supervisor hold their userfaultfds. False where its events do not end in time: the completion thread tries again.
     pub(crate) fn give_up(&self) -> bool {
         let begun = Instant::now();
         while begun.elapsed() < GIVE_UP_WITHIN {
-            if self.is_given_up() || self.end_if_dead() {
+            if self.is_over() {
                 return true;
             }
             if self.owed_pages() == 0 || self.pump().is_err() {
@@ -145,8 +145,13 @@ impl Space {
         false
     }
 
+    /// Whether nothing is left to be done for a child: no process has its memory any more, or it is refused and given up.
+    pub(crate) fn is_over(&self) -> bool {
+        self.end_if_dead() || self.is_given_up()
+    }
+
     /// Give up what is missing, if it is refused: whether nothing is left to be done.
-    pub(crate) fn is_given_up(&self) -> bool {
+    fn is_given_up(&self) -> bool {
         self.refused && matches!(self.poison(), Outcome::Settled | Outcome::Gone) && self.owed_pages() == 0 && !self.is_in_mailbox
     }
 
@@ -213,7 +218,7 @@ impl Space {
         // What a child misses is marked as its parent's is.
         while books.ledger.read(&self.uffd, self.markers.are_there(), &mut pumped)? {}
         if self.refused {
-            // Nobody could take over its children either: they are in no mailbox.
+            // No pager could take over its children either: they are in no mailbox.
             pumped.children.iter_mut().for_each(|child| child.refused = true);
             pumped.children.retain(|child| !child.give_up());
         }

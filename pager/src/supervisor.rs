@@ -71,7 +71,7 @@ pub fn run(mut work: Work, serve: &dyn Fn(&Work, &Arc<Told>) -> i32) -> std::io:
     loop {
         let begun = Instant::now();
         told.begin();
-        // Again for each pager: a limit that somebody lowered since must keep none from taking over.
+        // Again for each pager: a limit that was lowered since must keep no pager from taking over.
         table::raise_limit();
         let pager = run_sharing_descriptors(|| {
             // What the supervisor waits for is none of the pager's business.

@@ -1,8 +1,8 @@
 //! What /proc says of a process, as plain data: text in, values out, no I/O in the parsers.
 //!
 //! [`maps`] reads the memory map with its flags, [`status`] credentials and signal dispositions, [`stat`] the layout fields, [`fdinfo`]
-//! what an open file is, [`locks`] file locks, [`others`] who else there is, [`hierarchy`] where control groups lie, [`timers`] the POSIX timers, [`attributes`]
-//! what a file has beside its mode. `checkpoint::describe` reads the files and calls these.
+//! what an open file is, [`locks`] file locks, [`others`] all other processes, [`hierarchy`] where control groups lie,
+//! [`timers`] the POSIX timers, [`attributes`] what a file has beside its mode. `checkpoint::describe` reads the files and calls these.
 
 pub mod attributes;
 pub mod cgroup;

@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Buffers kept for the next reads: two for each of the threads that fill a restore's memory on a small machine.
 const KEPT: usize = 4;
-/// Shorter reads take memory of the heap, which is there already: glibc maps anew from here on (M_MMAP_THRESHOLD).
+/// Shorter reads take memory of the heap, which is mapped already: from this length on glibc maps
+/// fresh memory (M_MMAP_THRESHOLD).
 const LEAST_BYTES: usize = 128 << 10;
 /// Longer ones are rare, and their memory is let go.
 const MOST_BYTES: usize = 2 << 20;
 
-/// Buffers that nobody uses now.
+/// Free buffers.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers(Mutex<Vec<Vec<u8>>>);
 

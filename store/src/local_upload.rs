@@ -1,7 +1,9 @@
 //! Chunks on their way into a directory: appended to a pack under tmp/ that is renamed into place when it is whole.
 //!
-//! Every frame that somebody sent is decoded and digested before it is written (decision 0025); of one that this process made the
-//! digest was computed before it was compressed. So nothing that is stored from now on can be another chunk than it is said to be. A chunk that is stored already is left out once its stored frame was checked.
+//! Every frame that a client sent is decoded and digested before it is written (decision 0025); the
+//! digest of a frame that this process made was computed before the frame was compressed. So no
+//! frame can be another chunk than its digest says. A chunk that is stored already is left out once
+//! its stored frame was checked.
 
 use crate::claims::UnderWay;
 use crate::local::sync_folder;

@@ -9,6 +9,7 @@ pub mod command;
 pub mod container;
 pub mod core_dump;
 pub mod criu;
+mod ended;
 pub mod frozen;
 pub mod guarded;
 pub mod live_pager;
@@ -30,6 +31,7 @@ mod victim;
 pub mod watched;
 
 pub use command::{defrost, defrost_fails, defrost_fails_through, defrost_ok, defrost_through, defrost_tries_through};
+pub use ended::Ended;
 pub use server::Server;
 pub use victim::{Victim, compiled};
 

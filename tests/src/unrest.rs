@@ -91,12 +91,7 @@ impl Unrest {
             }
             Event::FewDescriptors => {
                 for pid in ours {
-                    // One that ends meanwhile has no limits any more.
-                    let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")).map(Iterator::count) else { continue };
-                    if let Some(before) = limit(*pid, None)? {
-                        limit(*pid, Some(&format!("{}:", open + SPARE)))?;
-                        self.limited.push((*pid, before));
-                    }
+                    self.limited.extend(limit_descriptors(*pid, SPARE)?.map(|before| (*pid, before)));
                 }
             }
             Event::Quiet => {}
@@ -117,6 +112,15 @@ impl Unrest {
         }
         Ok(())
     }
+}
+
+/// Leave a process so many descriptors beyond those that it has open, by its soft limit; yields the limit that it had. A process that
+/// ends meanwhile has none.
+pub fn limit_descriptors(pid: u32, spare: usize) -> Result<Option<String>> {
+    let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")).map(Iterator::count) else { return Ok(None) };
+    let Some(before) = limit(pid, None)? else { return Ok(None) };
+    limit(pid, Some(&format!("{}:", open + spare)))?;
+    Ok(Some(before))
 }
 
 /// The soft limit on descriptors of a process, set to `new` where that is given; none where the process is gone.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::{
-    Victim, binary, checkpoint, checkpoint_for_elsewhere, defrost_fails, defrost_fails_through, defrost_ok, defrost_tries_through,
+    Ended, Victim, binary, checkpoint, checkpoint_for_elsewhere, defrost_fails, defrost_fails_through, defrost_ok, defrost_tries_through,
     eventually, need_root, restore,
 };
 use std::fs;
@@ -308,16 +308,6 @@ fn too_few_processes_are_told_until_there_are_enough() -> Result<()> {
     outcome
 }
 
-/// A process that goes with its value.
-struct Holder(Child);
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _ = self.0.kill(); // one that has ended is gone as well
-        let _ = self.0.wait();
-    }
-}
-
 /// An eager restore into a group that allows less memory than the process has is refused before anything is made.
 #[test]
 fn an_eager_restore_does_not_begin_in_too_small_a_cgroup() -> Result<()> {
@@ -335,7 +325,7 @@ fn an_eager_restore_does_not_begin_in_too_small_a_cgroup() -> Result<()> {
     group.allow_memory(100 * MIB)?;
     let neighbour = format!("echo 0 > {}/cgroup.procs && exec \"$0\" \"$@\"", group.0.display());
     let held = "held = bytearray(b'x') * (64 << 20); print('held', flush=True); import time; time.sleep(1000)";
-    let mut holder = Holder(Command::new("sh").args(["-c", &neighbour, "python3", "-c", held]).stdout(Stdio::piped()).spawn()?);
+    let mut holder = Ended(Command::new("sh").args(["-c", &neighbour, "python3", "-c", held]).stdout(Stdio::piped()).spawn()?);
     let mut said = [0; 5];
     std::io::Read::read_exact(holder.0.stdout.as_mut().context("its output is piped")?, &mut said)?;
     let text = defrost_fails(&["restore", "x", "--store", &store, "--detach", "--eager"])?;

@@ -3,12 +3,12 @@
 
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::live_pager::pager_of;
-use defrost_tests::{Server, Victim, binary, checkpoint, defrost, defrost_fails, defrost_ok, eventually, need_root, restore_with};
+use defrost_tests::{Ended, Server, Victim, binary, checkpoint, defrost, defrost_fails, defrost_ok, eventually, need_root, restore_with};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use page_server::Config;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Access, FlakyStore, LocalStore, Plan};
@@ -75,10 +75,10 @@ impl Twice {
     }
 
     /// In the foreground, so that its exit code is told.
-    fn restore_in_foreground(&self, how: &[&str]) -> Result<Foreground> {
+    fn restore_in_foreground(&self, how: &[&str]) -> Result<Ended> {
         let mut command = Command::new(binary("defrost")?);
         command.args(["restore", "x", "--store", &self.both()]).args(how).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = Foreground(command.spawn()?);
+        let child = Ended(command.spawn()?);
         eventually("it is served", || self.status().is_ok())?;
         Ok(child)
     }
@@ -114,7 +114,7 @@ impl Twice {
     }
 
     /// It must have ended; which code the command in the foreground had, and what `wait` said.
-    fn ended(&self, mut foreground: Foreground) -> Result<(Option<i32>, String)> {
+    fn ended(&self, mut foreground: Ended) -> Result<(Option<i32>, String)> {
         let mut code = None;
         eventually("it ends", || {
             code = foreground.0.try_wait().ok().flatten();
@@ -124,16 +124,6 @@ impl Twice {
         // Told, it has nothing left to do, however long its last call takes.
         eventually("its socket is gone", || self.victim.no_socket().is_ok())?;
         Ok((code.and_then(|code| code.code()), said))
-    }
-}
-
-/// A command that is ended with its value.
-struct Foreground(Child);
-
-impl Drop for Foreground {
-    fn drop(&mut self) {
-        let _ = self.0.kill(); // ended already is as well
-        let _ = self.0.wait();
     }
 }
 

@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::guarded::{Guarded, state_in};
+use defrost_tests::unrest::limit_descriptors;
 use defrost_tests::{Server, Victim, checkpoint, eventually, need_root};
 
 /// Places (pager and supervisor die at) between a fork's message and the child's descriptor being kept, or around them.
@@ -25,6 +26,21 @@ fn states(pid: u32) -> String {
     stats.filter_map(|stat| state_in(&stat)).collect()
 }
 
+/// With pager and supervisor dead the victim came to no verdict; adopted, it goes on and finds all memory right.
+fn goes_on_right(victim: &mut Victim, guarded: &Guarded, death: &str, seed: u32) -> Result<()> {
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let verdict = victim.folder().join("verdict");
+    ensure!(!verdict.exists(), "{death}, seed {seed}: {}", std::fs::read_to_string(&verdict)?);
+    guarded.adopt()?;
+    eventually("it goes on", || !states(victim.pid()).contains('T'))?;
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    std::fs::write(victim.folder().join("stop"), "")?;
+    victim.check(&seed.to_string()).with_context(|| format!("{death}, seed {seed}"))?;
+    victim.end()?;
+    std::fs::remove_file(victim.folder().join("stop"))?;
+    guarded.left_nothing()
+}
+
 #[test]
 fn with_everybody_dead_while_it_forks_no_child_reads_zeros() -> Result<()> {
     need_root()?;
@@ -44,24 +60,15 @@ fn with_everybody_dead_while_it_forks_no_child_reads_zeros() -> Result<()> {
                 eventually("it is stopped", is_stopped).with_context(|| format!("{death}: {}", states(victim.pid())))?;
             }
             let stopped = is_stopped();
-            std::thread::sleep(std::time::Duration::from_millis(20));
-            let verdict = victim.folder().join("verdict");
-            ensure!(!verdict.exists(), "{death}, seed {seed}: {}", std::fs::read_to_string(&verdict)?);
-            guarded.adopt()?;
-            eventually("it goes on", || !states(victim.pid()).contains('T'))?;
-            std::thread::sleep(std::time::Duration::from_millis(200));
-            std::fs::write(victim.folder().join("stop"), "")?;
-            victim.check(&seed.to_string())?;
+            goes_on_right(&mut victim, &guarded, death, seed)?;
             println!("{death}, seed {seed}: {}", if stopped { "stopped" } else { "went on" });
-            victim.end()?;
-            std::fs::remove_file(victim.folder().join("stop"))?;
-            guarded.left_nothing()?;
         }
     }
     Ok(())
 }
 
-/// Everybody of ours dies while a child is refused: until it is poisoned, it and children that it forks meanwhile hang on us alone.
+/// Pager and supervisor die while a child is refused: until it is poisoned, only they hold the userfaultfds of it and of children that
+/// it forks meanwhile.
 #[test]
 fn with_everybody_dead_while_a_child_is_refused_no_child_reads_zeros() -> Result<()> {
     need_root()?;
@@ -73,24 +80,11 @@ fn with_everybody_dead_while_a_child_is_refused_no_child_reads_zeros() -> Result
         for seed in 1..=3 {
             let guarded = Guarded::restore_dying(death, &victim, "storm", &server.store(), &["--no-background"])?;
             for pid in guarded.processes() {
-                let open = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
-                let limit =
-                    std::process::Command::new("prlimit").args(["--pid", &pid.to_string(), &format!("--nofile={open}:")]).status()?;
-                ensure!(limit.success(), "prlimit ends with {limit}");
+                limit_descriptors(pid, 0)?.context("it serves")?;
             }
             std::fs::write(victim.folder().join("go"), format!("{seed}"))?;
             guarded.abandoned().context("no child was refused")?;
-            std::thread::sleep(std::time::Duration::from_millis(20));
-            let verdict = victim.folder().join("verdict");
-            ensure!(!verdict.exists(), "{death}, seed {seed}: {}", std::fs::read_to_string(&verdict)?);
-            guarded.adopt()?;
-            eventually("it goes on", || !states(victim.pid()).contains('T'))?;
-            std::thread::sleep(std::time::Duration::from_millis(200));
-            std::fs::write(victim.folder().join("stop"), "")?;
-            victim.check(&seed.to_string()).with_context(|| format!("{death}, seed {seed}"))?;
-            victim.end()?;
-            std::fs::remove_file(victim.folder().join("stop"))?;
-            guarded.left_nothing()?;
+            goes_on_right(&mut victim, &guarded, death, seed)?;
         }
     }
     Ok(())

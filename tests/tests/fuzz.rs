@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use defrost_tests::criu::free_port;
 use defrost_tests::machines::{Handler, MemoryFile};
-use defrost_tests::{Server, Victim, binary, checkpoint, defrost_ok, eventually, need_root, restore_with};
+use defrost_tests::{Ended, Server, Victim, binary, checkpoint, defrost_ok, eventually, need_root, restore_with};
 use fastrand::Rng;
 use images::Image;
 use images::codec::Encoder;
@@ -412,16 +412,6 @@ fn a_page_server_for_criu_takes_any_message() -> Result<()> {
     run.ends();
     ensure!(server.0.try_wait()?.is_none(), "it has ended");
     lives(server.0.id(), DAEMON_MOST_KIB)
-}
-
-/// A daemon, ended with its value.
-struct Ended(std::process::Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill(); // it may have ended by itself
-        let _ = self.0.wait();
-    }
 }
 
 // Records ----------------------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 //! Limits of a host that are too low: named before a process is ended, by a dry run, and by a restore before it makes anything.
 
 use anyhow::{Context as _, Result, ensure};
-use defrost_tests::{Victim, defrost_through, eventually, need_root};
+use defrost_tests::{Ended, Victim, defrost_through, eventually, need_root};
 use std::fs;
 use std::process::{Command, Output};
 use tempfile::TempDir;
@@ -51,7 +51,7 @@ impl Crowded {
     /// A file that leads to the namespace, for as long as the keeper lives.
     fn keep_namespace(&self) -> Result<Keeper> {
         let through = format!("--net=/proc/{}/ns/net", self.victim.pid());
-        let keeper = Keeper(Command::new("nsenter").args([&through, "sleep", "1000"]).spawn()?);
+        let keeper = Keeper(Ended(Command::new("nsenter").args([&through, "sleep", "1000"]).spawn()?));
         // Until it is there, what is set through it would be the host's.
         let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
         eventually("it is in the namespace", || namespace(keeper.0.id()).is_some_and(|there| Some(there) == namespace(self.victim.pid())))?;
@@ -69,7 +69,7 @@ impl Crowded {
 }
 
 /// A process that keeps a namespace there; ended with its value.
-struct Keeper(std::process::Child);
+struct Keeper(Ended);
 
 impl Keeper {
     fn through(&self) -> String {
@@ -81,13 +81,6 @@ impl Keeper {
         let status = Command::new("nsenter").args([&self.through(), "sh", "-c", &script]).status()?;
         ensure!(status.success(), "{sysctl} cannot be set");
         Ok(())
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        let _ = self.0.kill(); // it may have ended by itself
-        let _ = self.0.wait();
     }
 }
 

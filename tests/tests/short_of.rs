@@ -3,11 +3,12 @@
 
 use anyhow::{Context as _, Result, ensure};
 use defrost_tests::guarded::{Guarded, state_of};
-use defrost_tests::{Server, Victim, checkpoint, defrost_ok, defrost_through, eventually, need_root};
+use defrost_tests::unrest::limit_descriptors;
+use defrost_tests::{Ended, Server, Victim, checkpoint, defrost_ok, defrost_through, eventually, need_root};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 const LAZY: [&str; 3] = ["--detach", "--no-background", "--no-replay"];
 
@@ -76,9 +77,7 @@ fn a_lowered_limit_on_descriptors_keeps_no_pager_from_taking_over() -> Result<()
     let guarded = Guarded::restore(&brood.victim, "brood", &brood.server.store(), &["--no-background", "--no-replay"])?;
     let before = guarded.status()?;
     for pid in [before.supervisor_pid, before.pager_pid].into_iter().flatten() {
-        let open = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
-        let limit = Command::new("prlimit").args(["--pid", &pid.to_string(), &format!("--nofile={open}:")]).status()?;
-        ensure!(limit.success(), "prlimit ends with {limit}");
+        limit_descriptors(pid, 0)?.context("it serves")?;
     }
     ensure!(guarded.kill_one(before.pager_pid.context("a pager serves it")?)?, "the pager was gone");
     eventually("another pager serves", || guarded.status().is_ok_and(|now| now.adopted == 1 && now.state == "lazy"))?;
@@ -88,7 +87,7 @@ fn a_lowered_limit_on_descriptors_keeps_no_pager_from_taking_over() -> Result<()
 }
 
 /// Mounts of its own, with a small runtime directory; gone with the value.
-struct SmallRun(Child);
+struct SmallRun(Ended);
 
 impl SmallRun {
     fn new() -> Result<Self> {
@@ -98,7 +97,7 @@ impl SmallRun {
         let mut line = String::new();
         let output = child.stdout.take().context("its output")?;
         std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
-        let small = Self(child);
+        let small = Self(Ended(child));
         ensure!(line == "ready\n", "no mount namespace could be made");
         Ok(small)
     }
@@ -116,13 +115,6 @@ impl SmallRun {
         let filler = fs::write(self.file("filler"), vec![1; 1 << 20]);
         ensure!(filler.is_err_and(|error| error.raw_os_error() == Some(nix::libc::ENOSPC)), "it is not full");
         Ok(())
-    }
-}
-
-impl Drop for SmallRun {
-    fn drop(&mut self) {
-        let _ = self.0.kill(); // it may have ended by itself
-        let _ = self.0.wait();
     }
 }
 

@@ -1,8 +1,8 @@
 //! Background fill: once all memory is known and what was recorded of it was replayed, threads bring what nobody has asked for yet, space
 //! after space, behind each one's last fault.
 //!
-//! Each has a source of its own, and claims what it brings ([`crate::marks`]): up to 1 MiB by one request ([`crate::run_size`]). They rank low and step aside as
-//! bulk of our own restores does ([`crate::pace`]). Memory: what a source holds of one request, for each of them.
+//! Each has a source of its own, and claims what it brings ([`crate::marks`]): up to 1 MiB by one request
+//! ([`crate::run_size`]). They rank low and step aside as bulk of our own restores does ([`crate::pace`]). Memory: what a source holds of one request, for each of them.
 
 use super::granule::Whole;
 use super::shared::Shared;
